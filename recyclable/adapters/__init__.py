@@ -1,0 +1,1 @@
+"""Adapters that PEFT lacks, registered as PEFT methods."""

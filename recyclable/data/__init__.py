@@ -1,0 +1,1 @@
+"""Text in, batches out: corpora, labelled tasks, few-shot samples, order and masks."""

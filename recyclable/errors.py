@@ -1,0 +1,16 @@
+"""The one exception for mistakes in what the user gave: shown as one line, exit status 2."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """Bad config, data, weights or checkpoint, found before anything is written or trained.
+
+    The message is one line: the field or file, what was found, what was expected and, where it helps, what to do.
+    """
+
+    exit_status = 2
+
+    def __init__(self, where: object, problem: str) -> None:
+        self.where = str(where)
+        super().__init__(" ".join(f"{where}: {problem}".split()))

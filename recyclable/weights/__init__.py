@@ -1,0 +1,1 @@
+"""Weights as data: fingerprints, lineage, adapted weights on disk, where the weights start."""
