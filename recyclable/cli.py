@@ -1,0 +1,188 @@
+"""The `recyclable` command: parses, dispatches, turns mistakes into one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recyclable.config import PretrainConfig, RecycleConfig, Settings, StudyConfig, TuneConfig, load_config
+from recyclable.errors import InputError
+from recyclable.resources import launch_script
+
+RUN_CONFIGS: dict[str, type[Settings]] = {
+    "pretrain": PretrainConfig,
+    "tune": TuneConfig,
+    "recycle": RecycleConfig,
+    "study": StudyConfig,
+}
+_HELP = {
+    "pretrain": "continual pre-training: base + corpus -> upgraded base",
+    "tune": "base + task -> adapted weights",
+    "recycle": "outdated weights + old base + new base + task -> adapted weights of the new base",
+    "study": "a restartable grid of the three above; one tidy results file",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 failed while running, 2 bad input."""
+    arguments = _parser().parse_args(argv)
+    return _guarded(lambda: arguments.run(arguments), main_rank=True)
+
+
+def rank_main(verb: str, argv: list[str]) -> int:
+    """One rank of a training verb, as the launcher starts it (`launch/<verb>.py`); returns the exit status."""
+    parser = argparse.ArgumentParser(prog=f"launch/{verb}.py")
+    _training_arguments(parser)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+
+    from recyclable.training import distributed
+
+    def work() -> None:
+        config, ds_config = _read(verb, arguments)
+        distributed.init()
+        _recipe(verb, config, ds_config, arguments)
+
+    try:
+        return _guarded(work, main_rank=os.environ.get("RANK", "0") == "0")
+    finally:
+        distributed.shutdown()
+
+
+def _guarded(work: Callable[[], Any], main_rank: bool) -> int:
+    try:
+        work()
+    except InputError as error:
+        if main_rank:
+            print(f"recyclable: error: {error}", file=sys.stderr, flush=True)
+        return InputError.exit_status
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="recyclable", description=sys.modules["recyclable"].__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in _HELP.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        _training_arguments(sub)
+        sub.add_argument("--nproc", type=int, default=1, metavar="N", help="local ranks, through the deepspeed launcher")
+        sub.add_argument("--hostfile", metavar="F", help="hosts and slots of a cluster, for the deepspeed launcher")
+        sub.set_defaults(run=_train)
+    sub = verbs.add_parser("evaluate", help="score adapted weights; several are compared")
+    sub.add_argument("--weights", required=True, nargs="+", metavar="W", help="directories of adapted weights")
+    sub.add_argument("--base", required=True, metavar="B", help="the model they are put on: their own base or a descendant")
+    sub.add_argument("--task", required=True, metavar="T", help="task directory or file")
+    sub.add_argument("--old-base", metavar="A", help="their own base, where the manifest's name for it is no longer right")
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--plot", type=Path, metavar="PNG", help="save the dev curves of the runs")
+    sub.add_argument("--json", action="store_true", help="end with one JSON object")
+    sub.set_defaults(run=_evaluate)
+    sub = verbs.add_parser("quickstart", help="the whole story on this machine, real text, a few minutes on 2 CPU cores")
+    sub.add_argument("--base", metavar="B", help="start from this base instead of a small one made here")
+    sub.add_argument("--corpus", metavar="C", help="upgrade on this text instead of documentation strings")
+    sub.add_argument("--task", metavar="T", help="this task instead of telling modules from their documentation")
+    sub.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR")
+    sub.add_argument("--nproc", type=int, default=2, metavar="N")
+    sub.add_argument("--deepspeed_config", metavar="F")
+    sub.add_argument("--json", action="store_true", help="end with one JSON object")
+    sub.set_defaults(run=_quickstart)
+    return parser
+
+
+def _training_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="run.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file's")
+    parser.add_argument("--deepspeed_config", metavar="F", help="a file, or the name of one that is shipped (default: cpu)")
+    parser.add_argument("--out", metavar="DIR", help="over the file's `out`")
+    parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+
+
+def _read(verb: str, arguments: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
+    from recyclable import machine
+
+    out = [f"out={json.dumps(arguments.out)}"] if arguments.out else []
+    config = load_config(RUN_CONFIGS[verb], arguments.config, [*arguments.overrides, *out])
+    return config, machine.load_ds_config(arguments.deepspeed_config or _default_ds_config())
+
+
+def _default_ds_config() -> str:
+    from recyclable.resources import default_ds_config
+
+    return str(default_ds_config())
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    """Check what can be checked without starting ranks, then run here or through the launcher."""
+    from recyclable.launcher import launch
+
+    _read(arguments.verb, arguments)
+    own = [arguments.config, *arguments.overrides]
+    for option in ("deepspeed_config", "out"):
+        if (value := getattr(arguments, option)) is not None:
+            own += [f"--{option}", value]
+    own += [f"--{flag}" for flag in ("resume", "json") if getattr(arguments, flag)]
+    if arguments.nproc < 1:
+        raise InputError("--nproc", f"found {arguments.nproc}, expected at least 1")
+    if arguments.nproc == 1 and arguments.hostfile is None:
+        status = rank_main(arguments.verb, own)
+    else:
+        status = launch(launch_script(arguments.verb), own, nproc=arguments.nproc, hostfile=arguments.hostfile)
+    sys.exit(status)
+
+
+def _recipe(verb: str, config: Settings, ds_config: dict[str, Any], arguments: argparse.Namespace) -> None:
+    from recyclable.training import distributed
+
+    if verb == "study":
+        from recyclable.recipes.study import study
+        from recyclable.report.study_report import write_report
+
+        study(config, ds_config)
+        result = write_report(config) if distributed.is_main() else {}
+    else:
+        from importlib import import_module
+
+        recipe = getattr(import_module(f"recyclable.recipes.{verb}"), verb)
+        result = recipe(config, ds_config, arguments.resume)
+    if distributed.is_main():
+        print(f"{verb}: done, see {config.out}", flush=True)
+        if arguments.json:
+            print(json.dumps(result, default=str), flush=True)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from recyclable.recipes.evaluate import evaluate
+    from recyclable.report.compare import compare, plot, table
+    from recyclable.weights.adapted import AdaptedWeights
+
+    opened = {folder: AdaptedWeights(folder) for folder in arguments.weights}
+    rows = compare({folder: vars(weights.manifest) for folder, weights in opened.items()})
+    for row, weights in zip(rows, opened.values(), strict=True):
+        scores = evaluate(
+            weights, arguments.base, arguments.task, old_base=arguments.old_base, split=arguments.split
+        )
+        row.update(weights=row["method"], method=weights.manifest.method, test=None, **{f"{arguments.split}_{k}": v for k, v in scores.items()})
+        del row["test"]
+    print(table(rows))
+    if arguments.plot:
+        plot({"dev": {f: [vars(w.manifest)] for f, w in opened.items()}}, arguments.plot)
+    if arguments.json:
+        print(json.dumps({"runs": rows}))
+
+
+def _quickstart(arguments: argparse.Namespace) -> None:
+    from recyclable.recipes.quickstart import quickstart
+
+    sys.exit(quickstart(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""Typed run configs: YAML and key=value in, frozen objects out, one clear line per mistake."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from recyclable.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of all run configs: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TrainSettings(Settings):
+    """The science of one training run; the ds_config owns the machine."""
+
+    out: Path
+    """Directory the result goes to. It must not hold another run's result."""
+    max_steps: int = Field(gt=0)
+    """Optimizer steps."""
+    train_batch_size: int = Field(16, gt=0)
+    """Examples per optimizer step, over all ranks and accumulation steps."""
+    learning_rate: float = Field(gt=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and norms."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this global norm; 0 leaves them alone."""
+    seed: int = Field(20, ge=0)
+    """Decides order, masks, fresh weights and dropout; rank numbers never do."""
+    max_length: int = Field(128, gt=2)
+    """Tokens per sequence, special tokens included."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Replaces every dropout rate of the base; null keeps the base's own."""
+    eval_every: int | None = Field(None, gt=0)
+    """Steps between evaluations; null: about 50 in the run. Step 0 and the last step are always evaluated."""
+    eval_batch_size: int = Field(64, gt=0)
+    """Examples per forward pass and rank in evaluation."""
+    save_every: int = Field(500, ge=0)
+    """Steps between checkpoints; 0 writes none."""
+    log_every: int = Field(10, gt=0)
+    """Steps between logged training losses."""
+
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations, `eval_every` or a fiftieth of the run."""
+        return self.eval_every or max(1, round(self.max_steps / 50))
+
+
+class CorpusSettings(Settings):
+    """Unlabelled text: files, a directory, or the name of a `datasets` data set."""
+
+    train: str | list[str]
+    heldout: str | list[str] | None = None
+    """Text the held-out loss is measured on; null sets aside the last 2% of the packed training sequences."""
+    text_column: str = "text"
+
+
+class PretrainConfig(TrainSettings):
+    """`recyclable pretrain`: base + corpus -> upgraded base."""
+
+    base: str
+    corpus: CorpusSettings
+    mlm_probability: float = Field(0.15, gt=0, lt=1)
+    mlm_head: Literal["auto", "keep", "fresh"] = "auto"
+    """auto: keep a trained masked-LM head, make one where the base has none; keep and fresh insist."""
+    mlm_head_steps: int | None = Field(None, ge=0)
+    """Steps a fresh head trains alone, backbone and embeddings frozen; null: a tenth of max_steps."""
+    mlm_head_learning_rate: float = Field(1e-3, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the saved base."""
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _plain_corpus(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, (str, list)) else value
+
+
+class AdaptSettings(TrainSettings):
+    """What tuning and recycling share: a base, a task, and how much of it is used."""
+
+    base: str
+    """The model the adapted weights end up on."""
+    task: str | dict[str, Any]
+    """A task directory, a task file, or the task file's content."""
+    shots: int | None = Field(None, gt=0)
+    """Examples per class in train and dev; null uses all."""
+    max_dev_examples: int | None = Field(None, gt=0)
+    """A fixed random subset of dev keeps frequent evaluation cheap; null uses all."""
+    metric: str | None = None
+    """Which dev score selects the best step; null: accuracy, or pearson for regression."""
+
+
+class TuningSettings(Settings):
+    """Which weights tuning trains: all of them, or an adapter's."""
+
+    tuning: Literal["full", "lora", "bottleneck"] = "full"
+    lora_r: int = Field(8, gt=0)
+    lora_alpha: int = Field(16, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    bottleneck_size: int = Field(24, gt=0)
+    target_modules: list[str] | None = None
+    """Modules an adapter attaches to; null: the usual ones of the architecture."""
+
+
+class TuneConfig(AdaptSettings, TuningSettings):
+    """`recyclable tune`: base + task -> adapted weights."""
+
+
+class RecycleConfig(AdaptSettings):
+    """`recyclable recycle`: outdated weights + old base + new base + task -> adapted weights of the new base."""
+
+    method: Literal["scratch", "init", "distill", "both", "apply"]
+    weights: str
+    """The outdated adapted weights."""
+    old_base: str
+    """The base the outdated weights belong to."""
+    alpha: float = Field(0.7, ge=0, le=1)
+    """Share of distillation: (1 - alpha) task + alpha T^2 KL + beta patient."""
+    beta: float = Field(10.0, ge=0)
+    """Weight of the patient (first token's hidden states) loss."""
+    temperature: float = Field(5.0, gt=0)
+    kd_reduction: Literal["batchmean", "paper"] = "batchmean"
+    """paper: mean over batch *and* classes, as the paper's released code has it."""
+    allow_unrelated: bool = False
+    """Use weights whose base is no recorded ancestor of `base`; the manifest says so."""
+
+
+class StudyBase(Settings):
+    """One base of a study: given (path) or made by continual pre-training of another."""
+
+    path: str | None = None
+    parent: str | None = None
+    """Name of another base of the study, or a path or hub name."""
+    corpus: CorpusSettings | None = None
+    settings: dict[str, Any] = {}
+    """Pre-training settings of this base, over the study's `pretrain`."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudyBase:
+        if (self.path is None) == (self.parent is None or self.corpus is None):
+            raise ValueError("needs either `path`, or `parent` and `corpus`")
+        return self
+
+
+class StudyEdge(Settings):
+    """One upgrade that weights are recycled over."""
+
+    old: str
+    new: str
+    tuning: list[Literal["full", "lora", "bottleneck"]] = ["full"]
+
+
+class StudyMethod(Settings):
+    """One method of an experiment and the settings its hyperparameters are chosen from."""
+
+    settings: list[dict[str, Any]] | dict[str, list[dict[str, Any]]] = [{}]
+    """Candidates, or candidates by tuning kind; the best on the selection seed's dev set is used for all seeds."""
+
+    def candidates(self, tuning: str) -> list[dict[str, Any]]:
+        """The settings to choose from for one kind of tuning."""
+        if isinstance(self.settings, list):
+            return self.settings
+        if tuning not in self.settings:
+            raise InputError("settings", f"no candidates for tuning {tuning!r}, found {sorted(self.settings)}")
+        return self.settings[tuning]
+
+
+class StudyExperiment(Settings):
+    """A set of methods compared under the same conditions."""
+
+    shots: int | None = None
+    recycle: dict[str, Any] = {}
+    """Settings of every run of the experiment."""
+    methods: dict[Literal["scratch", "init", "distill", "both", "apply"], StudyMethod]
+
+
+class StudyConfig(Settings):
+    """`recyclable study`: bases x tasks x tuning kinds x methods x seeds x shots as one restartable job."""
+
+    out: Path
+    bases: dict[str, StudyBase]
+    tasks: dict[str, str | dict[str, Any]]
+    edges: list[StudyEdge]
+    seeds: list[int]
+    selection_seed: int | None = None
+    """Seed on which hyperparameters are chosen; it is not reported. Needed where a method has several candidates."""
+    pretrain: dict[str, Any] = {}
+    tune: dict[str, Any] = {}
+    """Settings of the runs that make the outdated weights."""
+    tune_by_tuning: dict[str, dict[str, Any]] = {}
+    """More of them by kind of tuning, for example the adapter's learning rate."""
+    experiments: dict[str, StudyExperiment]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        for edge in self.edges:
+            for base in (edge.old, edge.new):
+                if base not in self.bases:
+                    raise ValueError(f"edges: {base!r} is not one of bases {sorted(self.bases)}")
+        several = any(
+            len(method.candidates(tuning)) > 1
+            for experiment in self.experiments.values()
+            for method in experiment.methods.values()
+            for edge in self.edges
+            for tuning in edge.tuning
+        )
+        if several and self.selection_seed is None:
+            raise ValueError("selection_seed: missing, but a method has several settings to choose from")
+        if self.selection_seed in self.seeds:
+            raise ValueError(f"selection_seed: {self.selection_seed} is also one of the reported seeds")
+        return self
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+def load_config(cls: type[Config], path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read a YAML run config, apply `key=value` overrides (dots reach into sections), validate.
+
+    Environment variables in strings are expanded. Raises InputError for a missing file, broken YAML, an unknown key,
+    a wrong type, a missing key, an unset variable.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror}); expected a YAML run config") from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(path, f"broken YAML: {place}{getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(path, f"holds {type(content).__name__}, expected a mapping of settings")
+    for override in overrides:
+        _override(content, override)
+    return make_config(cls, content, path)
+
+
+def make_config(cls: type[Config], content: dict[str, Any], where: object) -> Config:
+    """Validate a mapping as config `cls`; InputError names `where` and each wrong field."""
+    try:
+        return cls.model_validate(_expand(content, where))
+    except ValidationError as error:
+        raise InputError(where, "; ".join(_one_line(cls, e) for e in error.errors())) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(override, "not understood, expected key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise InputError(override, f"{section} is not a section")
+    try:
+        content[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(override, f"broken value {value!r}") from error
+
+
+def _expand(value: Any, where: object) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, where) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, where) for v in value]
+    if isinstance(value, str) and "$" in value:
+        expanded = os.path.expandvars(value)
+        if unset := re.search(r"\$\{?(\w+)", expanded):
+            raise InputError(where, f"{value!r} uses the environment variable {unset[1]}, which is not set")
+        return expanded
+    return value
+
+
+def _one_line(cls: type[Settings], error: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in error["loc"]) or cls.__name__
+    found = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(field, cls.model_fields, n=1)
+            return f"unknown key {field!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        case "missing":
+            return f"key {field!r} is missing"
+        case "value_error":
+            return f"{field}: {error['ctx']['error']}"
+        case _:
+            return f"{field}: found {found!r}, expected: {error['msg'].removeprefix('Input should be ')}"

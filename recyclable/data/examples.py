@@ -1,0 +1,90 @@
+"""Turns examples into batches of tensors: padded labelled texts, masked blocks of text."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from recyclable.data.corpus import Packed
+from recyclable.data.order import Item
+from recyclable.data.tasks import Split
+
+Batch = dict[str, torch.Tensor]
+_ROUND_LENGTH_TO = 8  # lengths are rounded up to this, which is what matrix kernels like
+
+
+class Examples(Protocol):
+    """A finite set of examples that makes batches of any of them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, items: list[Item]) -> Batch:
+        """Tensors [len(items), ...] of the items, the same wherever and whenever they are asked for."""
+        ...
+
+
+class LabelledTexts:
+    """Labelled texts, tokenised once; a batch is padded to its own longest text."""
+
+    def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        pairs = () if split.pairs is None else (split.pairs,)
+        self._encoded = tokenizer(split.texts, *pairs, truncation=True, max_length=max_length)
+        self._tokenizer = tokenizer
+        self.labels = torch.tensor(split.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
+        return np.array([len(ids) for ids in self._encoded["input_ids"]])
+
+    def batch(self, items: list[Item]) -> Batch:
+        rows = [index for _, index in items]
+        features = {name: [values[row] for row in rows] for name, values in self._encoded.items()}
+        batch = self._tokenizer.pad(
+            features, padding="longest", pad_to_multiple_of=_ROUND_LENGTH_TO, return_tensors="pt"
+        )
+        return {**batch, "labels": self.labels[rows]}
+
+
+class MaskedBlocks:
+    """Full blocks of text with tokens masked as BERT does: 80% mask token, 10% a random token, 10% left as is.
+
+    What is masked depends on seed, epoch and block alone.
+    """
+
+    def __init__(
+        self, blocks: Packed, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int, indices: range
+    ) -> None:
+        self._blocks, self._indices, self._seed, self._probability = blocks, indices, seed, probability
+        self._mask, self._vocabulary = tokenizer.mask_token_id, len(tokenizer)
+        self._special = np.array(tokenizer.all_special_ids)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batch(self, items: list[Item]) -> Batch:
+        masked = [self._masked(epoch, self._indices[index]) for epoch, index in items]
+        length = self._blocks.seq_len
+        return {
+            "input_ids": torch.from_numpy(np.stack([ids for ids, _, _ in masked])),
+            "attention_mask": torch.ones(len(items), length, dtype=torch.long),
+            "positions": torch.from_numpy(np.concatenate([p + row * length for row, (_, p, _) in enumerate(masked)])),
+            "targets": torch.from_numpy(np.concatenate([targets for _, _, targets in masked])),
+        }
+
+    def _masked(self, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Corrupted ids [L], masked positions [M] and the tokens that stood there [M]."""
+        ids = np.array(self._blocks[block])
+        random = np.random.default_rng((self._seed, epoch, block))
+        chosen = (random.random(len(ids)) < self._probability) & ~np.isin(ids, self._special)
+        fate, other = random.random(len(ids)), random.integers(self._vocabulary, size=len(ids))
+        corrupted = np.where(chosen & (fate < 0.8), self._mask, ids)
+        corrupted = np.where(chosen & (fate >= 0.9), other, corrupted)
+        positions = np.flatnonzero(chosen)
+        return corrupted, positions, ids[positions]

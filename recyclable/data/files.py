@@ -1,0 +1,166 @@
+"""Rows out of user files, one by one, with every mistake told by file and line: text, JSON, CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recyclable.errors import InputError
+
+TEXT_FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+FORMATS = (*TEXT_FORMATS, *(f"{suffix}.gz" for suffix in TEXT_FORMATS), ".parquet")
+
+Row = tuple[int, dict[str, Any]]
+
+
+def format_of(path: Path) -> str | None:
+    """The member of `FORMATS` that the file name ends with, or None."""
+    name = path.name.lower()
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
+    """Yield (place, {column: value}) for every row of one file, holding one row (.parquet: one batch) in memory.
+
+    The place is the line number, or the row number (from 1) in .parquet files and .json arrays. A .txt file has the one
+    column "text" and a row per line. Values keep the type the file gives them: CSV and TSV cells are strings, an empty
+    cell is None; ClassLabel columns of a Parquet file written by `datasets` become their names. `columns` limits what
+    is read from Parquet, where that saves work; columns that are not there are left for the caller to notice.
+
+    A .json file is one array of objects, or one object per line.
+
+    Raises:
+        InputError: no such file, unsupported extension, not UTF-8, broken gzip, JSON, CSV or Parquet.
+    """
+    if not path.is_file():
+        raise InputError(path, "no such file")
+    suffix = format_of(path)
+    if suffix is None:
+        raise InputError(path, f"unsupported extension, expected one of {', '.join(FORMATS)}")
+    try:
+        if suffix == ".parquet":
+            yield from _parquet_rows(path, columns)
+            return
+        with _open_text(path, suffix) as file:
+            kind = suffix.removesuffix(".gz")
+            if kind == ".txt":
+                yield from ((number, {"text": line.rstrip("\n")}) for number, line in enumerate(file, 1))
+            elif kind in (".csv", ".tsv"):
+                yield from _csv_rows(path, file, "\t" if kind == ".tsv" else ",")
+            elif kind == ".json" and _first_character(file) == "[":
+                yield from _array_rows(path, file)
+            else:
+                yield from _json_line_rows(path, file)
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"not valid UTF-8 text ({error.reason}), expected UTF-8") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise InputError(path, f"broken gzip file ({error})") from error
+    except csv.Error as error:
+        raise InputError(path, f"broken CSV ({error})") from error
+    except pa.ArrowInvalid as error:
+        raise InputError(path, f"broken Parquet file ({error})") from error
+
+
+def _open_text(path: Path, suffix: str) -> TextIO:
+    newline = "" if ".csv" in suffix or ".tsv" in suffix else None
+    if suffix.endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)
+
+
+def _first_character(file: TextIO) -> str:
+    """The first character that is not white space; the file is rewound."""
+    first = " "
+    while first and first.isspace():
+        first = file.read(1)
+    file.seek(0)
+    return first
+
+
+def _json_line_rows(path: Path, file: TextIO) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{path}, line {number}", f"broken JSON ({error.msg} at column {error.colno}), expected an object"
+                ) from error
+            yield number, _object(path, "line", number, row)
+
+
+def _array_rows(path: Path, file: TextIO) -> Iterator[Row]:
+    try:
+        rows = json.load(file)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}", f"broken JSON ({error.msg} at column {error.colno})"
+        ) from error
+    for number, row in enumerate(rows, 1):
+        yield number, _object(path, "item", number, row)
+
+
+def _object(path: Path, unit: str, number: int, row: object) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, {unit} {number}", f"found JSON {type(row).__name__}, expected an object per row")
+    return row
+
+
+def _csv_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    # TSV is quoted like CSV only if the field starts with a quote, which is what the csv module does as well.
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    header = next(reader, None)
+    if header is None:
+        return
+    if len(set(header)) < len(header):
+        raise InputError(path, f"a column name appears twice in the header {header}")
+    for cells in reader:
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path}, line {reader.line_num}", f"found {len(cells)} cells, expected {len(header)} as in the header"
+            )
+        yield reader.line_num, {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
+
+
+def _parquet_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
+    from datasets import ClassLabel, Features
+
+    with pq.ParquetFile(path) as file:
+        features = Features.from_arrow_schema(file.schema_arrow)
+        if columns is not None and all(name in features for name in columns):
+            features = Features({name: features[name] for name in columns})
+        classes = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+        number = 0
+        for batch in file.iter_batches(batch_size=1000, columns=list(features)):
+            for row in batch.to_pylist():
+                number += 1
+                for name, names in classes.items():
+                    row[name] = class_name(row[name], names)
+                yield number, row
+
+
+def check_text(where: object, number: int, column: str, value: object) -> str:
+    """The value, if it is a string that can be written as UTF-8; else raises InputError."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}, row {number}", f"column {column!r} is {value!r}, expected a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}, row {number}", f"column {column!r} is no valid Unicode ({error.reason})") from error
+    return value
+
+
+def class_name(index: int | None, names: list[str]) -> str | None:
+    """Name of a ClassLabel index; None for a missing label, which `datasets` also writes as -1."""
+    return None if index is None or index < 0 else names[index]

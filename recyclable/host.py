@@ -1,0 +1,45 @@
+"""What this host offers: an accelerator or not, a free port. Imports neither torch nor deepspeed: that takes seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/dri")  # NVIDIA, AMD, WSL, Intel
+
+
+def on_cpu() -> bool:
+    """True when DeepSpeed would find no accelerator here; in doubt False, and DeepSpeed looks for itself."""
+    if "DS_ACCELERATOR" in os.environ:
+        return os.environ["DS_ACCELERATOR"] == "cpu"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return True
+    if not _built_for_accelerator():
+        return True
+    return sys.platform == "linux" and not any(Path(file).exists() for file in _DEVICE_FILES)
+
+
+def use_cpu_if_alone() -> None:
+    """Set DS_ACCELERATOR=cpu where there is no accelerator; only counts before deepspeed is imported."""
+    if on_cpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def free_port() -> int:
+    """A TCP port of this host that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _built_for_accelerator() -> bool:
+    """Whether the installed torch was built for CUDA, ROCm or XPU, read from its version file."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    return bool(re.search(r"^(cuda|hip|xpu)\b[^=\n]*= *['\"]", version.read_text(encoding="utf-8"), re.MULTILINE))

@@ -1,0 +1,249 @@
+"""Reads a ds_config and joins it with run.yaml: run.yaml owns the science, the ds_config owns the machine."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recyclable.errors import InputError
+from recyclable.host import on_cpu as machine_is_cpu
+from recyclable.resources import ds_config_path
+
+# What DeepSpeed 0.19 reads (tests/test_machine.py watches it read) and a run here can use.
+KNOWN_KEYS = frozenset(
+    """
+    activation_checkpointing aio bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile csv_monitor
+    data_types dataloader_drop_last datastates_ckpt disable_allgather disable_python_gc dump_state flops_profiler fp16
+    gradient_accumulation_steps gradient_allreduce_op gradient_clipping gradient_predivide_factor log_level
+    managed_gradient_accumulation memory_breakdown prescale_gradients steps_per_print tensorboard timers torch_autocast
+    train_batch_size train_micro_batch_size_per_gpu vocabulary_size wall_clock_breakdown wandb
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
+    """.split()
+)
+KNOWN_ZERO_KEYS = frozenset(
+    """
+    allgather_bucket_size allgather_partitions compute_grad_norm contiguous_gradients cpu_offload cpu_offload_param
+    cpu_offload_use_pin_memory elastic_checkpoint enable_sanity_checks ignore_unused_parameters leaf_module
+    legacy_stage1 load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear offload_optimizer
+    offload_param overlap_comm override_module_apply parameter_alignment pipeline_loading_checkpoint
+    reduce_bucket_size reduce_scatter round_robin_gradients save_muon_momentum_buffer_in_memory stage
+    stage3_allgather_sequential stage3_gather_16bit_weights_on_model_save stage3_gather_fp16_weights_on_model_save
+    stage3_max_live_parameters stage3_max_reuse_distance stage3_model_persistence_threshold
+    stage3_module_granularity_threshold stage3_param_persistence_threshold stage3_prefetch_bucket_size
+    stage3_use_all_reduce_for_fetch_params sub_group_size use_multi_rank_bucket_allreduce zenflow
+    zero_hpz_partition_size zero_quantized_gradients zero_quantized_nontrainable_weights zero_quantized_weights
+    """.split()
+)
+# Sections DeepSpeed reads that would change what is learned, or need an engine other than the one used here.
+REFUSED = {
+    "optimizer": "belongs to the run config: learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon",
+    "scheduler": "belongs to the run config: lr_scheduler_type, warmup_steps, max_steps",
+    "elasticity": "would change the global batch; train_batch_size in the run config is fixed",
+    "data_efficiency": "would change which examples are seen; the run config decides that",
+    "curriculum_learning": "would change which examples are seen; the run config decides that",
+    "compression_training": "would change the model; it is not supported",
+    "progressive_layer_drop": "would change the model; it is not supported",
+    "quantize_training": "would change the model; it is not supported",
+    "weight_quantization": "would change the model; it is not supported",
+    "pipeline": "is not supported, ranks are data-parallel: use ZeRO stage 3 for large models",
+    "tensor_parallel": "is not supported, ranks are data-parallel: use ZeRO stage 3 for large models",
+    "expert_parallel": "is not supported, ranks are data-parallel",
+    "sequence_parallel_size": "is not supported, ranks are data-parallel",
+    "hybrid_engine": "is not supported, it is for generation during training",
+    "autotuning": "is not supported: `recyclable plan` proposes a config",
+    "amp": "is no longer in DeepSpeed: use bf16 or torch_autocast",
+}
+
+
+def load_ds_config(path_or_name: str | Path) -> dict[str, Any]:
+    """Read a ds_config given by path or by the name of a shipped one.
+
+    Raises InputError for a missing file, broken JSON (with line and column), a key given twice, anything but an object.
+    """
+    path = ds_config_path(path_or_name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _object(pairs, path))
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror}), expected a DeepSpeed config") from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise InputError(path, f"broken JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    if not isinstance(content, dict):
+        raise InputError(path, f"holds a {type(content).__name__}, expected an object of DeepSpeed settings")
+    return content
+
+
+def merge(
+    ds_config: dict[str, Any],
+    *,
+    where: str | Path,
+    train_batch_size: int,
+    max_grad_norm: float,
+    world_size: int,
+    run: str | Path = "run.yaml",
+    on_cpu: bool | None = None,
+) -> dict[str, Any]:
+    """The complete DeepSpeed config of a run, a new dict.
+
+    Args:
+        where: the ds_config's file, for messages.
+        train_batch_size: examples per optimizer step over all ranks, from the run config.
+        max_grad_norm: global norm gradients are clipped to, from the run config; 0 leaves them alone.
+        run: the run config's file, for messages.
+        on_cpu: whether training runs on the CPU; None looks at this machine.
+
+    Raises InputError for everything the ds_config must not say, and for batch sizes that do not come out whole.
+    """
+    config = copy.deepcopy(ds_config)
+    _check_keys(config, where)
+    _check_precision(config, where, machine_is_cpu() if on_cpu is None else on_cpu)
+    stage = _checked_stage(config, where)
+    if config.get("gradient_allreduce_op", "mean") != "mean":
+        raise InputError(
+            where, f"gradient_allreduce_op is {config['gradient_allreduce_op']!r}, losses here need 'mean'"
+        )
+    _same(config, "train_batch_size", train_batch_size, "train_batch_size", where, run)
+    _same(config, "gradient_clipping", max_grad_norm, "max_grad_norm", where, run)
+    micro, steps = _batch(config, where, run, train_batch_size, world_size)
+    config.update(
+        train_batch_size=train_batch_size,
+        train_micro_batch_size_per_gpu=micro,
+        gradient_accumulation_steps=steps,
+        gradient_clipping=float(max_grad_norm),  # written out even when 0: DeepSpeed clips to 1.0 when it is left out
+    )
+    if stage > 0:
+        # The run's optimizer is handed to DeepSpeed, which would refuse some kinds under ZeRO and offload.
+        config.setdefault("zero_allow_untested_optimizer", True)
+        config.setdefault("zero_force_ds_cpu_optimizer", False)
+    return config
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage of a config, 0 to 3."""
+    return (config.get("zero_optimization") or {}).get("stage", 0)
+
+
+def is_bf16(config: dict[str, Any]) -> bool:
+    """Whether the model itself is held in bf16 (with fp32 master weights)."""
+    return _enabled(config, "bf16") or _enabled(config, "bfloat16")
+
+
+def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(path, f"key {twice!r} is given twice in the same object")
+    return content
+
+
+def _check_keys(config: dict[str, Any], where: str | Path) -> None:
+    for path in _autos(config):
+        raise InputError(
+            where, f'{path} is "auto", expected a value (or leave it out: batch and clipping are filled in)'
+        )
+    for key in config:
+        if key in REFUSED:
+            raise InputError(where, f"section {key!r} {REFUSED[key]}; remove it here")
+        _check_known(key, "key", KNOWN_KEYS, where)
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise InputError(where, f'zero_optimization is {zero!r}, expected an object such as {{"stage": 2}}')
+    for key in zero:
+        # the stage-3 settings may be written without their prefix
+        if f"stage3_{key}" not in KNOWN_ZERO_KEYS:
+            _check_known(key, "zero_optimization key", KNOWN_ZERO_KEYS, where)
+
+
+def _check_known(key: str, kind: str, known: frozenset[str], where: str | Path) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, sorted(known), n=1)
+        hint = f", did you mean {near[0]!r}?" if near else "; DeepSpeed does not read it"
+        raise InputError(where, f"unknown {kind} {key!r}{hint}")
+
+
+def _autos(value: Any, path: str = "") -> Iterator[str]:
+    if value == "auto":
+        yield path
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _autos(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _autos(inner, f"{path}[{i}]")
+
+
+def _check_precision(config: dict[str, Any], where: str | Path, on_cpu: bool) -> None:
+    for section in ("fp16", "bf16", "bfloat16", "torch_autocast"):
+        found = config.get(section, {})
+        if not isinstance(found, dict) or not isinstance(found.get("enabled", False), bool):
+            raise InputError(where, f'{section} is {found!r}, expected an object such as {{"enabled": true}}')
+    if _enabled(config, "fp16") and is_bf16(config):
+        raise InputError(where, "fp16 and bf16 are both enabled, expected one of them at most")
+    half = "fp16" if _enabled(config, "fp16") else None
+    if _enabled(config, "torch_autocast") and config["torch_autocast"].get("dtype") in ("float16", "fp16", "half"):
+        half = "torch_autocast in float16"
+    if half and on_cpu:
+        raise InputError(where, f"{half} is enabled, but training runs on the CPU: use bf16 or leave it out for fp32")
+
+
+def _enabled(config: dict[str, Any], section: str) -> bool:
+    return bool(config.get(section, {}).get("enabled", False))
+
+
+def _checked_stage(config: dict[str, Any], where: str | Path) -> int:
+    stage = zero_stage(config)
+    if type(stage) is not int or not 0 <= stage <= 3:
+        raise InputError(where, f"zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3")
+    return stage
+
+
+def _same(config: dict[str, Any], key: str, value: float, field: str, where: str | Path, run: str | Path) -> None:
+    if key in config and config[key] != value:
+        raise InputError(
+            where, f"{key} is {config[key]!r}, but {field} in {run} is {value!r}: make them equal or remove it here"
+        )
+
+
+def _batch(
+    config: dict[str, Any], where: str | Path, run: str | Path, train_batch_size: int, world_size: int
+) -> tuple[int, int]:
+    """Micro-batch per rank and accumulation steps, so that micro x steps x ranks = train_batch_size."""
+    micro = _positive(config, "train_micro_batch_size_per_gpu", where)
+    steps = _positive(config, "gradient_accumulation_steps", where)
+    total = f"train_batch_size {train_batch_size} in {run}"
+    if train_batch_size % world_size:
+        raise InputError(
+            run, f"train_batch_size {train_batch_size} cannot be shared out over {world_size} ranks evenly"
+        )
+    share = train_batch_size // world_size
+    if micro and steps:
+        if micro * steps != share:
+            raise InputError(
+                where,
+                f"train_micro_batch_size_per_gpu {micro} x gradient_accumulation_steps {steps} x {world_size} ranks = "
+                f"{micro * steps * world_size}, but {total}: remove gradient_accumulation_steps or change one of them",
+            )
+        return micro, steps
+    given, key = (steps, "gradient_accumulation_steps") if steps else (micro, "train_micro_batch_size_per_gpu")
+    given = given or share
+    if share % given:
+        fitting = max(divisor for divisor in range(1, min(given, share) + 1) if share % divisor == 0)
+        raise InputError(
+            where,
+            f"{key} {given} x {world_size} ranks does not divide {total}: use {fitting} here, "
+            f"or a train_batch_size that is a multiple of {given * world_size}",
+        )
+    return (share // given, given) if steps else (given, share // given)
+
+
+def _positive(config: dict[str, Any], key: str, where: str | Path) -> int | None:
+    value = config.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(where, f"{key} is {value!r}, expected a whole number of at least 1")
+    return value

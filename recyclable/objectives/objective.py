@@ -1,0 +1,39 @@
+"""What every learning signal is: a module that turns a batch into named sums of losses, and says what to divide by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+Batch = dict[str, torch.Tensor]
+
+
+class Objective(nn.Module, ABC):
+    """A student and what it learns from, as one module, so that one engine and one ZeRO trace hold them.
+
+    The loss of a step is sum over terms of weight * sum / count, where sums and counts run over every example of the
+    step on all ranks and accumulation steps: ranks with unequal counts train the model that one process would.
+    """
+
+    weights: dict[str, float]
+    """Term -> its weight in the loss."""
+    student: nn.Module
+    """The model that is trained; everything else in the module is frozen."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Term -> what its sum is divided by; known from the batch alone, before any forward pass."""
+
+    @abstractmethod
+    def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Term -> sum of its losses over the batch (scalar, fp32)."""
+
+    def predict(self, batch: Batch) -> torch.Tensor:
+        """The student's predictions for evaluation."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing to predict")
+
+    def forward(self, batch: Batch, predict: bool = False) -> dict[str, torch.Tensor] | torch.Tensor:
+        """Sums, or predictions. Everything runs inside the wrapped forward: ZeRO-3 gathers parameters there."""
+        return self.predict(batch) if predict else self.sums(batch)

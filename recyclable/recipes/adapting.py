@@ -1,0 +1,198 @@
+"""What tuning and recycling share: a student on a task, the run, the adapted weights on disk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict
+from torch import nn
+
+from recyclable import models
+from recyclable.config import AdaptSettings, TuningSettings
+from recyclable.data.examples import LabelledTexts
+from recyclable.data.fewshot import k_shot, limit
+from recyclable.data.metrics import main_metric, score
+from recyclable.data.tasks import Split, Task
+from recyclable.errors import InputError
+from recyclable.objectives.objective import Objective
+from recyclable.training import distributed, rundir
+from recyclable.training.evaluation import predict
+from recyclable.training.loop import Outcome, Scores, train
+from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, MANIFEST, AdaptedWeights, Manifest, write_manifest
+from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import open_safetensors
+from recyclable.weights.files import write_safetensors, write_tensors
+from recyclable.weights.fingerprint import Fingerprint
+from recyclable.weights.starts import subtract
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's splits as a run uses them."""
+
+    task: Task
+    train: LabelledTexts
+    dev: LabelledTexts
+    test: LabelledTexts | None
+    metric: str
+    """The dev score that selects the best step."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model about to be adapted, and everything its manifest will say."""
+
+    model: nn.Module
+    base: Base
+    own: Fingerprint
+    tuning: TuningSettings
+    data: TaskData
+    config: AdaptSettings
+
+
+def task_data(config: AdaptSettings, task: Task, folder: Path) -> TaskData:
+    """Draw the shots and tokenise with the tokenizer in `folder`; the same shots whatever the method and the base."""
+    if "dev" not in task.splits:
+        raise InputError(config.task, "has no dev split, which selects the best step")
+    splits = {name: task.splits[name] for name in ("train", "dev", "test") if name in task.splits}
+    if config.shots is not None:
+        splits.update({name: _few(splits[name], config, task, name) for name in ("train", "dev")})
+    if config.max_dev_examples is not None:
+        splits["dev"] = limit(splits["dev"], config.max_dev_examples, config.seed)
+    if len(splits["train"]) < distributed.world_size():
+        raise InputError(config.task, f"{len(splits['train'])} training examples for {distributed.world_size()} ranks")
+    tokenizer = models.load_tokenizer(folder)
+    texts = {name: LabelledTexts(split, tokenizer, config.max_length) for name, split in splits.items()}
+    metric = config.metric or main_metric(task.problem)
+    return TaskData(task, texts["train"], texts["dev"], texts.get("test"), metric)
+
+
+def _few(split: Split, config: AdaptSettings, task: Task, name: str) -> Split:
+    few, short = k_shot(split, config.shots, config.seed, task.problem)
+    if short and distributed.is_main():
+        listed = ", ".join(f"{task.labels[label]} ({count})" for label, count in short.items())
+        print(f"notice: fewer than {config.shots} {name} examples, all are taken: {listed}", flush=True)
+    return few
+
+
+def scores(module, examples: LabelledTexts, problem: str, config: AdaptSettings, device: str = "cpu") -> Scores:
+    """Scores of an objective, plain or inside an engine, on examples shared out to the ranks."""
+    return score(problem, predict(module, examples, config.eval_batch_size, device), examples.labels.numpy())
+
+
+def learn(student: Student, objective: Objective, ds_config: dict[str, Any], resume: bool, label: str) -> Outcome:
+    """Train on the task, keep the step with the best dev score, score it on test."""
+    data, config = student.data, student.config
+
+    def on_dev(engine) -> Scores:
+        return scores(engine, data.dev, data.task.problem, config, engine.device)
+
+    def on_test(engine) -> Scores:
+        return scores(engine, data.test, data.task.problem, config, engine.device) if data.test else {}
+
+    return train(
+        objective,
+        data.train,
+        on_dev,
+        config,
+        ds_config,
+        out=config.out,
+        select=data.metric,
+        final=on_test,
+        resume=resume,
+        label=f"{label} {config.out.name}",
+    )
+
+
+def save_learned(
+    student: Student, outcome: Outcome, *, method: str, recycled_from: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write what a run learned as adapted weights of the student's base; returns the manifest's metrics."""
+    if distributed.is_main():
+        tuned = open_safetensors(outcome.tensors)
+        if student.tuning.tuning == "full":
+            _write_delta(student, tuned)
+        else:
+            _write_adapter(student, {name: tuned.get_tensor(name) for name in tuned.keys()})
+    best = next(row for row in outcome.history if row["step"] == outcome.best_step)
+    return _finish(student, outcome.history, best, outcome.final, method, recycled_from)
+
+
+def save_applied(
+    student: Student, outdated: AdaptedWeights, dev: Scores, test: Scores, recycled_from: dict[str, Any]
+) -> dict[str, Any]:
+    """Write outdated weights as weights of the student's base, untrained; a delta stays the delta it was."""
+    if distributed.is_main():
+        if outdated.is_adapter:
+            _write_adapter(student, dict(student.model.state_dict()))
+        else:
+            for file in (DELTA, HEAD):
+                shutil.copyfile(outdated.folder / file, student.config.out / file)
+    row = {"step": 0, "examples": 0, "seconds": 0.0, **dev}
+    return _finish(student, [row], row, test, "apply", recycled_from)
+
+
+def _finish(
+    student: Student,
+    history: list[dict[str, float]],
+    best: dict[str, float],
+    test: Scores,
+    method: str,
+    recycled_from: dict[str, Any] | None,
+) -> dict[str, Any]:
+    last, config, task = history[-1], student.config, student.data.task
+    metrics = {
+        "metric": student.data.metric,
+        "dev": {name: value for name, value in best.items() if name not in ("step", "examples", "seconds")},
+        "test": test,
+        "best_step": best["step"],
+        "examples": last["examples"],
+        "seconds": last["seconds"],
+    }
+    manifest = Manifest(
+        kind="delta" if student.tuning.tuning == "full" else "adapter",
+        tuning=student.tuning.model_dump(include=set(TuningSettings.model_fields)),
+        task={"name": task.name, "problem": task.problem, "labels": list(task.labels), "digest": task.digest},
+        base={"name": config.base, "fingerprint": student.own.as_dict()},
+        method=method,
+        metrics=metrics,
+        history=history,
+        settings=config.model_dump(mode="json"),
+        recycled_from=recycled_from,
+    )
+    if distributed.is_main():
+        write_manifest(config.out, manifest)
+    distributed.barrier()
+    rundir.clear_scratch(config.out)
+    return metrics
+
+
+def _write_delta(student: Student, tuned) -> None:
+    """Tuned minus base for what the base has, verbatim for the head; one tensor in memory at a time."""
+    base, out = student.base, student.config.out
+    names = {canonical: name for canonical, name in models.canonical_names(student.model).items()}
+    shape = {n: tuple(tuned.get_slice(name).get_shape()) for n, name in names.items()}
+    delta, head = [n for n in sorted(names) if n in base], [n for n in sorted(names) if n not in base]
+    fp32 = tuned.get_tensor(names[delta[0]]).dtype
+    write_safetensors(
+        out / DELTA,
+        {n: (fp32, shape[n]) for n in delta},
+        ((n, subtract(tuned.get_tensor(names[n]), base[n])) for n in delta),
+    )
+    write_safetensors(out / HEAD, {n: (fp32, shape[n]) for n in head}, ((n, tuned.get_tensor(names[n])) for n in head))
+
+
+def _write_adapter(student: Student, tensors: dict[str, Any]) -> None:
+    """PEFT's own format, so that plain peft opens it; the base's path in it is a hint, the manifest decides."""
+    out, peft_config = student.config.out, student.model.peft_config["default"]
+    saved = get_peft_model_state_dict(student.model, state_dict=tensors, save_embedding_layers=False)
+    write_tensors(out / ADAPTER, {name: tensor.detach().contiguous() for name, tensor in saved.items()})
+    peft_config.base_model_name_or_path = str(student.config.base)
+    peft_config.save_pretrained(out)
+
+
+RESULT = MANIFEST
+"""The file that marks a run's directory of adapted weights as whole."""

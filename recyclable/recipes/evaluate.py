@@ -1,0 +1,41 @@
+"""`recyclable evaluate`: adapted weights on a base, scored on a task, beside each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recyclable import models
+from recyclable.data.examples import LabelledTexts
+from recyclable.data.metrics import score
+from recyclable.data.tasks import load_task
+from recyclable.errors import InputError
+from recyclable.objectives.labelled import LabelledTask
+from recyclable.recipes.recycle import outdated_model, require_same_labels
+from recyclable.training.evaluation import predict
+from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.base import Base
+from recyclable.weights.provenance import require_descendant, require_own_base
+
+
+def evaluate(
+    weights: AdaptedWeights, base: str, task: str, *, old_base: str | None = None, split: str = "test", batch_size: int = 64
+) -> dict[str, Any]:
+    """Scores of adapted weights on `base`: their own base, or a recorded descendant they are applied to unchanged.
+
+    Args:
+        old_base: the base the weights belong to, where the manifest's name for it does not lead there any more.
+    """
+    new, labelled = Base(models.locate(base)), load_task(task)
+    found = require_descendant(weights, new)
+    require_same_labels(weights, labelled)
+    if split not in labelled.splits:
+        raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
+    old = new
+    if found.weights != weights.manifest.base["fingerprint"]["weights"]:
+        old = Base(models.locate(old_base or weights.manifest.base["name"]))
+        require_own_base(weights, old)
+    settings = weights.manifest.settings
+    tokenizer = models.load_tokenizer(new.folder)
+    examples = LabelledTexts(labelled.splits[split], tokenizer, settings["max_length"])
+    model = LabelledTask(outdated_model(weights, old, new, labelled, settings["seed"])).eval()
+    return score(labelled.problem, predict(model, examples, batch_size), examples.labels.numpy())

@@ -1,0 +1,132 @@
+"""`recyclable pretrain`: base + corpus -> upgraded base with its lineage."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recyclable import models
+from recyclable.config import PretrainConfig
+from recyclable.data.corpus import load_corpus, pack
+from recyclable.data.examples import Examples, MaskedBlocks
+from recyclable.errors import InputError
+from recyclable.objectives.masked_lm import MaskedLM
+from recyclable.training import distributed, rundir
+from recyclable.training.evaluation import mean_losses
+from recyclable.training.loop import Evaluate, Outcome, train
+from recyclable.weights import lineage
+from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import open_safetensors
+from recyclable.weights.files import write_json, write_tensors
+from recyclable.weights.fingerprint import fingerprint
+
+_HELDOUT_SHARE = 0.02
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+
+
+def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
+    """Train a base further on fresh text by masked language modelling; returns the lineage it writes."""
+    folder = models.locate(config.base)
+    parent = Base(folder)
+    tokenizer = models.load_tokenizer(folder)
+    if tokenizer.mask_token_id is None:
+        raise InputError(folder, "its tokenizer has no mask token, expected a masked language model")
+    training, heldout, digest = _blocks(config, tokenizer)
+    if len(training) < distributed.world_size():
+        raise InputError("corpus", f"{len(training)} sequences for {distributed.world_size()} ranks")
+    model, fresh = models.masked_lm(folder, config.mlm_head, config.seed, config.dropout)
+    if not rundir.claim(config, lineage.FILE, resume):
+        return lineage.read_lineage(config.out)
+
+    def evaluate(engine) -> dict[str, float]:
+        loss = mean_losses(engine, heldout, config.eval_batch_size)["mlm"]
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    head_steps = (config.max_steps // 10 if config.mlm_head_steps is None else config.mlm_head_steps) if fresh else 0
+    if head_steps and not list((config.out / "checkpoints").glob("step-*/complete.json")):
+        models.assign(model, _trained_head(folder, head_steps, training, evaluate, config, ds_config))
+    label = f"pretrain {config.out.name}"
+    outcome = train(
+        MaskedLM(model), training, evaluate, config, ds_config, out=config.out, resume=resume, label=label
+    )
+    if distributed.is_main():
+        _save(type(model).__name__, outcome, parent, config, head_steps, digest)
+    distributed.barrier()
+    rundir.clear_scratch(config.out)
+    return lineage.read_lineage(config.out)
+
+
+def _blocks(config: PretrainConfig, tokenizer) -> tuple[Examples, Examples, str]:
+    """Training and held-out examples, and the digest of the training tokens."""
+    corpus, make = config.corpus, lambda blocks, indices: MaskedBlocks(
+        blocks, tokenizer, config.mlm_probability, config.seed, indices
+    )
+    with distributed.main_first():
+        quiet = not distributed.is_main()
+        blocks = pack(load_corpus(corpus.train, text_column=corpus.text_column), tokenizer, config.max_length, quiet=quiet)
+        if corpus.heldout is not None:
+            source = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout")
+            held = pack(source, tokenizer, config.max_length, quiet=quiet)
+            return make(blocks, range(len(blocks))), make(held, range(len(held))), blocks.digest
+    cut = len(blocks) - max(1, round(len(blocks) * _HELDOUT_SHARE))
+    if cut < 1:
+        raise InputError("corpus", "one sequence only: nothing is left to train on beside a held-out one; name `heldout`")
+    return make(blocks, range(cut)), make(blocks, range(cut, len(blocks))), blocks.digest
+
+
+def _trained_head(
+    folder: Path, steps: int, training: Examples, evaluate: Evaluate, config: PretrainConfig, ds_config: dict[str, Any]
+) -> list[tuple[str, torch.Tensor]]:
+    """A fresh head's weights after training alone: gradients through a random head would wreck the backbone first.
+
+    It trains on a model of its own, because ZeRO leaves a model it has partitioned unusable for a second engine.
+    """
+    model, fresh = models.masked_lm(folder, config.mlm_head, config.seed, config.dropout)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in fresh)
+    settings = config.model_copy(
+        update={"max_steps": steps, "learning_rate": config.mlm_head_learning_rate, "warmup_steps": 0, "save_every": 0}
+    )
+    scratch = config.out / "head"
+    if distributed.is_main():
+        scratch.mkdir(exist_ok=True)
+    distributed.barrier()
+    outcome = train(MaskedLM(model), training, evaluate, settings, ds_config, out=scratch, label=f"head of {config.out.name}")
+    trained = open_safetensors(outcome.tensors)
+    head = [(name, trained.get_tensor(name)) for name in trained.keys()]
+    distributed.barrier()
+    rundir.clear_scratch(scratch)
+    return head
+
+
+def _save(
+    architecture: str, outcome: Outcome, parent: Base, config: PretrainConfig, head_steps: int, corpus_digest: str
+) -> None:
+    """A plain HF directory: weights, config, tokenizer; `lineage.json` last, it marks the base as whole."""
+    dtype = getattr(torch, config.dtype)
+    trained = open_safetensors(outcome.tensors)
+    tensors = {name: trained.get_tensor(name).to(dtype) for name in trained.keys()}
+    tensors.update((name, t.to(dtype)) for name, t in models.pooler_tensors(parent.folder, parent.prefix))
+    write_tensors(config.out / "model.safetensors", tensors)
+    parent.config.architectures, parent.config.dtype = [architecture], dtype
+    parent.config.save_pretrained(config.out)
+    for pattern in _TOKENIZER_FILES:
+        for file in parent.folder.glob(pattern):
+            shutil.copyfile(file, config.out / file.name)
+    first, last = outcome.history[0], outcome.history[-1]
+    record = {
+        "format": 1,
+        "fingerprint": fingerprint(Base(config.out)).as_dict(),
+        "ancestors": lineage.ancestors_for_child(parent.folder, config.base, fingerprint(parent).as_dict()),
+        "corpus": {**config.corpus.model_dump(), "digest": corpus_digest},
+        "steps": config.max_steps,
+        "head_steps": head_steps,
+        "tokens": config.max_steps * config.train_batch_size * config.max_length,
+        "heldout": {when: {k: row[k] for k in ("loss", "perplexity")} for when, row in (("before", first), ("after", last))},
+        "config": config.model_dump(mode="json"),
+    }
+    write_json(config.out / lineage.FILE, record)

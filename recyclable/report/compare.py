@@ -1,0 +1,89 @@
+"""Methods beside each other: scores, the step at which scratch's best is reached, cost; as rows, table and plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+Run = dict[str, Any]
+"""What a manifest says of a run: `method`, `metrics` and `history`."""
+
+COLUMNS = ("method", "dev_best", "test", "best_step", "steps_to_target", "examples", "seconds")
+
+
+def steps_to_target(run: Run, target: float) -> int | None:
+    """The first evaluated step whose dev score is at least `target`, None if no step's is."""
+    metric = run["metrics"]["metric"]
+    return next((int(row["step"]) for row in run["history"] if row[metric] >= target), None)
+
+
+def dev_best(run: Run) -> float:
+    """The best dev score of a run."""
+    return run["metrics"]["dev"][run["metrics"]["metric"]]
+
+
+def compare(runs: dict[str, Run]) -> list[dict[str, Any]]:
+    """A row per run. The target is the best dev score of the run whose method is scratch; without one there is none."""
+    scratch = next((run for run in runs.values() if run["method"] == "scratch"), None)
+    rows = []
+    for label, run in runs.items():
+        metrics = run["metrics"]
+        rows.append(
+            {
+                "method": label,
+                "dev_best": dev_best(run),
+                "test": metrics["test"].get(metrics["metric"]),
+                "best_step": int(metrics["best_step"]),
+                "steps_to_target": steps_to_target(run, dev_best(scratch)) if scratch else None,
+                "examples": int(metrics["examples"]),
+                "seconds": round(metrics["seconds"], 1),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]], columns: tuple[str, ...] | list[str] | None = None) -> str:
+    """Rows as a Markdown table that also reads well in a terminal."""
+    columns = list(columns or rows[0])
+    cells = [[_show(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(text) for text in (column, *(row[i] for row in cells))) for i, column in enumerate(columns)]
+    lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in [columns, *cells]]
+    lines.insert(1, "-|-".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" if i != 1 else f"|-{line}-|" for i, line in enumerate(lines))
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def plot(panels: dict[str, dict[str, list[Run]]], path: Path) -> None:
+    """Dev curves, one panel each; runs under one label are averaged, with their range shaded.
+
+    Args:
+        panels: panel title -> label -> runs (their seeds).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False, layout="constrained")
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for label, runs in curves.items():
+            metric = runs[0]["metrics"]["metric"]
+            if len(runs[0]["history"]) == 1:  # nothing was trained: a level, not a curve
+                level = np.mean([run["history"][0][metric] for run in runs])
+                axis.axhline(level, linestyle=":", color="gray", label=label)
+                continue
+            steps = [row["step"] for row in runs[0]["history"]]
+            values = np.array([[row[metric] for row in run["history"]] for run in runs])
+            (line,) = axis.plot(steps, values.mean(0), label=label)
+            axis.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
+        axis.set(title=title, xlabel="step", ylabel=f"dev {metric}")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,72 @@
+"""Checkpoints that are whole or ignored: written aside, digested, marked complete, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+
+from recyclable.errors import InputError
+from recyclable.training import distributed
+from recyclable.weights.files import sync, write_json
+from recyclable.weights.fingerprint import sha256_file
+
+_MARK = "complete.json"
+_TAG = "engine"
+
+
+def save(engine: deepspeed.DeepSpeedEngine, folder: Path, state: dict[str, Any]) -> None:
+    """Write folder/step-N (N = state["step"]) and drop older checkpoints; a collective. Frozen weights are left out."""
+    final = folder / f"step-{state['step']:08d}"
+    aside = folder / f".partial-{final.name}"
+    if distributed.is_main():
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    distributed.barrier()
+    engine.save_checkpoint(str(aside), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
+    distributed.barrier()
+    if distributed.is_main():
+        files = {str(p.relative_to(aside)): sha256_file(p) for p in sorted(aside.rglob("*")) if p.is_file()}
+        for name in files:
+            sync(aside / name)
+        write_json(aside / _MARK, {**state, **_shape_of_run(engine), "files": files})
+        if final.exists():  # a resumed run repeats the steps after its checkpoint
+            shutil.rmtree(final)
+        os.replace(aside, final)
+        sync(folder)
+        for old in _steps(folder)[:-1]:
+            shutil.rmtree(old)
+    distributed.barrier()
+
+
+def load_latest(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, Any] | None:
+    """Load the last complete checkpoint into the engine and return its state, None when there is none; a collective.
+
+    DeepSpeed's files are pickles: they are opened only after their digests have been found to be the recorded ones.
+    """
+    steps = _steps(folder)
+    if not steps:
+        return None
+    state = json.loads((steps[-1] / _MARK).read_text())
+    for key, value in _shape_of_run(engine).items():
+        if state[key] != value:
+            raise InputError(steps[-1], f"was written with {key} {state[key]}, this run has {value}")
+    if distributed.is_main():
+        for name, digest in state["files"].items():
+            if sha256_file(steps[-1] / name) != digest:
+                raise InputError(steps[-1] / name, "was changed after it was written (SHA-256 differs)")
+    distributed.barrier()
+    engine.load_checkpoint(str(steps[-1]), tag=_TAG, load_module_strict=False)
+    return state
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if (path / _MARK).is_file())
+
+
+def _shape_of_run(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
+    return {"ranks": distributed.world_size(), "zero_stage": engine.zero_optimization_stage()}

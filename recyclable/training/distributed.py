@@ -1,0 +1,145 @@
+"""Starts and ends the process group, and the few collectives the rest of the package needs.
+
+Everything here also works in one process that was never initialised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from recyclable.errors import InputError
+from recyclable.host import free_port, use_cpu_if_alone
+
+T = TypeVar("T")
+_turns = 0  # how often main_first ran: every rank counts alike
+
+
+def init() -> None:
+    """Join the process group the launcher describes in the environment, or make one of a single process."""
+    _end_with_launcher()
+    if dist.is_initialized():
+        return
+    use_cpu_if_alone()
+    if "RANK" not in os.environ:
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    import deepspeed
+
+    verbose = bool(os.environ.get("RECYCLABLE_VERBOSE"))
+    for handler in [deepspeed.utils.logger, *deepspeed.utils.logger.handlers]:
+        handler.setLevel(logging.INFO if verbose else logging.WARNING)
+    # DeepSpeed would compile a shared-memory all-reduce at its first start on a CPU: a minute, and a rank killed
+    # meanwhile leaves a lock that hangs every later run. Gloo gives the same sums.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    elif "OMP_NUM_THREADS" not in os.environ:  # as on hosts reached over ssh: ranks that share cores slow each other
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_SIZE", 1))))
+    deepspeed.init_distributed(verbose=verbose)
+
+
+def rank() -> int:
+    """This process's number among all ranks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many ranks train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True on the one rank that talks and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Add a tensor up over all ranks, in place and in its own dtype; any device and layout."""
+    if world_size() > 1:
+        needs_gpu = dist.get_backend() == "nccl" and not tensor.is_cuda
+        sent = tensor.detach().to("cuda" if needs_gpu else tensor.device).contiguous()
+        dist.all_reduce(sent, op=dist.ReduceOp.SUM)
+        if sent.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(sent)
+    return tensor
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value on every rank; what the others pass in is dropped."""
+    if world_size() == 1:
+        return value
+    box = [value if is_main() else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Run the body on rank 0, then on the others, who find its files there.
+
+    Fails on every rank when it fails on rank 0: with the same InputError, or a RuntimeError naming what happened.
+    """
+    if world_size() == 1:
+        yield
+        return
+    global _turns
+    _turns += 1
+    # A key in the ranks' store and no collective: preparing a large corpus takes longer than a collective may wait.
+    store, key = dist.distributed_c10d._get_default_store(), f"recyclable/main_first/{_turns}"
+    if not is_main():
+        while True:
+            try:
+                store.wait([key], timedelta(minutes=5))
+                break
+            except dist.DistStoreError as error:
+                if "timeout" not in str(error).lower():
+                    raise
+        if found := store.get(key).decode():
+            raise _error_of_main(found)
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        where = error.where if isinstance(error, InputError) else ""
+        store.set(key, f"{type(error).__name__}\n{where}\n{error}")
+        raise
+    store.set(key, "")
+
+
+def shutdown() -> None:
+    """Leave the process group; harmless when there is none."""
+    if not dist.is_initialized():
+        return
+    import deepspeed.comm.comm as deepspeed_comm
+
+    dist.destroy_process_group()
+    deepspeed_comm.cdb = None  # DeepSpeed keeps its own record of the group
+
+
+def _error_of_main(found: str) -> Exception:
+    kind, where, message = found.split("\n", 2)
+    if kind == InputError.__name__:
+        return InputError(where, message.removeprefix(f"{where}: "))
+    return RuntimeError(f"rank 0 failed: {kind}: {message}")
+
+
+def _end_with_launcher() -> None:
+    """End this rank once the command that launched it is gone, however it died (see recyclable/launcher.py)."""
+    if os.environ.pop("RECYCLABLE_LEASH", None):
+        threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()

@@ -1,0 +1,63 @@
+"""Runs a model over examples shared out to the ranks, and brings the results together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import deepspeed
+import numpy as np
+import torch
+
+from recyclable.data.examples import Examples
+from recyclable.objectives.objective import Batch
+from recyclable.training import distributed
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on the engine's device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def predict(module: Callable, examples: Examples, batch_size: int, device: torch.device | str = "cpu") -> np.ndarray:
+    """Predictions [N, C] (fp32) of `module(batch, predict=True)` for all examples, in their order, on every rank."""
+    lengths = getattr(examples, "lengths", np.zeros(len(examples)))
+    predictions: torch.Tensor | None = None
+    for rows, real in _shares(np.argsort(lengths, kind="stable"), batch_size):
+        with torch.no_grad():
+            batch = to_device(examples.batch([(0, int(row)) for row in rows]), device)
+            logits = module(batch, predict=True).float()
+        if predictions is None:
+            predictions = torch.zeros(len(examples), logits.shape[-1], device=logits.device)
+        predictions[rows[:real]] = logits[:real]
+    return distributed.sum_over_ranks(predictions).cpu().numpy()
+
+
+def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_size: int) -> dict[str, float]:
+    """Term -> its mean over all examples, exact whatever the number of ranks. Masks are those of epoch -1's draw."""
+    objective, device = engine.module, engine.device
+    terms = list(objective.weights)
+    totals = torch.zeros(2, len(terms), dtype=torch.float64, device=device)
+    for rows, real in _shares(np.arange(len(examples)), batch_size):
+        batch = examples.batch([(_HELD_OUT_EPOCH, int(row)) for row in rows])
+        with torch.no_grad():
+            sums = engine(to_device(batch, device))
+        if real:
+            counts = objective.counts(batch)
+            totals[0] += torch.stack([sums[t].double() for t in terms])
+            totals[1] += torch.tensor([counts[t] for t in terms], device=device)
+    sums, counts = distributed.sum_over_ranks(totals)
+    return {term: float(s / c) if c else float("nan") for term, s, c in zip(terms, sums, counts, strict=True)}
+
+
+_HELD_OUT_EPOCH = 2**31  # no training run gets there, so held-out masks are never training masks
+
+
+def _shares(order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """This rank's batches as (rows, how many of them count): all ranks run the same number of forward passes.
+
+    ZeRO-3 gathers parameters in every forward pass, so a rank that has nothing left repeats a row that counts nothing.
+    """
+    world, rank = distributed.world_size(), distributed.rank()
+    for start in range(0, len(order), batch_size * world):
+        rows = order[start : start + batch_size * world][rank::world]
+        yield (rows, len(rows)) if len(rows) else (order[:1], 0)

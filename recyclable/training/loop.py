@@ -1,0 +1,180 @@
+"""The one training loop: pre-training, tuning and recycling differ in objective, examples and evaluation only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+
+from recyclable.config import TrainSettings
+from recyclable.data.examples import Examples
+from recyclable.data.order import Item, Order, share_of_step
+from recyclable.objectives.objective import Objective
+from recyclable.training import checkpoint, distributed
+from recyclable.training.engine import engine_for
+from recyclable.training.evaluation import to_device
+from recyclable.training.monitor import Monitor
+from recyclable.training.optimizer import learning_rate
+from recyclable.training.zero import load_trainable, trainable_shapes, trainable_tensors
+from recyclable.weights.checkpoint_files import open_safetensors
+from recyclable.weights.files import write_safetensors
+
+Scores = dict[str, float]
+Evaluate = Callable[[deepspeed.DeepSpeedEngine], Scores]
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; all of it goes into checkpoints."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Spent on training steps, evaluation left out."""
+    best_step: int = -1
+    best: float | None = None
+    history: list[dict[str, float]] | None = None
+    """One row per evaluation: step, examples, seconds and the scores."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    history: list[dict[str, float]]
+    best_step: int
+    tensors: Path
+    """Trainable tensors at the best step (fp32 safetensors, the student's parameter names); the caller removes it."""
+    final: Scores
+    """What `final` scored on the best weights."""
+
+
+def train(
+    objective: Objective,
+    examples: Examples,
+    evaluate: Evaluate,
+    settings: TrainSettings,
+    ds_config: dict[str, Any],
+    *,
+    out: Path,
+    select: str | None = None,
+    final: Evaluate | None = None,
+    resume: bool = False,
+    label: str = "",
+) -> Outcome:
+    """Train `objective` for `settings.max_steps` and keep the best weights; a collective.
+
+    Args:
+        evaluate: scores of the engine's model; run at step 0, every `eval_every` steps and at the end.
+        select: the score whose highest value decides which step's weights are kept; None keeps the last.
+        final: run once, on the kept weights, when training is over.
+        resume: go on from the last complete checkpoint under `out`, if there is one.
+    """
+    progress = Progress(history=[])
+    checkpoints = out / "checkpoints"
+    with engine_for(objective, settings, ds_config, out) as engine:
+        monitor = Monitor(engine, settings, label)
+        if resume and (state := checkpoint.load_latest(engine, checkpoints)):
+            progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+        order = Order(len(examples), settings.train_batch_size, settings.seed)
+        with monitor.bar(progress.step):
+            if progress.step == 0:
+                _evaluate(engine, evaluate, progress, monitor, out, select, settings)
+            while progress.step < settings.max_steps:
+                begin = time.perf_counter()
+                losses = _step(engine, objective, examples, order.step(progress.step), progress.step, settings)
+                progress.seconds += time.perf_counter() - begin
+                progress.step += 1
+                monitor.step(progress.step, *losses)
+                if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
+                    _evaluate(engine, evaluate, progress, monitor, out, select, settings)
+                if settings.save_every and progress.step % settings.save_every == 0:
+                    checkpoint.save(engine, checkpoints, vars(progress))
+                    _drop_other_tensors(out, progress.best_step)
+        _drop_other_tensors(out, progress.best_step)
+        kept = _tensors_file(out, progress.best_step)
+        load_trainable(objective.student, open_safetensors(kept).get_tensor)
+        scores = final(engine.eval()) if final else {}
+    return Outcome(progress.history, progress.best_step, kept, scores)
+
+
+def _step(
+    engine: deepspeed.DeepSpeedEngine,
+    objective: Objective,
+    examples: Examples,
+    items: list[Item],
+    step: int,
+    settings: TrainSettings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step; returns this rank's summed losses [terms] and the counts [terms] of all ranks."""
+    world, accumulation = distributed.world_size(), engine.gradient_accumulation_steps()
+    # Dropout is the only thing drawn from torch's generators: seeding every step makes resuming exact without state.
+    torch.manual_seed((settings.seed * 1_000_003 + step) * 65_537 + distributed.rank())
+    shares = share_of_step(items, distributed.rank(), world, engine.train_micro_batch_size_per_gpu())
+    batches = [examples.batch(share) for share in shares]
+    counted = [objective.counts(batch) for batch in batches]
+    terms = list(objective.weights)
+    totals = [sum(c[term] for c in counted) for term in terms]
+    counts = distributed.sum_over_ranks(torch.tensor(totals, dtype=torch.float64, device=engine.device))
+    divisors = counts.clamp(min=1).float()
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate(step, settings)
+    engine.train()
+    summed = torch.zeros(len(terms), dtype=torch.float64, device=engine.device)
+    for batch in batches:
+        sums = engine(to_device(batch, engine.device))
+        # DeepSpeed averages over ranks and accumulation steps: undo it, the counts of the whole step divide instead.
+        loss = sum(objective.weights[term] * sums[term] / divisor for term, divisor in zip(terms, divisors, strict=True))
+        engine.backward(loss * world * accumulation)
+        engine.step()
+        summed += torch.stack([sums[term].detach().double() for term in terms])
+    return summed, counts
+
+
+def _evaluate(
+    engine: deepspeed.DeepSpeedEngine,
+    evaluate: Evaluate,
+    progress: Progress,
+    monitor: Monitor,
+    out: Path,
+    select: str | None,
+    settings: TrainSettings,
+) -> None:
+    engine.eval()
+    scores = evaluate(engine)
+    examples = progress.step * settings.train_batch_size
+    progress.history.append({"step": progress.step, "examples": examples, "seconds": progress.seconds, **scores})
+    monitor.scores(progress.step, scores)
+    if select is None:
+        better = progress.step == settings.max_steps
+    else:
+        better = progress.best is None or scores[select] > progress.best
+    if better:
+        progress.best, progress.best_step = scores.get(select), progress.step
+        _keep_tensors(engine.module, _tensors_file(out, progress.best_step))
+
+
+def _keep_tensors(objective: Objective, path: Path) -> None:
+    if distributed.is_main():
+        write_safetensors(path, trainable_shapes(objective.student), trainable_tensors(objective.student))
+    else:
+        for _ in trainable_tensors(objective.student):
+            pass
+    distributed.barrier()
+
+
+def _tensors_file(out: Path, step: int) -> Path:
+    return out / f"best-{step:08d}.safetensors"
+
+
+def _drop_other_tensors(out: Path, step: int) -> None:
+    """Remove the weights of steps that no checkpoint and no result refers to any more."""
+    if distributed.is_main():
+        for path in out.glob("best-*.safetensors"):
+            if path != _tensors_file(out, step):
+                path.unlink()
+    distributed.barrier()

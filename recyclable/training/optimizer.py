@@ -1,0 +1,41 @@
+"""AdamW and the learning-rate schedule; the rate is a function of the step alone, so resuming needs no state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from recyclable.config import TrainSettings
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Rate of optimizer step `step` (0-based): linear warm-up, then linear or cosine decay to 0, or constant."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.lr_scheduler_type == "constant":
+        return settings.learning_rate
+    done = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
+    left = 1 - done if settings.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return settings.learning_rate * left
+
+
+def build_optimizer(module: nn.Module, settings: TrainSettings, ds_config: dict[str, Any]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; biases and norms are not decayed.
+
+    With optimizer offload it is DeepSpeed's CPU Adam, else torch's own.
+    """
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for _, p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    betas, eps = (settings.adam_beta1, settings.adam_beta2), settings.adam_epsilon
+    if "offload_optimizer" in ds_config.get("zero_optimization", {}):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=settings.learning_rate, betas=betas, eps=eps, adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=eps)

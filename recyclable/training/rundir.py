@@ -1,0 +1,54 @@
+"""The directory a run writes to: claimed before anything is trained, finished by the file that marks the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from recyclable.config import TrainSettings
+from recyclable.errors import InputError
+from recyclable.training import distributed
+from recyclable.weights.files import write_json
+
+_RUN = "run.json"
+# These say where and how often, not what is computed: they may differ when a run is resumed.
+_FREE = {"out", "log_every", "save_every", "eval_batch_size"}
+
+
+def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
+    """Take `settings.out` for this run; False when the result (`marker`) is there already and resume was asked for.
+
+    Raises InputError when the directory holds another run, or something else.
+    """
+    out = settings.out
+    wanted = json.loads(settings.model_dump_json())
+    if out.exists() and not out.is_dir():
+        raise InputError("out", f"{out} is a file, expected a directory")
+    if (out / _RUN).is_file():
+        if not resume:
+            raise InputError("out", f"{out} holds a run already; resume it with --resume, or name another directory")
+        found = json.loads((out / _RUN).read_text())
+        for key in sorted((wanted.keys() | found.keys()) - _FREE):
+            if wanted.get(key) != found.get(key):
+                raise InputError(key, f"is {wanted.get(key)!r}, but the run in {out} was started with {found.get(key)!r}")
+    elif out.is_dir() and any(out.iterdir()):
+        raise InputError("out", f"{out} is not empty and holds no run of recyclable")
+    distributed.barrier()
+    if (out / marker).is_file():
+        return False
+    if distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / _RUN, wanted)
+    distributed.barrier()
+    return True
+
+
+def clear_scratch(out: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    import shutil
+
+    if distributed.is_main():
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for path in out.glob("best-*.safetensors"):
+            path.unlink()
+    distributed.barrier()

@@ -1,0 +1,37 @@
+"""Decides whether adapted weights may go onto a base: their own base, or a recorded descendant of it."""
+
+from __future__ import annotations
+
+from recyclable.errors import InputError
+from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.base import Base
+from recyclable.weights.fingerprint import Fingerprint, fingerprint
+from recyclable.weights.lineage import descends
+
+
+def require_own_base(weights: AdaptedWeights, base: Base) -> Fingerprint:
+    """The base's fingerprint if the weights were tuned on exactly this base, else InputError."""
+    found = fingerprint(base)
+    recorded = weights.manifest.base
+    wanted = recorded["fingerprint"]
+    for part, got in found.as_dict().items():
+        if wanted[part] != got:
+            raise InputError(
+                weights.folder,
+                f"belongs to base {recorded.get('name')!r} ({part} {wanted[part][:12]}), "
+                f"but {base.folder} has {part} {got[:12]}",
+            )
+    return found
+
+
+def require_descendant(weights: AdaptedWeights, base: Base, allow_unrelated: bool = False) -> Fingerprint:
+    """The new base's fingerprint if the weights' base is it or its recorded ancestor, else InputError."""
+    found = fingerprint(base)
+    wanted = weights.manifest.base["fingerprint"]["weights"]
+    if not allow_unrelated and not descends(base.folder, found.weights, wanted):
+        raise InputError(
+            weights.folder,
+            f"belongs to base {weights.manifest.base.get('name')!r} ({wanted[:12]}), and {base.folder} ({found}) "
+            "does not descend from it by its lineage.json; allow_unrelated=true uses them all the same",
+        )
+    return found

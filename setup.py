@@ -1,0 +1,36 @@
+"""Installs `recyclable`, its command, and the launch scripts and DeepSpeed configs that live at the top."""
+
+from setuptools import find_packages, setup
+
+# Directories at the top of the repository that travel inside the package; recyclable/resources.py finds them.
+SHIPPED = {"recyclable.launch": "launch", "recyclable.ds_configs": "ds_configs"}
+
+setup(
+    name="recyclable",
+    version="0.1.0",
+    description="Upgrade a base model by continual pre-training and bring everything tuned on the old one along",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["recyclable", "recyclable.*"]), *SHIPPED],
+    package_dir=SHIPPED,
+    package_data={name: ["*"] for name in SHIPPED},
+    install_requires=[
+        # Bounded above: the newest torch may come as a GPU build of several GB even where there is no GPU.
+        # Bounded below: torch.load before 2.10 has CVE-2026-24747.
+        "torch>=2.10,<2.14",
+        "deepspeed>=0.19.8,<0.20",  # recyclable/training/ leans on its internals: one minor version at a time
+        "transformers>=5.17,<6",
+        "datasets>=4,<6",
+        "peft>=0.19,<1",
+        "huggingface_hub>=1,<3",
+        "safetensors>=0.6,<1",
+        "sentencepiece>=0.2,<1",
+        "tensorboard>=2.18,<3",
+        "matplotlib>=3.9,<4",
+        "numpy>=1.26,<3",
+        "psutil>=5.9,<8",
+        "pyyaml>=6,<7",
+        "pydantic>=2.9,<3",
+    ],
+    extras_require={"test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<1"]},
+    entry_points={"console_scripts": ["recyclable=recyclable.cli:main"]},
+)
