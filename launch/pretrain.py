@@ -1,4 +1,4 @@
-"""One rank of continual pre-training, as the deepspeed launcher starts it: `deepspeed launch/pretrain.py run.yaml ...`."""
+"""One rank of continual pre-training, as the deepspeed launcher starts it: `deepspeed launch/pretrain.py run.yaml`."""
 
 import sys
 

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in _HELP.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         _training_arguments(sub)
-        sub.add_argument("--nproc", type=int, default=1, metavar="N", help="local ranks, through the deepspeed launcher")
+        sub.add_argument("--nproc", type=int, metavar="N", help="ranks on this host (default 1) or on each of the hostfile's")
         sub.add_argument("--hostfile", metavar="F", help="hosts and slots of a cluster, for the deepspeed launcher")
         sub.set_defaults(run=_train)
     sub = verbs.add_parser("evaluate", help="score adapted weights; several are compared")
@@ -129,9 +129,9 @@ def _train(arguments: argparse.Namespace) -> None:
         if (value := getattr(arguments, option)) is not None:
             own += [f"--{option}", value]
     own += [f"--{flag}" for flag in ("resume", "json") if getattr(arguments, flag)]
-    if arguments.nproc < 1:
+    if arguments.nproc is not None and arguments.nproc < 1:
         raise InputError("--nproc", f"found {arguments.nproc}, expected at least 1")
-    if arguments.nproc == 1 and arguments.hostfile is None:
+    if arguments.nproc in (None, 1) and arguments.hostfile is None:
         status = rank_main(arguments.verb, own)
     else:
         status = launch(launch_script(arguments.verb), own, nproc=arguments.nproc, hostfile=arguments.hostfile)

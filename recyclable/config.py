@@ -73,6 +73,8 @@ class PretrainConfig(TrainSettings):
 
     base: str
     corpus: CorpusSettings
+    max_heldout_sequences: int | None = Field(None, gt=0)
+    """The held-out loss is measured on the first so many sequences; null uses all."""
     mlm_probability: float = Field(0.15, gt=0, lt=1)
     mlm_head: Literal["auto", "keep", "fresh"] = "auto"
     """auto: keep a trained masked-LM head, make one where the base has none; keep and fresh insist."""
@@ -123,6 +125,9 @@ class RecycleConfig(AdaptSettings):
     """`recyclable recycle`: outdated weights + old base + new base + task -> adapted weights of the new base."""
 
     method: Literal["scratch", "init", "distill", "both", "apply"]
+    max_steps: int = Field(0, ge=0)
+    """Optimizer steps; needed by every method but apply, which trains nothing."""
+    learning_rate: float = Field(0.0, ge=0)
     weights: str
     """The outdated adapted weights."""
     old_base: str
@@ -136,6 +141,13 @@ class RecycleConfig(AdaptSettings):
     """paper: mean over batch *and* classes, as the paper's released code has it."""
     allow_unrelated: bool = False
     """Use weights whose base is no recorded ancestor of `base`; the manifest says so."""
+
+    @model_validator(mode="after")
+    def _trains(self) -> RecycleConfig:
+        for name in ("max_steps", "learning_rate"):
+            if self.method != "apply" and not getattr(self, name):
+                raise ValueError(f"{name} is missing or 0; method {self.method} trains")
+        return self
 
 
 class StudyBase(Settings):

@@ -1,4 +1,4 @@
-"""What this host offers: an accelerator or not, a free port. Imports neither torch nor deepspeed: that takes seconds."""
+"""What this host offers: an accelerator or not, a free port. Does without importing torch, which takes seconds."""
 
 from __future__ import annotations
 

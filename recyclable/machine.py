@@ -14,18 +14,15 @@ from recyclable.host import on_cpu as machine_is_cpu
 from recyclable.resources import ds_config_path
 
 # What DeepSpeed 0.19 reads (tests/test_machine.py watches it read) and a run here can use.
-KNOWN_KEYS = frozenset(
-    """
+_KEYS = """
     activation_checkpointing aio bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile csv_monitor
     data_types dataloader_drop_last datastates_ckpt disable_allgather disable_python_gc dump_state flops_profiler fp16
     gradient_accumulation_steps gradient_allreduce_op gradient_clipping gradient_predivide_factor log_level
     managed_gradient_accumulation memory_breakdown prescale_gradients steps_per_print tensorboard timers torch_autocast
     train_batch_size train_micro_batch_size_per_gpu vocabulary_size wall_clock_breakdown wandb
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
-    """.split()
-)
-KNOWN_ZERO_KEYS = frozenset(
-    """
+"""
+_ZERO_KEYS = """
     allgather_bucket_size allgather_partitions compute_grad_norm contiguous_gradients cpu_offload cpu_offload_param
     cpu_offload_use_pin_memory elastic_checkpoint enable_sanity_checks ignore_unused_parameters leaf_module
     legacy_stage1 load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear offload_optimizer
@@ -36,8 +33,9 @@ KNOWN_ZERO_KEYS = frozenset(
     stage3_module_granularity_threshold stage3_param_persistence_threshold stage3_prefetch_bucket_size
     stage3_use_all_reduce_for_fetch_params sub_group_size use_multi_rank_bucket_allreduce zenflow
     zero_hpz_partition_size zero_quantized_gradients zero_quantized_nontrainable_weights zero_quantized_weights
-    """.split()
-)
+"""
+KNOWN_KEYS = frozenset(_KEYS.split())
+KNOWN_ZERO_KEYS = frozenset(_ZERO_KEYS.split())
 # Sections DeepSpeed reads that would change what is learned, or need an engine other than the one used here.
 REFUSED = {
     "optimizer": "belongs to the run config: learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon",
@@ -144,9 +142,7 @@ def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 def _check_keys(config: dict[str, Any], where: str | Path) -> None:
     for path in _autos(config):
-        raise InputError(
-            where, f'{path} is "auto", expected a value (or leave it out: batch and clipping are filled in)'
-        )
+        raise InputError(where, f'{path} is "auto", expected a value; batch sizes and clipping may be left out')
     for key in config:
         if key in REFUSED:
             raise InputError(where, f"section {key!r} {REFUSED[key]}; remove it here")
@@ -218,9 +214,7 @@ def _batch(
     steps = _positive(config, "gradient_accumulation_steps", where)
     total = f"train_batch_size {train_batch_size} in {run}"
     if train_batch_size % world_size:
-        raise InputError(
-            run, f"train_batch_size {train_batch_size} cannot be shared out over {world_size} ranks evenly"
-        )
+        raise InputError(run, f"train_batch_size {train_batch_size} is not divisible by the {world_size} ranks")
     share = train_batch_size // world_size
     if micro and steps:
         if micro * steps != share:

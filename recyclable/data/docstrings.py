@@ -8,6 +8,7 @@ documents. The base is a randomly initialised BERT with a WordPiece vocabulary o
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import random
 import re
@@ -26,6 +27,7 @@ from recyclable.errors import InputError
 GENERAL = ("numpy", "pandas", "matplotlib", "networkx", "sympy", "mpmath", "PIL")
 UPGRADE = ("torch", "transformers", "datasets", "accelerate", "peft", "deepspeed", "huggingface_hub", "tensorboard")
 HELD_OUT = 0.05  # of each domain's sentences: enough to see the loss fall, little enough not to miss in training
+LEAST_DOCUMENTED = 0.04  # of a file: below, parsing it costs more time than its few sentences are worth
 FEWEST_CLASSES = 4
 FEWEST_TRAIN = 200  # a library with fewer training sentences than this is no class of the task
 
@@ -58,7 +60,7 @@ def write_docstring_world(
     folder: Path,
     *,
     seed: int = 0,
-    sentences: int = 5000,
+    sentences: int = 3000,
     train: int = 1000,
     dev: int = 60,
     test: int = 130,
@@ -69,7 +71,7 @@ def write_docstring_world(
 ) -> DocstringWorld:
     """Write corpora, task and base under `folder`: the same bytes for the same seed and installed versions.
 
-    No sentence of the task's dev or test set occurs in a corpus, and no sentence occurs twice in a corpus or in the task.
+    No sentence of the task's dev or test set occurs in a corpus, and none occurs twice in the corpora or in the task.
 
     Args:
         sentences: at most so many are taken from one library, from its best documented files first.
@@ -86,7 +88,9 @@ def write_docstring_world(
     labels = tuple(sorted({row["label"] for row in task["train"]}))
     if len(labels) < FEWEST_CLASSES or not any(general.values()):
         found = ", ".join(lib for lib, texts in (general | upgrade).items() if texts) or "nothing"
-        raise InputError(folder, f"found docstrings of {found}; expected {', '.join(GENERAL + UPGRADE)}; pip install them")
+        raise InputError(
+            folder, f"found docstrings of {found}; expected {', '.join(GENERAL + UPGRADE)}; pip install them"
+        )
 
     kept_out = {row["text"] for part in ("dev", "test") for row in task[part]}
     world = DocstringWorld(folder / "general", folder / "upgrade", folder / "task", folder / "base", labels)
@@ -144,19 +148,29 @@ def _docstrings(root: Path) -> Iterator[str]:
         if not {"tests", "_vendor"} & set(inside.parts):
             source = path.read_text(encoding="utf-8", errors="ignore")
             documented = sum(map(len, source.split('"""')[1::2]))
-            if documented:
+            if documented > LEAST_DOCUMENTED * len(source):
                 sources.append((-documented / len(source), inside.as_posix(), source))
     for _, _, source in sorted(sources):
-        try:
-            with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
-                nodes: list[ast.AST] = [ast.parse(source)]
-        except (SyntaxError, ValueError):  # templates, other versions of Python
-            continue
+        nodes = [tree] if (tree := _parse(source)) else []
         while nodes:
             node = nodes.pop()
             if docstring := ast.get_docstring(node):
                 yield docstring
             nodes += [n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _parse(source: str) -> ast.Module | None:
+    """The syntax tree, None for templates and files of another Python; no cyclic garbage is made, so none is sought."""
+    collecting = gc.isenabled()
+    gc.disable()  # halves the time: every few hundred nodes would start a search for cycles
+    try:
+        with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
+            return ast.parse(source)
+    except (SyntaxError, ValueError):
+        return None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _prose(docstring: str) -> Iterator[str]:
@@ -166,9 +180,9 @@ def _prose(docstring: str) -> Iterator[str]:
             continue
         for sentence in _SENTENCE_END.split(_SECTION.sub("", " ".join(paragraph.split()))):
             letters = sum(c.isalpha() or c == " " for c in sentence)
-            if 6 <= len(sentence.split()) <= 40 and letters > 0.85 * len(sentence):
-                if sentence[0].isupper() and sentence[-1] in ".!?":
-                    yield sentence
+            mostly_words = 6 <= len(sentence.split()) <= 40 and letters > 0.85 * len(sentence)
+            if mostly_words and sentence[0].isupper() and sentence[-1] in ".!?":
+                yield sentence
 
 
 def _split_task(

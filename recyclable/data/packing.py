@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -84,8 +85,8 @@ def pack(
     folder = root / _cache_key(dataset, tokenizer, seq_len)
     if (packed := _open(folder)) is not None:
         return packed
-    root.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=root))
+    aside = root / f".aside-{uuid.uuid4().hex}"
+    aside.mkdir(parents=True)
     try:
         _write(aside, dataset, tokenizer, seq_len, quiet)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from recyclable import models
 from recyclable.config import PretrainConfig
-from recyclable.data.corpus import load_corpus, pack
+from recyclable.data.corpus import Packed, load_corpus, pack
 from recyclable.data.examples import Examples, MaskedBlocks
 from recyclable.errors import InputError
 from recyclable.objectives.masked_lm import MaskedLM
@@ -62,20 +63,25 @@ def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = F
 
 def _blocks(config: PretrainConfig, tokenizer) -> tuple[Examples, Examples, str]:
     """Training and held-out examples, and the digest of the training tokens."""
-    corpus, make = config.corpus, lambda blocks, indices: MaskedBlocks(
-        blocks, tokenizer, config.mlm_probability, config.seed, indices
-    )
+    corpus, length = config.corpus, config.max_length
+    quiet = not (distributed.is_main() and sys.stderr.isatty())
     with distributed.main_first():
-        quiet = not distributed.is_main()
-        blocks = pack(load_corpus(corpus.train, text_column=corpus.text_column), tokenizer, config.max_length, quiet=quiet)
+        text = load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet)
+        blocks = heldout = pack(text, tokenizer, length, quiet=quiet)
         if corpus.heldout is not None:
-            source = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout")
-            held = pack(source, tokenizer, config.max_length, quiet=quiet)
-            return make(blocks, range(len(blocks))), make(held, range(len(held))), blocks.digest
-    cut = len(blocks) - max(1, round(len(blocks) * _HELDOUT_SHARE))
-    if cut < 1:
-        raise InputError("corpus", "one sequence only: nothing is left to train on beside a held-out one; name `heldout`")
-    return make(blocks, range(cut)), make(blocks, range(cut, len(blocks))), blocks.digest
+            text = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout", quiet=quiet)
+            heldout = pack(text, tokenizer, length, quiet=quiet)
+    cut, first = len(blocks), 0
+    if corpus.heldout is None:
+        cut = first = len(blocks) - max(1, round(len(blocks) * _HELDOUT_SHARE))
+        if cut == 0:
+            raise InputError("corpus", "only one sequence, expected another to hold out; or name `heldout`")
+    last = min(len(heldout), first + (config.max_heldout_sequences or len(heldout)))
+
+    def masked(packed: Packed, indices: range) -> MaskedBlocks:
+        return MaskedBlocks(packed, tokenizer, config.mlm_probability, config.seed, indices)
+
+    return masked(blocks, range(cut)), masked(heldout, range(first, last)), blocks.digest
 
 
 def _trained_head(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from recyclable.errors import InputError
 from recyclable.host import free_port, use_cpu_if_alone
+from recyclable.launcher import end_with_command
 
 T = TypeVar("T")
 _turns = 0  # how often main_first ran: every rank counts alike
@@ -25,7 +26,7 @@ _turns = 0  # how often main_first ran: every rank counts alike
 
 def init() -> None:
     """Join the process group the launcher describes in the environment, or make one of a single process."""
-    _end_with_launcher()
+    end_with_command()
     if dist.is_initialized():
         return
     use_cpu_if_alone()
@@ -37,6 +38,8 @@ def init() -> None:
     verbose = bool(os.environ.get("RECYCLABLE_VERBOSE"))
     for handler in [deepspeed.utils.logger, *deepspeed.utils.logger.handlers]:
         handler.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:  # DeepSpeed calls collectives by names that torch is about to change
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     # DeepSpeed would compile a shared-memory all-reduce at its first start on a CPU: a minute, and a rank killed
     # meanwhile leaves a lock that hangs every later run. Gloo gives the same sums.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -102,13 +105,7 @@ def main_first() -> Iterator[None]:
     # A key in the ranks' store and no collective: preparing a large corpus takes longer than a collective may wait.
     store, key = dist.distributed_c10d._get_default_store(), f"recyclable/main_first/{_turns}"
     if not is_main():
-        while True:
-            try:
-                store.wait([key], timedelta(minutes=5))
-                break
-            except dist.DistStoreError as error:
-                if "timeout" not in str(error).lower():
-                    raise
+        store.wait([key], timedelta(days=7))  # ends at once, with an error, when rank 0 is gone
         if found := store.get(key).decode():
             raise _error_of_main(found)
         yield
@@ -137,9 +134,3 @@ def _error_of_main(found: str) -> Exception:
     if kind == InputError.__name__:
         return InputError(where, message.removeprefix(f"{where}: "))
     return RuntimeError(f"rank 0 failed: {kind}: {message}")
-
-
-def _end_with_launcher() -> None:
-    """End this rank once the command that launched it is gone, however it died (see recyclable/launcher.py)."""
-    if os.environ.pop("RECYCLABLE_LEASH", None):
-        threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()

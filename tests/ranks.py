@@ -1,0 +1,86 @@
+"""What one rank does in test_launcher.py, by its first argument."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+RANK = int(os.environ["RANK"])
+
+
+def together() -> int:
+    """Every collective, each against the value worked out by hand; then bad input that only rank 0 sees."""
+    import torch
+
+    from recyclable.errors import InputError
+    from recyclable.training import distributed as d
+
+    d.init()
+    d.init()
+    assert (d.rank(), d.world_size(), d.is_main()) == (RANK, 2, RANK == 0)
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.int64):
+        tensor = torch.tensor([RANK + 1, 10 * RANK], dtype=dtype)
+        assert d.sum_over_ranks(tensor) is tensor
+        assert tensor.tolist() == [3, 10], (dtype, tensor)
+    tiny = torch.tensor(1.0 if RANK else 2.0**-50, dtype=torch.float64)
+    assert d.sum_over_ranks(tiny).item() == 1 + 2.0**-50  # fp32 would have lost it
+    strided = torch.zeros(2, 2)
+    d.sum_over_ranks(strided.t()[0].fill_(RANK))
+    assert strided.tolist() == [[1, 0], [1, 0]]
+    assert d.broadcast_object({"from": RANK}) == {"from": 0}
+    d.barrier()
+    with d.main_first():
+        if d.is_main():
+            Path("made").write_text("by rank 0")
+        assert Path("made").read_text() == "by rank 0"
+    try:
+        with d.main_first():
+            assert d.is_main(), "a body ran after rank 0 failed"
+            raise ValueError("broken\nover two lines")
+    except ValueError:
+        assert d.is_main()
+    except RuntimeError as error:
+        assert not d.is_main() and "ValueError: broken\nover two lines" in str(error)
+    print(f"rank {d.rank()} of {d.world_size()} passed {sys.argv[1:]}")
+    try:
+        with d.main_first():
+            raise InputError("task.yaml", "is wrong")
+    except InputError as error:
+        print(f"rank {RANK}: {error}")
+        return error.exit_status
+    finally:
+        d.shutdown()
+        d.shutdown()
+        assert d.world_size() == 1
+    return 0
+
+
+def hello() -> int:
+    print(f"hello from {RANK}")
+    return 0
+
+
+def die() -> int:
+    if RANK == 1:  # as the kernel does when memory runs out
+        os.kill(os.getpid(), signal.SIGKILL)
+    return wait()  # the other one would never end by itself
+
+
+def wait() -> int:
+    """Watch the command as `distributed.init` does, and train for ever."""
+    import time
+
+    from recyclable.launcher import end_with_command
+
+    end_with_command()
+    Path("pid.tmp" + str(RANK)).write_text(str(os.getpid()))
+    os.replace(f"pid.tmp{RANK}", f"pid{RANK}")
+    while True:
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.exit(globals()[sys.argv[1]]())

@@ -1,0 +1,130 @@
+"""Ranks start through the deepspeed launcher, work together, hand their status on, and end with the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from recyclable.errors import InputError
+from recyclable.launcher import _environment, launch
+
+RANKS = Path(__file__).parent / "ranks.py"
+COMMAND = "import sys; from recyclable.launcher import launch; sys.exit(launch({script!r}, sys.argv[1:], nproc=2))"
+TIMEOUT_S = 120  # on a busy machine; a launch takes about 8 s
+LAUNCHES = {
+    "SIGTERM": ["wait"],
+    "SIGKILL": ["wait"],
+    "hello": ["hello"],
+    "die": ["die"],
+    "together": ["together", "two words"],
+}
+
+
+def start(*args: str, cwd: Path) -> subprocess.Popen:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    environment.pop("RECYCLABLE_VERBOSE", None)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", COMMAND.format(script=str(RANKS)), *args]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """All launches of this file at once: most of a launch is waiting. Name -> (process, working directory)."""
+    started = {}
+    for name, args in LAUNCHES.items():
+        cwd = tmp_path_factory.mktemp(name)
+        started[name] = start(*args, cwd=cwd), cwd
+    yield started
+    for process, _ in started.values():
+        process.kill()
+        process.communicate()
+
+
+def result(command: tuple[subprocess.Popen, Path]) -> tuple[int, list[str], str]:
+    out, err = command[0].communicate(timeout=TIMEOUT_S)
+    return command[0].returncode, sorted(out.splitlines()), err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_ranks_end_with_the_command_however_it_ends(commands, sent):
+    command, cwd = commands[sent.name]
+    ranks = [int(wait_for(cwd / f"pid{rank}").read_text()) for rank in range(2)]
+    assert [pid for pid in ranks if not alive(pid)] == []
+    command.send_signal(sent)
+    _, err = command.communicate(timeout=TIMEOUT_S)  # also waits for the ranks: they hold the other end of the pipes
+    assert [pid for pid in ranks if alive(pid)] == []
+    assert command.returncode == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
+    assert err == ""
+
+
+def test_ranks_compute_together_and_bad_input_found_by_rank_0_ends_all_with_2(commands):
+    status, out, err = result(commands["together"])
+    assert out == [
+        "rank 0 of 2 passed ['together', 'two words']",
+        "rank 0: task.yaml: is wrong",
+        "rank 1 of 2 passed ['together', 'two words']",
+        "rank 1: task.yaml: is wrong",
+    ], err
+    assert (status, err) == (2, "")
+
+
+def test_success_of_all_ranks_is_success_and_only_they_talk(commands):
+    assert result(commands["hello"]) == (0, ["hello from 0", "hello from 1"], "")
+
+
+def test_a_killed_rank_is_a_failure(commands):
+    assert result(commands["die"])[0] == 1
+
+
+def alive(pid: int) -> bool:
+    """Running, and not a zombie that nobody reaps, as orphans in some containers."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for(path: Path) -> Path:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} never came"
+        time.sleep(0.1)
+    return path
+
+
+def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [_environment(n, local=True)["OMP_NUM_THREADS"] for n in (None, 2, 3, 16)] == ["8", "4", "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert _environment(2, local=True)["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize("text", [None, "", "# nothing\n", "node-1\n", "node-1 slots=2\nnode-2 slot=2\n"])
+def test_an_unusable_hostfile_is_refused_before_anything_starts(tmp_path, text):
+    path = tmp_path / "hosts"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=r"expected lines such as `node-1 slots=8`"):
+        launch(RANKS, [], hostfile=path)
+
+
+def test_several_hosts_without_pdsh_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "hosts").write_text("node-1 slots=2\nnode-2 slots=2\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="pdsh"):
+        launch(RANKS, [], hostfile=tmp_path / "hosts")
+
+
+def test_no_ranks_are_refused():
+    with pytest.raises(InputError, match="--nproc: is 0"):
+        launch(RANKS, [], nproc=0)
