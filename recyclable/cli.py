@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +73,27 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in _HELP.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         _training_arguments(sub)
-        sub.add_argument("--nproc", type=int, metavar="N", help="ranks on this host (default 1) or on each of the hostfile's")
+        sub.add_argument(
+            "--nproc", type=int, metavar="N", help="ranks on this host (default 1) or on each of the hostfile's"
+        )
         sub.add_argument("--hostfile", metavar="F", help="hosts and slots of a cluster, for the deepspeed launcher")
         sub.set_defaults(run=_train)
     sub = verbs.add_parser("evaluate", help="score adapted weights; several are compared")
     sub.add_argument("--weights", required=True, nargs="+", metavar="W", help="directories of adapted weights")
-    sub.add_argument("--base", required=True, metavar="B", help="the model they are put on: their own base or a descendant")
+    sub.add_argument(
+        "--base", required=True, metavar="B", help="the model they are put on: their own base or a descendant"
+    )
     sub.add_argument("--task", required=True, metavar="T", help="task directory or file")
-    sub.add_argument("--old-base", metavar="A", help="their own base, where the manifest's name for it is no longer right")
+    sub.add_argument(
+        "--old-base", metavar="A", help="their own base, where the manifest's name for it is no longer right"
+    )
     sub.add_argument("--split", default="test")
     sub.add_argument("--plot", type=Path, metavar="PNG", help="save the dev curves of the runs")
     sub.add_argument("--json", action="store_true", help="end with one JSON object")
     sub.set_defaults(run=_evaluate)
-    sub = verbs.add_parser("quickstart", help="the whole story on this machine, real text, a few minutes on 2 CPU cores")
+    sub = verbs.add_parser(
+        "quickstart", help="the whole story on this machine, real text, a few minutes on 2 CPU cores"
+    )
     sub.add_argument("--base", metavar="B", help="start from this base instead of a small one made here")
     sub.add_argument("--corpus", metavar="C", help="upgrade on this text instead of documentation strings")
     sub.add_argument("--task", metavar="T", help="this task instead of telling modules from their documentation")
@@ -99,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
 def _training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="run.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file's")
-    parser.add_argument("--deepspeed_config", metavar="F", help="a file, or the name of one that is shipped (default: cpu)")
+    parser.add_argument(
+        "--deepspeed_config", metavar="F", help="a file, or the name of one that is shipped (default: cpu)"
+    )
     parser.add_argument("--out", metavar="DIR", help="over the file's `out`")
     parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -120,36 +131,38 @@ def _default_ds_config() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    """Check what can be checked without starting ranks, then run here or through the launcher."""
-    from recyclable.launcher import launch
-
+    """Check what can be checked without starting ranks, then run."""
     _read(arguments.verb, arguments)
     own = [arguments.config, *arguments.overrides]
     for option in ("deepspeed_config", "out"):
         if (value := getattr(arguments, option)) is not None:
             own += [f"--{option}", value]
     own += [f"--{flag}" for flag in ("resume", "json") if getattr(arguments, flag)]
-    if arguments.nproc is not None and arguments.nproc < 1:
-        raise InputError("--nproc", f"found {arguments.nproc}, expected at least 1")
-    if arguments.nproc in (None, 1) and arguments.hostfile is None:
-        status = rank_main(arguments.verb, own)
-    else:
-        status = launch(launch_script(arguments.verb), own, nproc=arguments.nproc, hostfile=arguments.hostfile)
-    sys.exit(status)
+    if status := _start(arguments.verb, own, arguments.nproc, arguments.hostfile):
+        sys.exit(status)
+
+
+def _start(verb: str, argv: list[str], nproc: int | None, hostfile: str | None = None) -> int:
+    """Run a training verb in this process, or on several ranks through the deepspeed launcher."""
+    from recyclable.launcher import launch
+
+    if nproc is not None and nproc < 1:
+        raise InputError("--nproc", f"found {nproc}, expected at least 1")
+    if nproc in (None, 1) and hostfile is None:
+        return rank_main(verb, argv)
+    return launch(launch_script(verb), argv, nproc=nproc, hostfile=hostfile)
 
 
 def _recipe(verb: str, config: Settings, ds_config: dict[str, Any], arguments: argparse.Namespace) -> None:
     from recyclable.training import distributed
 
     if verb == "study":
-        from recyclable.recipes.study import study
-        from recyclable.report.study_report import write_report
+        from recyclable.recipes.study import collect, study
+        from recyclable.report.study_report import write_study_report
 
         study(config, ds_config)
-        result = write_report(config) if distributed.is_main() else {}
+        result = write_study_report(collect(config), config.out) if distributed.is_main() else {}
     else:
-        from importlib import import_module
-
         recipe = getattr(import_module(f"recyclable.recipes.{verb}"), verb)
         result = recipe(config, ds_config, arguments.resume)
     if distributed.is_main():
@@ -165,12 +178,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     opened = {folder: AdaptedWeights(folder) for folder in arguments.weights}
     rows = compare({folder: vars(weights.manifest) for folder, weights in opened.items()})
+    split = arguments.split
     for row, weights in zip(rows, opened.values(), strict=True):
-        scores = evaluate(
-            weights, arguments.base, arguments.task, old_base=arguments.old_base, split=arguments.split
-        )
-        row.update(weights=row["method"], method=weights.manifest.method, test=None, **{f"{arguments.split}_{k}": v for k, v in scores.items()})
-        del row["test"]
+        del row["test"]  # what the run itself measured; here it is measured anew
+        scores = evaluate(weights, arguments.base, arguments.task, old_base=arguments.old_base, split=split)
+        row.update(weights=str(weights.folder), method=weights.manifest.method)
+        row.update({f"{split}_{name}": value for name, value in scores.items()})
     print(table(rows))
     if arguments.plot:
         plot({"dev": {f: [vars(w.manifest)] for f, w in opened.items()}}, arguments.plot)
@@ -181,7 +194,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _quickstart(arguments: argparse.Namespace) -> None:
     from recyclable.recipes.quickstart import quickstart
 
-    sys.exit(quickstart(arguments))
+    def run_study(file: Path) -> None:
+        config = ["--deepspeed_config", arguments.deepspeed_config] if arguments.deepspeed_config else []
+        if status := _start("study", [str(file), *config], arguments.nproc):
+            sys.exit(status)
+
+    result = quickstart(arguments.out, arguments.base, arguments.corpus, arguments.task, run_study)
+    if arguments.json:
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,8 @@ class StudyBase(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudyBase:
-        if (self.path is None) == (self.parent is None or self.corpus is None):
+        made = (self.parent is not None, self.corpus is not None)
+        if made != ((False, False) if self.path is not None else (True, True)):
             raise ValueError("needs either `path`, or `parent` and `corpus`")
         return self
 

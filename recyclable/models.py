@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -25,9 +25,9 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 _PEFT_PREFIX = "base_model.model."
 _DROPOUT_FIELDS = (
-    "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout classifier_dropout_prob dropout "
-    "attention_dropout seq_classif_dropout embedding_dropout mlp_dropout hidden_dropout activation_dropout"
-).split()
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "classifier_dropout_prob"),
+    *("dropout", "attention_dropout", "seq_classif_dropout", "embedding_dropout", "mlp_dropout", "hidden_dropout"),
+)
 
 
 def locate(base: str | Path) -> Path:
@@ -115,16 +115,19 @@ def attach_adapter(model: PreTrainedModel, config: TuningSettings, seed: int) ->
 
 def head_modules(model: PreTrainedModel) -> list[str]:
     """Names of the modules that belong to the task: all beside the backbone, and the backbone's pooler."""
-    heads = [name for name, child in model.named_children() if child is not model.base_model and any(child.parameters())]
+    backbone = model.base_model
+    heads = [
+        name
+        for name, child in model.named_children()
+        if child is not backbone and any(True for _ in child.parameters())
+    ]
     return heads + (["pooler"] if getattr(model.base_model, "pooler", None) is not None else [])
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
     """Canonical name -> the model's parameter name, for plain and PEFT models; tied parameters once."""
     prefix = model_prefix(model.config)
-    return {
-        canonical_name(name.removeprefix(_PEFT_PREFIX), prefix): name for name, _ in model.named_parameters()
-    }
+    return {canonical_name(name.removeprefix(_PEFT_PREFIX), prefix): name for name, _ in model.named_parameters()}
 
 
 def load_adapted(model: nn.Module, weights: AdaptedWeights, old: Base, new: Base) -> None:
@@ -203,14 +206,13 @@ def _seed_of(seed: int, name: str) -> int:
 
 
 def _adapter_shapes(model: PeftModel) -> dict[str, tuple[int, ...]]:
-    from peft import get_peft_model_state_dict
-
     return {n: tuple(t.shape) for n, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
 
 def _require_same(weights: AdaptedWeights, found: dict[str, tuple], wanted: dict[str, tuple]) -> None:
     problems = [f"{n} is missing" for n in wanted.keys() - found.keys()]
     problems += [f"{n} has no place in the model" for n in found.keys() - wanted.keys()]
-    problems += [f"{n} is {found[n]}, the model's is {wanted[n]}" for n in found.keys() & wanted if found[n] != wanted[n]]
+    other = [n for n in found.keys() & wanted if found[n] != wanted[n]]
+    problems += [f"{n} is {found[n]}, the model's is {wanted[n]}" for n in other]
     if problems:
         raise InputError(weights.folder, f"does not fit the model: {'; '.join(sorted(problems))}")

@@ -15,7 +15,13 @@ from recyclable.objectives.objective import Batch, Objective
 
 
 def kd_sum(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Sum over the batch of KL(teacher/T || student/T), logits [B, C], computed in fp32."""
+    """Sum over the batch of KL(teacher/T || student/T), logits [B, C], computed in fp32.
+
+    The softmax of a single output (C = 1, regression) is always 1 and its KL always 0: there it is half the squared
+    distance of student/T and teacher/T, the KL of two Gaussians of unit variance, so that T^2 cancels.
+    """
+    if student.shape[-1] == 1:
+        return 0.5 * ((student.float() - teacher.float()) / temperature).square().sum()
     student_log = F.log_softmax(student.float() / temperature, dim=-1)
     teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
     return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
@@ -35,6 +41,8 @@ def patient_sum(student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, 
 
 class Distillation(Objective):
     """L = (1 - alpha) task + alpha T^2 KL(teacher/T || student/T) + beta patient.
+
+    In regression, which has no distribution to distil, the middle term is alpha/2 (teacher - student)^2.
 
     Args:
         reduction: `batchmean` divides KL by examples, `paper` by examples x classes as the released code does.

@@ -23,7 +23,7 @@ from recyclable.training.evaluation import predict
 from recyclable.training.loop import Outcome, Scores, train
 from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, MANIFEST, AdaptedWeights, Manifest, write_manifest
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import open_safetensors
+from recyclable.weights.checkpoint_files import open_safetensors, tensors_in
 from recyclable.weights.files import write_safetensors, write_tensors
 from recyclable.weights.fingerprint import Fingerprint
 from recyclable.weights.starts import subtract
@@ -112,11 +112,10 @@ def save_learned(
 ) -> dict[str, Any]:
     """Write what a run learned as adapted weights of the student's base; returns the manifest's metrics."""
     if distributed.is_main():
-        tuned = open_safetensors(outcome.tensors)
         if student.tuning.tuning == "full":
-            _write_delta(student, tuned)
+            _write_delta(student, open_safetensors(outcome.tensors))
         else:
-            _write_adapter(student, {name: tuned.get_tensor(name) for name in tuned.keys()})
+            _write_adapter(student, dict(tensors_in(outcome.tensors)))
     best = next(row for row in outcome.history if row["step"] == outcome.best_step)
     return _finish(student, outcome.history, best, outcome.final, method, recycled_from)
 
@@ -173,7 +172,7 @@ def _finish(
 def _write_delta(student: Student, tuned) -> None:
     """Tuned minus base for what the base has, verbatim for the head; one tensor in memory at a time."""
     base, out = student.base, student.config.out
-    names = {canonical: name for canonical, name in models.canonical_names(student.model).items()}
+    names = models.canonical_names(student.model)
     shape = {n: tuple(tuned.get_slice(name).get_shape()) for n, name in names.items()}
     delta, head = [n for n in sorted(names) if n in base], [n for n in sorted(names) if n not in base]
     fp32 = tuned.get_tensor(names[delta[0]]).dtype

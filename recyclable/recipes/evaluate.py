@@ -18,7 +18,13 @@ from recyclable.weights.provenance import require_descendant, require_own_base
 
 
 def evaluate(
-    weights: AdaptedWeights, base: str, task: str, *, old_base: str | None = None, split: str = "test", batch_size: int = 64
+    weights: AdaptedWeights,
+    base: str,
+    task: str,
+    *,
+    old_base: str | None = None,
+    split: str = "test",
+    batch_size: int = 64,
 ) -> dict[str, Any]:
     """Scores of adapted weights on `base`: their own base, or a recorded descendant they are applied to unchanged.
 

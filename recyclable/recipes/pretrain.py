@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from recyclable.training.evaluation import mean_losses
 from recyclable.training.loop import Evaluate, Outcome, train
 from recyclable.weights import lineage
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import open_safetensors
+from recyclable.weights.checkpoint_files import tensors_in
 from recyclable.weights.files import write_json, write_tensors
 from recyclable.weights.fingerprint import fingerprint
 
@@ -51,9 +52,7 @@ def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = F
     if head_steps and not list((config.out / "checkpoints").glob("step-*/complete.json")):
         models.assign(model, _trained_head(folder, head_steps, training, evaluate, config, ds_config))
     label = f"pretrain {config.out.name}"
-    outcome = train(
-        MaskedLM(model), training, evaluate, config, ds_config, out=config.out, resume=resume, label=label
-    )
+    outcome = train(MaskedLM(model), training, evaluate, config, ds_config, out=config.out, resume=resume, label=label)
     if distributed.is_main():
         _save(type(model).__name__, outcome, parent, config, head_steps, digest)
     distributed.barrier()
@@ -101,9 +100,10 @@ def _trained_head(
     if distributed.is_main():
         scratch.mkdir(exist_ok=True)
     distributed.barrier()
-    outcome = train(MaskedLM(model), training, evaluate, settings, ds_config, out=scratch, label=f"head of {config.out.name}")
-    trained = open_safetensors(outcome.tensors)
-    head = [(name, trained.get_tensor(name)) for name in trained.keys()]
+    outcome = train(
+        MaskedLM(model), training, evaluate, settings, ds_config, out=scratch, label=f"head of {config.out.name}"
+    )
+    head = list(tensors_in(outcome.tensors))
     distributed.barrier()
     rundir.clear_scratch(scratch)
     return head
@@ -114,9 +114,8 @@ def _save(
 ) -> None:
     """A plain HF directory: weights, config, tokenizer; `lineage.json` last, it marks the base as whole."""
     dtype = getattr(torch, config.dtype)
-    trained = open_safetensors(outcome.tensors)
-    tensors = {name: trained.get_tensor(name).to(dtype) for name in trained.keys()}
-    tensors.update((name, t.to(dtype)) for name, t in models.pooler_tensors(parent.folder, parent.prefix))
+    pooler = models.pooler_tensors(parent.folder, parent.prefix)
+    tensors = {name: tensor.to(dtype) for name, tensor in chain(tensors_in(outcome.tensors), pooler)}
     write_tensors(config.out / "model.safetensors", tensors)
     parent.config.architectures, parent.config.dtype = [architecture], dtype
     parent.config.save_pretrained(config.out)
@@ -132,7 +131,11 @@ def _save(
         "steps": config.max_steps,
         "head_steps": head_steps,
         "tokens": config.max_steps * config.train_batch_size * config.max_length,
-        "heldout": {when: {k: row[k] for k in ("loss", "perplexity")} for when, row in (("before", first), ("after", last))},
+        "heldout": {"before": _heldout(first), "after": _heldout(last)},
         "config": config.model_dump(mode="json"),
     }
     write_json(config.out / lineage.FILE, record)
+
+
+def _heldout(row: dict[str, float]) -> dict[str, float]:
+    return {name: row[name] for name in ("loss", "perplexity")}

@@ -47,9 +47,9 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...] | list[str] | Non
     columns = list(columns or rows[0])
     cells = [[_show(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(text) for text in (column, *(row[i] for row in cells))) for i, column in enumerate(columns)]
-    lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in [columns, *cells]]
-    lines.insert(1, "-|-".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" if i != 1 else f"|-{line}-|" for i, line in enumerate(lines))
+    rule = ["-" * width for width in widths]
+    lines = ([text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in [columns, rule, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _show(value: Any) -> str:

@@ -128,7 +128,7 @@ def _step(
     for batch in batches:
         sums = engine(to_device(batch, engine.device))
         # DeepSpeed averages over ranks and accumulation steps: undo it, the counts of the whole step divide instead.
-        loss = sum(objective.weights[term] * sums[term] / divisor for term, divisor in zip(terms, divisors, strict=True))
+        loss = sum(objective.weights[t] * sums[t] / divisor for t, divisor in zip(terms, divisors, strict=True))
         engine.backward(loss * world * accumulation)
         engine.step()
         summed += torch.stack([sums[term].detach().double() for term in terms])

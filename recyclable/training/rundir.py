@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from recyclable.config import TrainSettings
@@ -30,7 +31,7 @@ def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
         found = json.loads((out / _RUN).read_text())
         for key in sorted((wanted.keys() | found.keys()) - _FREE):
             if wanted.get(key) != found.get(key):
-                raise InputError(key, f"is {wanted.get(key)!r}, but the run in {out} was started with {found.get(key)!r}")
+                raise InputError(key, f"is {wanted.get(key)!r}, but {out} was started with {found.get(key)!r}")
     elif out.is_dir() and any(out.iterdir()):
         raise InputError("out", f"{out} is not empty and holds no run of recyclable")
     distributed.barrier()
@@ -45,8 +46,6 @@ def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
 
 def clear_scratch(out: Path) -> None:
     """Remove what only an unfinished run needs."""
-    import shutil
-
     if distributed.is_main():
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         for path in out.glob("best-*.safetensors"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import open_safetensors
+from recyclable.weights.checkpoint_files import tensors_in
 from recyclable.weights.files import write_json
 from recyclable.weights.fingerprint import sha256_file
 
@@ -57,7 +57,9 @@ class AdaptedWeights:
             if not (self.folder / file).is_file():
                 raise InputError(self.folder / file, "is missing, but the manifest lists it")
             if sha256_file(self.folder / file) != digest:
-                raise InputError(self.folder / file, "was changed after it was written (SHA-256 differs from the manifest)")
+                raise InputError(
+                    self.folder / file, "was changed after it was written (its SHA-256 is not the manifest's)"
+                )
 
     @property
     def is_adapter(self) -> bool:
@@ -66,8 +68,7 @@ class AdaptedWeights:
 
     def tensors(self, file: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of one of the files, one at a time."""
-        opened = open_safetensors(self.folder / file)
-        return ((name, opened.get_tensor(name)) for name in sorted(opened.keys()))
+        return tensors_in(self.folder / file)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -51,12 +51,10 @@ class Base:
         prefixed = any(name.startswith(self.prefix + ".") for name in self._files.names)
         self._stored: dict[str, str] = {}
         for name in self._files.names:
-            if (not prefixed or name.startswith(self.prefix + ".") or self._is_untied_lm_head(name)) and not name.endswith(
-                _BUFFERS
-            ):
-                canonical = canonical_name(name, self.prefix)
-                if not canonical.startswith("pooler."):
-                    self._stored[canonical] = name
+            canonical = canonical_name(name, self.prefix)
+            inside = not prefixed or name.startswith(self.prefix + ".") or self._is_untied_lm_head(name)
+            if inside and not canonical.startswith("pooler.") and not name.endswith(_BUFFERS):
+                self._stored[canonical] = name
         if not self._stored:
             raise InputError(self.folder, "holds no backbone tensors")
 

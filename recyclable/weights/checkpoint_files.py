@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from recyclable.errors import InputError
 
+_PICKLES = ("*.bin", "*.pt", "*.pth")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -23,6 +24,13 @@ def open_safetensors(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise InputError(path, f"is not a valid safetensors file ({error}); pickles are never loaded") from error
+
+
+def tensors_in(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of one safetensors file, by name, read one at a time."""
+    file = open_safetensors(path)
+    for name in sorted(file.keys()):
+        yield name, file.get_tensor(name)
 
 
 class TensorFiles:
@@ -41,7 +49,7 @@ class TensorFiles:
             return [_SINGLE]
         index = self.folder / _INDEX
         if not index.is_file():
-            pickles = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(p.name for p in self.folder.glob("*.pt"))
+            pickles = sorted(p.name for pattern in _PICKLES for p in self.folder.glob(pattern))
             found = f"only found {', '.join(pickles)} (pickle, never loaded)" if pickles else "no weights found"
             raise InputError(self.folder, f"{found}; expected {_SINGLE} or {_INDEX}")
         try:

@@ -15,10 +15,11 @@ from recyclable.weights.base import Base
 
 # Config fields that change what the same weights compute; everything else in config.json is bookkeeping.
 _OUTPUT_FIELDS = (
-    "model_type hidden_act hidden_activation layer_norm_eps rms_norm_eps norm_eps num_attention_heads "
-    "num_key_value_heads head_dim rope_theta rope_scaling rope_parameters position_embedding_type sliding_window "
-    "tie_word_embeddings max_position_embeddings pad_token_id attention_bias mlp_bias logit_scale final_logit_softcapping"
-).split()
+    *("model_type", "hidden_act", "hidden_activation", "layer_norm_eps", "rms_norm_eps", "norm_eps"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "sliding_window"),
+    *("position_embedding_type", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
+    *("tie_word_embeddings", "pad_token_id", "logit_scale", "final_logit_softcapping"),
+)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
 
 

@@ -1,0 +1,201 @@
+"""Which runs a study is made of, in an order in which each comes after what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recyclable.config import PretrainConfig, RecycleConfig, Settings, StudyConfig, StudyEdge, TuneConfig, make_config
+from recyclable.recipes.adapting import RESULT
+from recyclable.recipes.pretrain import pretrain
+from recyclable.recipes.recycle import recycle
+from recyclable.recipes.tune import tune
+from recyclable.report.compare import dev_best
+from recyclable.weights import lineage
+from recyclable.weights.adapted import read_manifest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study, in the directory it will be found finished in."""
+
+    name: str
+    """Directory below the study's."""
+    config: Callable[[], Settings]
+    """Made when the cells it depends on are done: it may use their results."""
+    recipe: Callable[[Any, dict[str, Any], bool], dict[str, Any]]
+    marker: str
+    """The file that says it is done."""
+    depends: tuple[str, ...] = ()
+    facts: dict[str, Any] | None = None
+    """What the run is of: the cell's row in the results, without the scores; None for bases."""
+
+    def is_done(self, out: Path) -> bool:
+        """Whether the cell's result is complete."""
+        return (out / self.name / self.marker).is_file()
+
+
+def plan(config: StudyConfig) -> list[Cell]:
+    """All cells in an order in which each comes after what it depends on; every run config is checked here."""
+    cells = [_base_cell(config, name) for name in config.bases if config.bases[name].path is None]
+    seeds = [*config.seeds, *([] if config.selection_seed is None else [config.selection_seed])]
+    first_edge: dict[str, StudyEdge] = {}
+    for edge in config.edges:
+        for tuning in edge.tuning:
+            first_edge.setdefault(tuning, edge)
+    olds = {(edge.old, tuning): None for edge in config.edges for tuning in edge.tuning}
+    for task in config.tasks:
+        cells += [_tuned_cell(config, old, task, tuning, seed) for old, tuning in olds for seed in seeds]
+        for experiment, content in config.experiments.items():
+            for method in content.methods:
+                for tuning, selection_edge in first_edge.items():
+                    chosen = _Choice(config, experiment, method, task, tuning, selection_edge)
+                    cells += chosen.candidates()
+                    for edge in config.edges:
+                        if tuning in edge.tuning:
+                            cells += [chosen.reported(edge, seed) for seed in config.seeds]
+    return cells
+
+
+def base_folder(config: StudyConfig, name: str) -> str:
+    """Where a base of the study is, or will be."""
+    if name not in config.bases:
+        return name
+    return config.bases[name].path or str(config.out / "bases" / name)
+
+
+def _made_here(config: StudyConfig, *names: str) -> tuple[str, ...]:
+    return tuple(f"bases/{name}" for name in names if name in config.bases and config.bases[name].path is None)
+
+
+def _base_cell(config: StudyConfig, name: str) -> Cell:
+    base = config.bases[name]
+    content = {
+        **config.pretrain,
+        **base.settings,
+        "base": base_folder(config, base.parent),
+        "corpus": base.corpus.model_dump(),
+        "out": config.out / "bases" / name,
+    }
+    return Cell(
+        f"bases/{name}",
+        lambda: make_config(PretrainConfig, content, f"bases.{name}"),
+        pretrain,
+        lineage.FILE,
+        _made_here(config, base.parent),
+    )
+
+
+def _tuned_name(old: str, task: str, tuning: str, seed: int) -> str:
+    return f"tuned/{old}/{task}/{tuning}/seed{seed}"
+
+
+def _tuned_cell(config: StudyConfig, old: str, task: str, tuning: str, seed: int) -> Cell:
+    name = _tuned_name(old, task, tuning, seed)
+    content = {
+        **config.tune,
+        **config.tune_by_tuning.get(tuning, {}),
+        "base": base_folder(config, old),
+        "task": config.tasks[task],
+        "tuning": tuning,
+        "seed": seed,
+        "out": config.out / name,
+    }
+    facts = {
+        "experiment": "tuned",
+        "old": old,
+        "new": old,
+        "task": task,
+        "tuning": tuning,
+        "method": "tune",
+        "seed": seed,
+    }
+    return Cell(
+        name,
+        lambda: make_config(TuneConfig, content, name),
+        tune,
+        RESULT,
+        _made_here(config, old),
+        {**facts, "setting": 0},
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One method of one experiment for one kind of tuning: its candidates, and the one that is reported."""
+
+    config: StudyConfig
+    experiment: str
+    method: str
+    task: str
+    tuning: str
+    selection_edge: StudyEdge
+
+    @property
+    def _settings(self) -> list[dict[str, Any]]:
+        return self.config.experiments[self.experiment].methods[self.method].candidates(self.tuning)
+
+    def candidates(self) -> list[Cell]:
+        """A cell per candidate on the selection seed; none where there is nothing to choose."""
+        if len(self._settings) == 1:
+            return []
+        seed = self.config.selection_seed
+        return [
+            self._cell(self.selection_edge, seed, lambda i=i: i, (), f"-setting{i}", i)
+            for i in range(len(self._settings))
+        ]
+
+    def reported(self, edge: StudyEdge, seed: int) -> Cell:
+        """The cell with the best candidate's settings."""
+        names = tuple(cell.name for cell in self.candidates())
+
+        def best() -> int:
+            scores = [dev_best(vars(read_manifest(self.config.out / name))) for name in names]
+            return scores.index(max(scores)) if scores else 0
+
+        return self._cell(edge, seed, best, names, "", None)
+
+    def _cell(
+        self,
+        edge: StudyEdge,
+        seed: int,
+        choose: Callable[[], int],
+        after: tuple[str, ...],
+        suffix: str,
+        setting: int | None,
+    ) -> Cell:
+        config, experiment = self.config, self.config.experiments[self.experiment]
+        name = f"{self.experiment}/{edge.old}-{edge.new}/{self.task}/{self.tuning}/{self.method}/seed{seed}{suffix}"
+        tuned = _tuned_name(edge.old, self.task, self.tuning, seed)
+
+        def make(setting: int) -> Settings:
+            content = {
+                **experiment.recycle,
+                **self._settings[setting],
+                "method": self.method,
+                "shots": experiment.shots,
+                "base": base_folder(config, edge.new),
+                "old_base": base_folder(config, edge.old),
+                "weights": str(config.out / tuned),
+                "task": config.tasks[self.task],
+                "seed": seed,
+                "out": config.out / name,
+            }
+            return make_config(RecycleConfig, content, f"experiments.{self.experiment}.{self.method}")
+
+        for i in range(len(self._settings)):
+            make(i)
+        facts = {
+            "experiment": self.experiment,
+            "old": edge.old,
+            "new": edge.new,
+            "task": self.task,
+            "tuning": self.tuning,
+            "method": self.method,
+            "seed": seed,
+            "setting": setting,
+        }
+        depends = (*_made_here(config, edge.old, edge.new), tuned, *after)
+        return Cell(name, lambda: make(choose()), recycle, RESULT, depends, facts)

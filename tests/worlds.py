@@ -1,0 +1,150 @@
+"""Small worlds made in a moment: a base, its upgrade, weights tuned on it, a task and a corpus, for tests that train.
+
+Everything is drawn from seeds. The language has 195 words `w0` ... `w194`, a word is a token, ids 0 to 4 are special.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+
+from recyclable.data.tasks import load_task
+from recyclable.weights import lineage
+from recyclable.weights.adapted import DELTA, HEAD, Manifest, write_manifest
+from recyclable.weights.base import Base
+from recyclable.weights.fingerprint import fingerprint
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [f"w{i}" for i in range(195)]
+LABELS = ("left", "middle", "right")
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer in the manner of BERT's."""
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIALS, *WORDS])}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def make_base(folder: Path, *, hidden: int = 32, layers: int = 2, mlm_head: bool = True, seed: int = 1) -> Path:
+    """A BERT of `layers` x `hidden` with random weights and its tokenizer, in Hugging Face format; returns `folder`.
+
+    Args:
+        mlm_head: with a masked-LM head and no pooler, else with a pooler and no head.
+    """
+    config = BertConfig(
+        vocab_size=len(SPECIALS) + len(WORDS),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=64,
+        initializer_range=0.1,  # at BERT's own 0.02 so narrow a model says the same of every text
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = (BertForMaskedLM if mlm_head else BertModel)(config)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return Path(folder)
+
+
+def make_upgraded(base: Path, folder: Path, *, scale: float = 0.02, seed: int = 2) -> Path:
+    """`base` with noise N(0, scale) on every tensor and a lineage that names `base`: an upgrade without training."""
+    shutil.copytree(base, folder)
+    noise = torch.Generator().manual_seed(seed)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: t + scale * torch.randn(t.shape, generator=noise) for name, t in sorted(tensors.items())}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    record = {
+        "format": 1,
+        "fingerprint": fingerprint(Base(folder)).as_dict(),
+        "ancestors": lineage.ancestors_for_child(base, str(base), fingerprint(Base(base)).as_dict()),
+    }
+    (folder / lineage.FILE).write_text(json.dumps(record))
+    return Path(folder)
+
+
+def make_outdated(base: Path, task: Path, folder: Path, *, scale: float = 0.02, seed: int = 3) -> Path:
+    """Adapted weights of `base` for `task` without training: noise N(0, scale) as delta, a random pooler and head."""
+    opened, labelled = Base(base), load_task(task)
+    noise, hidden = torch.Generator().manual_seed(seed), opened.config.hidden_size
+    delta = {name: scale * torch.randn(opened.shape(name), generator=noise) for name in opened.names}
+    head = {
+        "classifier.bias": torch.zeros(len(labelled.labels)),
+        "classifier.weight": torch.randn(len(labelled.labels), hidden, generator=noise) * 0.2,
+        "pooler.dense.bias": torch.zeros(hidden),
+        "pooler.dense.weight": torch.randn(hidden, hidden, generator=noise) * 0.2,
+    }
+    folder.mkdir(parents=True)
+    save_file(delta, folder / DELTA, metadata={"format": "pt"})
+    save_file(head, folder / HEAD, metadata={"format": "pt"})
+    manifest = Manifest(
+        kind="delta",
+        tuning={"tuning": "full"},
+        task={
+            "name": labelled.name,
+            "problem": labelled.problem,
+            "labels": list(labelled.labels),
+            "digest": labelled.digest,
+        },
+        base={"name": str(base), "fingerprint": fingerprint(opened).as_dict()},
+        method="tune",
+        metrics={"metric": "accuracy", "dev": {}, "test": {}, "best_step": 0, "examples": 0, "seconds": 0.0},
+        history=[{"step": 0, "examples": 0, "seconds": 0.0}],
+        settings={"seed": 20, "max_length": 24},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def make_task(folder: Path, *, train: int = 90, dev: int = 30, test: int = 30, seed: int = 4) -> Path:
+    """A directory with train, dev and test.jsonl: which third of the vocabulary most words of a text come from.
+
+    Texts have 3 to 20 words, so batches differ in length; labels are left, middle, right in turn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, third = random.Random(seed), len(WORDS) // 3
+    for name, size in (("train", train), ("dev", dev), ("test", test)):
+        rows = []
+        for i in range(size):
+            own = WORDS[i % 3 * third : (i % 3 + 1) * third]
+            text = [draw.choice(own if draw.random() < 0.7 else WORDS) for _ in range(draw.randint(3, 20))]
+            rows.append({"text": " ".join(text), "label": LABELS[i % 3]})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def make_corpus(folder: Path, *, documents: int = 100, seed: int = 5) -> Path:
+    """A directory with train.txt, a document of 20 to 60 words per line; a word says much about the next one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, lines = random.Random(seed), []
+    for _ in range(documents):
+        word, line = draw.randrange(len(WORDS)), []
+        for _ in range(draw.randint(20, 60)):
+            line.append(WORDS[word])
+            word = (3 * word + draw.randint(1, 2)) % len(WORDS)
+        lines.append(" ".join(line))
+    (folder / "train.txt").write_text("\n".join(lines) + "\n")
+    return folder
