@@ -6,12 +6,20 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from recyclable.config import PretrainConfig, RecycleConfig, Settings, StudyConfig, TuneConfig, load_config
+from recyclable.config import (
+    PretrainConfig,
+    RecycleConfig,
+    Settings,
+    StudyConfig,
+    TuneConfig,
+    load_config,
+)
 from recyclable.errors import InputError
 from recyclable.resources import launch_script
 
@@ -27,6 +35,7 @@ _HELP = {
     "recycle": "outdated weights + old base + new base + task -> adapted weights of the new base",
     "study": "a restartable grid of the three above; one tidy results file",
 }
+_PATIENCE_S = 30  # how long other ranks let rank 0 speak; then they have found something that it has not
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +56,7 @@ def rank_main(verb: str, argv: list[str]) -> int:
     def work() -> None:
         config, ds_config = _read(verb, arguments)
         distributed.init()
+        _require_batches(config, ds_config, arguments, distributed.world_size())
         _recipe(verb, config, ds_config, arguments)
 
     try:
@@ -59,8 +69,10 @@ def _guarded(work: Callable[[], Any], main_rank: bool) -> int:
     try:
         work()
     except InputError as error:
-        if main_rank:
-            print(f"recyclable: error: {error}", file=sys.stderr, flush=True)
+        if not main_rank:
+            # The launcher ends all ranks with the first that ends, so rank 0, which found the same, speaks before that.
+            time.sleep(_PATIENCE_S)
+        print(f"recyclable: error: {error}", file=sys.stderr, flush=True)
         return InputError.exit_status
     except SystemExit as ended:
         return ended.code
@@ -122,6 +134,26 @@ def _read(verb: str, arguments: argparse.Namespace) -> tuple[Settings, dict[str,
     out = [f"out={json.dumps(arguments.out)}"] if arguments.out else []
     config = load_config(RUN_CONFIGS[verb], arguments.config, [*arguments.overrides, *out])
     return config, machine.load_ds_config(arguments.deepspeed_config or _default_ds_config())
+
+
+def _require_batches(
+    config: Settings, ds_config: dict[str, Any], arguments: argparse.Namespace, world_size: int
+) -> None:
+    """InputError when a run config, the ds_config and the ranks do not go together; before `out` is touched."""
+    from recyclable import machine
+    from recyclable.recipes.study_plan import plan
+
+    runs = [run for cell in plan(config) for run in cell.possible] if isinstance(config, StudyConfig) else [config]
+    for run in runs:
+        if getattr(run, "method", None) != "apply":
+            machine.merge(
+                ds_config,
+                where=arguments.deepspeed_config or _default_ds_config(),
+                run=arguments.config,
+                train_batch_size=run.train_batch_size,
+                max_grad_norm=run.max_grad_norm,
+                world_size=world_size,
+            )
 
 
 def _default_ds_config() -> str:

@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from recyclable.adapters.bottleneck import BottleneckConfig
@@ -47,11 +53,31 @@ def locate(base: str | Path) -> Path:
 
 
 def load_tokenizer(folder: Path):
-    """The base's own tokenizer."""
+    """The base's own tokenizer; InputError when it has none, or one with more pieces than the base has embeddings."""
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(folder, f"holds no usable tokenizer: {error}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files are missing
+        raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
+    rows = read_config(folder).vocab_size
+    if len(tokenizer) > rows:
+        raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
+    return tokenizer
+
+
+def require_length(folder: Path, max_length: int) -> None:
+    """InputError when sequences of `max_length` tokens have more positions than the base."""
+    config = read_config(folder)
+    limit = getattr(config, "max_position_embeddings", None)
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(config)
+    for name, module in backbone.named_modules():
+        # RoBERTa and its kin count positions from the padding token's index on, so the first rows are never used
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit = module.num_embeddings - module.padding_idx - 1
+    if limit is not None and max_length > limit:
+        raise InputError("max_length", f"is {max_length}, but {folder} has positions for {limit} tokens at most")
 
 
 def masked_lm(folder: Path, head: str, seed: int, dropout: float | None) -> tuple[PreTrainedModel, list[str]]:
@@ -110,7 +136,7 @@ def attach_adapter(model: PreTrainedModel, config: TuningSettings, seed: int) ->
         try:
             return get_peft_model(model, peft)
         except ValueError as error:
-            raise InputError("target_modules", str(error)) from error
+            raise InputError("target_modules", f"found {config.target_modules}: {error}") from error
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:

@@ -88,9 +88,8 @@ def write_docstring_world(
     labels = tuple(sorted({row["label"] for row in task["train"]}))
     if len(labels) < FEWEST_CLASSES or not any(general.values()):
         found = ", ".join(lib for lib, texts in (general | upgrade).items() if texts) or "nothing"
-        raise InputError(
-            folder, f"found docstrings of {found}; expected {', '.join(GENERAL + UPGRADE)}; pip install them"
-        )
+        wanted = ", ".join(GENERAL + UPGRADE)
+        raise InputError(folder, f"found docstrings of {found}; expected {wanted}; pip install them")
 
     kept_out = {row["text"] for part in ("dev", "test") for row in task[part]}
     world = DocstringWorld(folder / "general", folder / "upgrade", folder / "task", folder / "base", labels)
@@ -114,6 +113,9 @@ def write_docstring_world(
         intermediate_size=4 * width,
         max_position_embeddings=positions,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.05,  # BERT's 0.02 is meant for a width of 768; this is about 0.02 * sqrt(768 / width)
+        hidden_dropout_prob=0.0,  # training for a minute leaves no time to overfit
+        attention_probs_dropout_prob=0.0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,10 +8,16 @@ import numpy as np
 
 from recyclable.data.tasks import Problem
 
+SELECTING: dict[Problem, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1_macro"),
+    "regression": ("pearson", "spearman"),
+}
+"""Scores that can select the best step, the usual one first: of all of them more is better (of mse it is not)."""
+
 
 def main_metric(problem: Problem) -> str:
     """The score by which the best checkpoint is kept and methods are compared; higher is better."""
-    return {"classification": "accuracy", "regression": "pearson"}[problem]
+    return SELECTING[problem][0]
 
 
 def score(problem: Problem, predictions: np.ndarray, labels: Sequence[int] | Sequence[float]) -> dict[str, float]:

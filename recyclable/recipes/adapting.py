@@ -14,7 +14,7 @@ from recyclable import models
 from recyclable.config import AdaptSettings, TuningSettings
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.fewshot import k_shot, limit
-from recyclable.data.metrics import main_metric, score
+from recyclable.data.metrics import SELECTING, main_metric, score
 from recyclable.data.tasks import Split, Task
 from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
@@ -64,16 +64,21 @@ def task_data(config: AdaptSettings, task: Task, folder: Path) -> TaskData:
         splits["dev"] = limit(splits["dev"], config.max_dev_examples, config.seed)
     if len(splits["train"]) < distributed.world_size():
         raise InputError(config.task, f"{len(splits['train'])} training examples for {distributed.world_size()} ranks")
-    tokenizer = models.load_tokenizer(folder)
-    texts = {name: LabelledTexts(split, tokenizer, config.max_length) for name, split in splits.items()}
     metric = config.metric or main_metric(task.problem)
+    if metric not in SELECTING[task.problem]:
+        expected = " or ".join(SELECTING[task.problem])
+        raise InputError("metric", f"is {metric!r}, expected {expected} for {task.problem}")
+    tokenizer = models.load_tokenizer(folder)
+    models.require_length(folder, config.max_length)
+    texts = {name: LabelledTexts(split, tokenizer, config.max_length) for name, split in splits.items()}
     return TaskData(task, texts["train"], texts["dev"], texts.get("test"), metric)
 
 
 def _few(split: Split, config: AdaptSettings, task: Task, name: str) -> Split:
     few, short = k_shot(split, config.shots, config.seed, task.problem)
     if short and distributed.is_main():
-        listed = ", ".join(f"{task.labels[label]} ({count})" for label, count in short.items())
+        # regression has one "class" and no labels
+        listed = ", ".join(f"{task.labels[i] if task.labels else task.name} ({count})" for i, count in short.items())
         print(f"notice: fewer than {config.shots} {name} examples, all are taken: {listed}", flush=True)
     return few
 

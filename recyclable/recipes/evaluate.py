@@ -42,6 +42,7 @@ def evaluate(
         require_own_base(weights, old)
     settings = weights.manifest.settings
     tokenizer = models.load_tokenizer(new.folder)
+    models.require_length(new.folder, settings["max_length"])
     examples = LabelledTexts(labelled.splits[split], tokenizer, settings["max_length"])
     model = LabelledTask(outdated_model(weights, old, new, labelled, settings["seed"])).eval()
     return score(labelled.problem, predict(model, examples, batch_size), examples.labels.numpy())

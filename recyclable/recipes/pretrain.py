@@ -37,6 +37,7 @@ def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = F
     tokenizer = models.load_tokenizer(folder)
     if tokenizer.mask_token_id is None:
         raise InputError(folder, "its tokenizer has no mask token, expected a masked language model")
+    models.require_length(folder, config.max_length)
     training, heldout, digest = _blocks(config, tokenizer)
     if len(training) < distributed.world_size():
         raise InputError("corpus", f"{len(training)} sequences for {distributed.world_size()} ranks")

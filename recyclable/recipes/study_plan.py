@@ -23,8 +23,10 @@ class Cell:
 
     name: str
     """Directory below the study's."""
+    possible: tuple[Settings, ...]
+    """Every run config it may come to have."""
     config: Callable[[], Settings]
-    """Made when the cells it depends on are done: it may use their results."""
+    """The one it has; asked for when the cells it depends on are done: it may use their results."""
     recipe: Callable[[Any, dict[str, Any], bool], dict[str, Any]]
     marker: str
     """The file that says it is done."""
@@ -79,13 +81,8 @@ def _base_cell(config: StudyConfig, name: str) -> Cell:
         "corpus": base.corpus.model_dump(),
         "out": config.out / "bases" / name,
     }
-    return Cell(
-        f"bases/{name}",
-        lambda: make_config(PretrainConfig, content, f"bases.{name}"),
-        pretrain,
-        lineage.FILE,
-        _made_here(config, base.parent),
-    )
+    settings = make_config(PretrainConfig, content, f"bases.{name}")
+    return Cell(f"bases/{name}", (settings,), lambda: settings, pretrain, lineage.FILE, _made_here(config, base.parent))
 
 
 def _tuned_name(old: str, task: str, tuning: str, seed: int) -> str:
@@ -112,14 +109,8 @@ def _tuned_cell(config: StudyConfig, old: str, task: str, tuning: str, seed: int
         "method": "tune",
         "seed": seed,
     }
-    return Cell(
-        name,
-        lambda: make_config(TuneConfig, content, name),
-        tune,
-        RESULT,
-        _made_here(config, old),
-        {**facts, "setting": 0},
-    )
+    settings = make_config(TuneConfig, content, name)
+    return Cell(name, (settings,), lambda: settings, tune, RESULT, _made_here(config, old), {**facts, "setting": 0})
 
 
 @dataclass(frozen=True)
@@ -185,8 +176,7 @@ class _Choice:
             }
             return make_config(RecycleConfig, content, f"experiments.{self.experiment}.{self.method}")
 
-        for i in range(len(self._settings)):
-            make(i)
+        possible = tuple(make(i) for i in range(len(self._settings)))
         facts = {
             "experiment": self.experiment,
             "old": edge.old,
@@ -198,4 +188,4 @@ class _Choice:
             "setting": setting,
         }
         depends = (*_made_here(config, edge.old, edge.new), tuned, *after)
-        return Cell(name, lambda: make(choose()), recycle, RESULT, depends, facts)
+        return Cell(name, possible, lambda: possible[choose()], recycle, RESULT, depends, facts)

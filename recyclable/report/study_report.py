@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,8 +42,8 @@ def write_study_report(records: list[Record], out: Path) -> dict[str, Any]:
             text += ["Test score against scratch, paired by seed and edge (95% t interval), in points:", ""]
             text += [table(gains[name]), ""]
     if chosen:
-        unique = {tuple(row.items()): row for row in chosen}
-        text += ["## Settings chosen on the selection seed", "", table(list(unique.values())), ""]
+        unique = [dict(items) for items in dict.fromkeys(tuple(row.items()) for row in chosen)]
+        text += ["## Settings of each method", "", table(unique), ""]
     (out / "summary.md").write_text("\n".join(text), encoding="utf-8")
     if panels := _panels(records):
         plot(panels, out / "curves.png")
@@ -69,7 +70,7 @@ def results(records: list[Record]) -> list[dict[str, Any]]:
                 "steps_to_target": steps_to_target(run, dev_best(rival)) if rival else None,
                 "examples": int(metrics["examples"]),
                 "seconds": metrics["seconds"],
-                "settings": record["settings"],
+                "settings": json.dumps(record["settings"]),
             }
         )
     return rows

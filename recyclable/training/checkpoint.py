@@ -53,13 +53,14 @@ def load_latest(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, An
         return None
     state = json.loads((steps[-1] / _MARK).read_text())
     for key, value in _shape_of_run(engine).items():
-        if state[key] != value:
+        if state.get(key, value) != value:
             raise InputError(steps[-1], f"was written with {key} {state[key]}, this run has {value}")
-    if distributed.is_main():
-        for name, digest in state["files"].items():
+    with distributed.main_first():
+        for name, digest in state["files"].items() if distributed.is_main() else ():
+            if not (steps[-1] / name).is_file():
+                raise InputError(steps[-1] / name, "is missing, but the checkpoint's list has it")
             if sha256_file(steps[-1] / name) != digest:
                 raise InputError(steps[-1] / name, "was changed after it was written (SHA-256 differs)")
-    distributed.barrier()
     engine.load_checkpoint(str(steps[-1]), tag=_TAG, load_module_strict=False)
     return state
 
@@ -68,5 +69,8 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / _MARK).is_file())
 
 
-def _shape_of_run(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
-    return {"ranks": distributed.world_size(), "zero_stage": engine.zero_optimization_stage()}
+def _shape_of_run(engine: deepspeed.DeepSpeedEngine) -> dict[str, int | str]:
+    """What decides how DeepSpeed cuts and names its files."""
+    precision = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"
+    stage = engine.zero_optimization_stage()
+    return {"ranks": distributed.world_size(), "zero_stage": stage, "precision": precision}

@@ -124,9 +124,11 @@ def shutdown() -> None:
     if not dist.is_initialized():
         return
     import deepspeed.comm.comm as deepspeed_comm
+    from deepspeed.utils import groups as deepspeed_groups
 
     dist.destroy_process_group()
-    deepspeed_comm.cdb = None  # DeepSpeed keeps its own record of the group
+    deepspeed_comm.cdb = None  # DeepSpeed keeps its own records of the group
+    deepspeed_groups._WORLD_GROUP = None
 
 
 def _error_of_main(found: str) -> Exception:

@@ -98,7 +98,8 @@ def train(
         _drop_other_tensors(out, progress.best_step)
         kept = _tensors_file(out, progress.best_step)
         load_trainable(objective.student, open_safetensors(kept).get_tensor)
-        scores = final(engine.eval()) if final else {}
+        engine.eval()
+        scores = final(engine) if final else {}
     return Outcome(progress.history, progress.best_step, kept, scores)
 
 
@@ -109,8 +110,8 @@ def _step(
     items: list[Item],
     step: int,
     settings: TrainSettings,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step; returns this rank's summed losses [terms] and the counts [terms] of all ranks."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One optimizer step; returns this rank's summed losses [terms], all ranks' counts [terms] and tokens [] (fp64)."""
     world, accumulation = distributed.world_size(), engine.gradient_accumulation_steps()
     # Dropout is the only thing drawn from torch's generators: seeding every step makes resuming exact without state.
     torch.manual_seed((settings.seed * 1_000_003 + step) * 65_537 + distributed.rank())
@@ -118,8 +119,9 @@ def _step(
     batches = [examples.batch(share) for share in shares]
     counted = [objective.counts(batch) for batch in batches]
     terms = list(objective.weights)
-    totals = [sum(c[term] for c in counted) for term in terms]
-    counts = distributed.sum_over_ranks(torch.tensor(totals, dtype=torch.float64, device=engine.device))
+    totals = [sum(c[term] for c in counted) for term in terms] + [sum(int(b["attention_mask"].sum()) for b in batches)]
+    totals = distributed.sum_over_ranks(torch.tensor(totals, dtype=torch.float64, device=engine.device))
+    counts, tokens = totals[:-1], totals[-1]
     divisors = counts.clamp(min=1).float()
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
@@ -132,7 +134,7 @@ def _step(
         engine.backward(loss * world * accumulation)
         engine.step()
         summed += torch.stack([sums[term].detach().double() for term in terms])
-    return summed, counts
+    return summed, counts, tokens
 
 
 def _evaluate(

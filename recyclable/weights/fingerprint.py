@@ -20,7 +20,10 @@ _OUTPUT_FIELDS = (
     *("position_embedding_type", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
     *("tie_word_embeddings", "pad_token_id", "logit_scale", "final_logit_softcapping"),
 )
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,21 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         lineage = json.loads(file.read_text(encoding="utf-8"))
-        for ancestor in lineage["ancestors"]:
-            ancestor["fingerprint"]["weights"]
+        for base in (lineage, *lineage["ancestors"]):
+            base["fingerprint"]["weights"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(file, "broken, expected JSON with fingerprint and ancestors") from error
     return lineage
 
 
 def ancestors_for_child(parent: Path, name: str, parent_fingerprint: dict[str, str]) -> list[dict[str, Any]]:
-    """The ancestors a child of `parent` has: the parent first, then the parent's own."""
+    """The ancestors a child of `parent` has: the parent first, then the parent's own.
+
+    A lineage that was written for other weights than the parent's says nothing about it.
+    """
     lineage = read_lineage(parent)
-    return [{"name": name, "fingerprint": parent_fingerprint}, *(lineage["ancestors"] if lineage else [])]
+    known = lineage is not None and lineage["fingerprint"]["weights"] == parent_fingerprint["weights"]
+    return [{"name": name, "fingerprint": parent_fingerprint}, *(lineage["ancestors"] if known else [])]
 
 
 def descends(folder: Path, own_weights: str, ancestor_weights: str) -> bool:

@@ -1,0 +1,43 @@
+"""How much of the accelerator's arithmetic a run uses: model FLOPs per token over the device's peak."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# Dense bf16 peak in FLOP/s by a part of the device's name, from the vendors' data sheets.
+_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "B200": 2250e12,
+    "MI300X": 1307e12,
+}
+
+
+def flops_per_token(objective: nn.Module) -> float:
+    """Model FLOPs of one training step per token, by parameters outside embeddings (Kaplan et al. 2020, section 2.1).
+
+    A trained parameter costs 2 in the forward pass and 4 in the backward, a frozen one of the student 2 and 2 (the
+    gradient only passes through), the teacher's 2.
+    """
+    embedding = {id(p) for m in objective.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    total = 0.0
+    for name, parameter in objective.named_parameters():
+        if id(parameter) not in embedding:
+            size = getattr(parameter, "ds_numel", parameter.numel())
+            cost = 6 if parameter.requires_grad else (4 if name.startswith("student.") else 2)
+            total += cost * size
+    return total
+
+
+def peak_flops() -> float | None:
+    """Dense bf16 FLOP/s of this rank's device, None for a CPU or an unknown accelerator."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in _PEAKS.items() if part in name), None)

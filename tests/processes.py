@@ -1,0 +1,58 @@
+"""Starts `train_ranks.py` on one or more ranks, as the `recyclable` command would, with a time limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).with_name("train_ranks.py")
+LAUNCH = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT_S = 400  # for a whole list of runs, on a busy machine
+
+
+def start(folder: Path, runs: list[dict[str, Any]], nproc: int | None = None) -> subprocess.Popen:
+    """Start `runs` (see train_ranks.py) in a session of their own; what they print goes to folder/log.
+
+    Args:
+        nproc: ranks, started by the deepspeed launcher; None is one process without any launcher.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "runs.json").write_text(json.dumps(runs, default=str))
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
+    environment["OMP_NUM_THREADS"] = "1"
+    launch = ["-c", LAUNCH.format(nproc)] if nproc else []
+    command = [sys.executable, *launch, str(SCRIPT), str(folder / "runs.json")]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def finish(process: subprocess.Popen, folder: Path, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait for the end; AssertionError with the last lines printed if it is a failure or does not come in time."""
+    try:
+        status = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        status = f"no end after {timeout_s} s"
+    finally:
+        kill(process)
+    assert status == 0, f"{status}\n" + "\n".join((folder / "log").read_text().splitlines()[-40:])
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the process and all it started (ranks under a launcher end with it)."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def outcome(out: Path) -> dict[str, str]:
+    """What a run ended with: {} or {error, message}."""
+    return json.loads(Path(f"{out}.json").read_text())

@@ -1,0 +1,199 @@
+"""Bases with heads: what is drawn fresh depends on seed and name alone, what the base has is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, RobertaConfig, RobertaForMaskedLM
+from worlds import make_base, make_task, make_tokenizer, make_upgraded
+
+from recyclable import models
+from recyclable.config import TuningSettings
+from recyclable.data.tasks import Task, load_task
+from recyclable.errors import InputError
+from recyclable.weights.base import Base
+
+HEAD = "classifier.weight"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def base(root: Path) -> Path:
+    return make_base(root / "base")
+
+
+@pytest.fixture(scope="module")
+def headless(root: Path) -> Path:
+    return make_base(root / "headless", mlm_head=False)
+
+
+@pytest.fixture(scope="module")
+def task(root: Path) -> Task:
+    return load_task(make_task(root / "task"))
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.named_parameters()}
+
+
+def test_a_fresh_head_is_the_same_on_a_base_and_its_upgrade_whatever_was_drawn_before(
+    base: Path, task: Task, tmp_path: Path
+) -> None:
+    upgraded = make_upgraded(base, tmp_path / "upgraded")
+    first = state(models.task_model(base, task, 20, None))
+    torch.manual_seed(123)
+    torch.randn(7)
+    models.masked_lm(base, "fresh", 20, None)
+    second = state(models.task_model(upgraded, task, 20, None))
+    fresh = [name for name in first if "classifier" in name or "pooler" in name]
+    assert len(fresh) == 4
+    for name in fresh:
+        assert torch.equal(first[name], second[name]), name
+    assert not torch.equal(first["bert.embeddings.LayerNorm.bias"], second["bert.embeddings.LayerNorm.bias"])
+
+
+def test_another_seed_draws_another_head_and_leaves_the_base_alone(base: Path, task: Task) -> None:
+    first, second = (state(models.task_model(base, task, seed, None)) for seed in (20, 30))
+    for name in first:
+        drawn = name in (HEAD, "bert.pooler.dense.weight")
+        assert torch.equal(first[name], second[name]) is not drawn, name
+
+
+def test_tensors_of_different_names_are_drawn_differently(base: Path, task: Task) -> None:
+    made = state(models.task_model(base, task, 20, None))
+    assert not torch.equal(made["bert.pooler.dense.weight"][:3], made[HEAD])
+
+
+def test_a_fresh_head_is_drawn_as_bert_draws_it(base: Path, task: Task) -> None:
+    made = state(models.task_model(base, task, 20, None))
+    assert made["bert.pooler.dense.weight"].std().item() == pytest.approx(0.1, rel=0.1)  # initializer_range
+    assert not made["classifier.bias"].any() and not made["bert.pooler.dense.bias"].any()
+    fresh, _ = models.masked_lm(base, "fresh", 20, None)
+    norm = fresh.cls.predictions.transform.LayerNorm
+    assert (norm.weight == 1).all() and (norm.bias == 0).all()
+
+
+def test_loading_leaves_torchs_own_generator_alone(base: Path, task: Task) -> None:
+    torch.manual_seed(5)
+    wanted = torch.randn(3)
+    torch.manual_seed(5)
+    made = models.task_model(base, task, 20, None)
+    after_model = torch.get_rng_state()
+    models.attach_adapter(made, TuningSettings(tuning="lora"), 20)
+    assert torch.equal(torch.get_rng_state(), after_model)
+    torch.manual_seed(5)
+    assert torch.equal(torch.randn(3), wanted)
+
+
+@pytest.mark.parametrize("kind", ["lora", "bottleneck"])
+def test_adapters_are_the_same_for_the_same_seed_and_train_little(base: Path, task: Task, kind: str) -> None:
+    def made(seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed * 7)
+        tuning = TuningSettings(tuning=kind, lora_r=2, bottleneck_size=2)
+        return models.attach_adapter(models.task_model(base, task, 20, None), tuning, seed)
+
+    first, again, other = (state(made(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    model = made(1)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("classifier" in name for name in trained) and any("pooler" in name for name in trained)
+    assert any("LayerNorm" in name for name in trained) is (kind == "bottleneck")
+    assert not any(name.endswith("word_embeddings.weight") for name in trained)
+
+
+def test_a_dropout_replaces_every_rate_and_none_keeps_the_bases(base: Path, task: Task) -> None:
+    def rates(model: torch.nn.Module) -> set[float]:
+        return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert rates(models.task_model(base, task, 20, None)) == {0.1}
+    assert rates(models.task_model(base, task, 20, 0.0)) == {0.0}
+    assert rates(models.masked_lm(base, "auto", 20, 0.25)[0]) == {0.25}
+    model = models.task_model(base, task, 20, 0.0).train()
+    ids = torch.arange(5, 15)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_labels_are_written_into_the_config(base: Path, task: Task) -> None:
+    config = models.task_model(base, task, 20, None).config
+    assert config.id2label == {0: "left", 1: "middle", 2: "right"} and config.num_labels == 3
+
+
+def test_auto_keeps_a_trained_head_and_draws_one_where_there_is_none(base: Path, headless: Path) -> None:
+    kept, fresh = models.masked_lm(base, "auto", 20, None)
+    assert fresh == []
+    for name, tensor in load_file(base / "model.safetensors").items():
+        if name in state(kept):
+            assert torch.equal(state(kept)[name], tensor), name
+    made, fresh = models.masked_lm(headless, "auto", 20, None)
+    assert "cls.predictions.transform.dense.weight" in fresh and all(name.startswith("cls.") for name in fresh)
+    assert torch.equal(made.bert.embeddings.word_embeddings.weight, Base(headless)["embeddings.word_embeddings.weight"])
+    assert made.cls.predictions.decoder.weight is made.bert.embeddings.word_embeddings.weight
+
+
+def test_keep_insists_and_fresh_draws_anew_without_touching_the_embeddings(base: Path, headless: Path) -> None:
+    assert models.masked_lm(base, "keep", 20, None)[1] == []
+    with pytest.raises(InputError, match=f"mlm_head: is 'keep', but {headless} has no trained head"):
+        models.masked_lm(headless, "keep", 20, None)
+    kept, drawn = (
+        state(models.masked_lm(base, "auto", 20, None)[0]),
+        state(models.masked_lm(base, "fresh", 20, None)[0]),
+    )
+    changed = {name for name in kept if not torch.equal(kept[name], drawn[name])}
+    assert changed == {"cls.predictions.transform.dense.weight"}  # the rest of it starts at 0 and 1 in both
+    again = state(models.masked_lm(base, "fresh", 20, None)[0])
+    assert all(torch.equal(drawn[name], again[name]) for name in drawn)
+
+
+def test_the_pooler_of_a_base_is_found_under_the_name_its_children_save_it_by(
+    headless: Path, base: Path, tmp_path: Path
+) -> None:
+    assert dict(models.pooler_tensors(base, "bert")) == {}
+    found = dict(models.pooler_tensors(headless, "bert"))
+    assert found.keys() == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    whole = AutoModel.from_pretrained(headless)
+    assert torch.equal(found["bert.pooler.dense.weight"], whole.pooler.dense.weight)
+
+
+def test_a_bases_own_pooler_is_used_by_a_task(headless: Path, task: Task) -> None:
+    made = state(models.task_model(headless, task, 20, None))
+    stored = load_file(headless / "model.safetensors")["pooler.dense.weight"]
+    assert torch.equal(made["bert.pooler.dense.weight"], stored)
+
+
+def test_roberta_has_a_dense_head_and_no_pooler(root: Path, task: Task) -> None:
+    size = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(**size, intermediate_size=32, max_position_embeddings=34, pad_token_id=1)
+    RobertaForMaskedLM(config).save_pretrained(root / "roberta")
+    make_tokenizer().save_pretrained(root / "roberta")
+    model = models.task_model(root / "roberta", task, 20, None)
+    assert models.head_modules(model) == ["classifier"]
+    names = models.canonical_names(model)
+    assert names["embeddings.word_embeddings.weight"] == "roberta.embeddings.word_embeddings.weight"
+    assert {name for name in names if name not in Base(root / "roberta")} == {
+        *("classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias")
+    }
+    models.require_length(root / "roberta", 32)
+    with pytest.raises(InputError, match="has positions for 32 tokens at most"):
+        models.require_length(root / "roberta", 33)
+
+
+def test_a_classifier_of_other_labels_is_replaced_by_a_fresh_one(base: Path, task: Task, tmp_path: Path) -> None:
+    models.task_model(base, task, 20, None).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, HEAD: torch.ones(7, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    made = models.task_model(tmp_path, task, 30, None)
+    assert torch.equal(made.classifier.weight, models.task_model(base, task, 30, None).classifier.weight)
+
+
+def test_a_module_that_an_adapter_cannot_attach_to_is_named(base: Path, task: Task) -> None:
+    tuning = TuningSettings(tuning="lora", target_modules=["no_such_module"])
+    with pytest.raises(InputError, match=r"target_modules: .*no_such_module"):
+        models.attach_adapter(models.task_model(base, task, 20, None), tuning, 20)

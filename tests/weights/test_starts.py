@@ -1,0 +1,167 @@
+"""Where recycled weights start: differences are added, what the base lacks is copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from worlds import make_base, make_outdated, make_task, make_upgraded
+
+from recyclable import models
+from recyclable.config import TuningSettings
+from recyclable.data.tasks import load_task
+from recyclable.errors import InputError
+from recyclable.weights.adapted import DELTA, HEAD, AdaptedWeights
+from recyclable.weights.base import Base
+from recyclable.weights.starts import add, outdated_adapter, outdated_delta, subtract
+
+DRAW = torch.Generator().manual_seed(0)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=DRAW)
+
+
+def test_a_delta_is_added_and_a_head_copied() -> None:
+    new = {"a": random(3, 4), "b": random(5), "not tuned": random(2)}
+    delta, head = (
+        {"a": random(3, 4), "b": random(5)},
+        {"classifier.weight": random(2, 4), "pooler.dense.bias": random(4)},
+    )
+    started = dict(outdated_delta(new, delta.items(), head.items()))
+    assert started.keys() == {"a", "b", "classifier.weight", "pooler.dense.bias"}
+    for name in delta:
+        assert torch.equal(started[name], new[name] + delta[name])
+    for name in head:
+        assert torch.equal(started[name], head[name])
+
+
+def test_a_head_is_copied_even_if_the_new_base_has_a_tensor_of_its_name() -> None:
+    new, head = {"classifier.weight": random(2, 4)}, {"classifier.weight": random(2, 4)}
+    assert torch.equal(dict(outdated_delta(new, (), head.items()))["classifier.weight"], head["classifier.weight"])
+
+
+def test_deltas_that_do_not_fit_are_named() -> None:
+    with pytest.raises(InputError, match="gone: is in the delta but not in the new base"):
+        list(outdated_delta({}, [("gone", random(2))], ()))
+    with pytest.raises(InputError, match=r"a: has shape \(3,\) in the base, \(2,\) in the delta"):
+        list(outdated_delta({"a": random(3)}, [("a", random(2))], ()))
+
+
+def test_sums_are_made_in_fp32_and_rounded_once() -> None:
+    base, delta = random(1000).bfloat16(), random(1000) * 1e-2
+    wanted = (base.double() + delta.double()).float().bfloat16()
+    assert add(base, delta).dtype == torch.bfloat16
+    assert torch.equal(add(base, delta), wanted)
+    assert not torch.equal(base + delta.bfloat16(), wanted)
+    assert torch.equal(add(random(3) * 0, torch.ones(3), scale=0.5), torch.full((3,), 0.5))
+    difference = subtract(base, delta.bfloat16())
+    assert difference.dtype == torch.float32 and torch.equal(difference, base.float() - delta.bfloat16().float())
+
+
+def test_an_adapters_layer_norms_move_with_the_base_and_the_rest_stays() -> None:
+    old, new = {"LayerNorm.weight": random(4), "dense.weight": random(4)}, {"LayerNorm.weight": random(4)}
+    adapter = {"norm": random(4), "lora_A": random(2, 4), "classifier": random(3, 4), "pooler": random(4)}
+    names = {"norm": "LayerNorm.weight", "lora_A": "x.lora_A", "classifier": "classifier.w", "pooler": "pooler.w"}
+    started = outdated_adapter(old, new, adapter, names)
+    shift = new["LayerNorm.weight"] - old["LayerNorm.weight"]
+    assert torch.allclose(started["norm"], adapter["norm"] + shift, atol=1e-6)
+    for name in ("lora_A", "classifier", "pooler"):
+        assert torch.equal(started[name], adapter[name])
+
+
+class Situation:
+    """A base, its upgrade, a task."""
+
+    def __init__(self, root: Path) -> None:
+        self.old_folder = make_base(root / "old")
+        self.old, self.new = Base(self.old_folder), Base(make_upgraded(self.old_folder, root / "new"))
+        self.task_folder = make_task(root / "task")
+        self.task = load_task(self.task_folder)
+
+    def model(self, tuning: TuningSettings):
+        made = models.task_model(self.new.folder, self.task, 20, None)
+        return models.attach_adapter(made, tuning, 20)
+
+
+@pytest.fixture(scope="module")
+def situation(tmp_path_factory: pytest.TempPathFactory) -> Situation:
+    return Situation(tmp_path_factory.mktemp("starts"))
+
+
+def test_a_model_started_from_a_delta_is_new_base_plus_delta_with_the_old_head(
+    situation: Situation, tmp_path: Path
+) -> None:
+    weights = AdaptedWeights(make_outdated(situation.old_folder, situation.task_folder, tmp_path / "outdated"))
+    model = situation.model(TuningSettings())
+    models.load_adapted(model, weights, situation.old, situation.new)
+    delta, head = load_file(weights.folder / DELTA), load_file(weights.folder / HEAD)
+    seen = set()
+    for name, parameter in model.named_parameters():
+        canonical = name.removeprefix("bert.")
+        wanted = situation.new[canonical] + delta[canonical] if canonical in delta else head[canonical]
+        assert torch.equal(parameter, wanted), name
+        seen.add(canonical)
+    assert seen == delta.keys() | head.keys()
+
+
+@pytest.mark.parametrize("kind", ["lora", "bottleneck"])
+def test_a_model_started_from_an_adapter(situation: Situation, tmp_path: Path, kind: str) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tuning = TuningSettings(tuning=kind, lora_r=2, bottleneck_size=3)
+    source = situation.model(tuning)
+    saved = get_peft_model_state_dict(source, save_embedding_layers=False)
+    saved = {name: random(*tensor.shape) for name, tensor in saved.items()}
+    save_file(saved, tmp_path / "adapter_model.safetensors")
+
+    class Weights:
+        """As much of `AdaptedWeights` as is used."""
+
+        folder, is_adapter = tmp_path, True
+
+        def tensors(self, file: str):
+            return load_file(tmp_path / file).items()
+
+    model = situation.model(tuning)
+    models.load_adapted(model, Weights(), situation.old, situation.new)
+    started = get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert started.keys() == saved.keys()
+    moved = set()
+    for name, tensor in started.items():
+        base_name = name.removeprefix("base_model.model.bert.")
+        if base_name in situation.old:
+            shift = situation.new[base_name] - situation.old[base_name]
+            assert torch.allclose(tensor, saved[name] + shift, atol=1e-6) and shift.abs().sum() > 0
+            moved.add(base_name.rpartition(".")[0].rpartition(".")[2])
+        else:
+            assert torch.equal(tensor, saved[name]), name
+    assert moved == ({"LayerNorm"} if kind == "bottleneck" else set())
+    assert any("classifier" in name for name in saved) and any("pooler" in name for name in saved)
+    backbone = "bert.encoder.layer.0.output.dense"
+    frozen = dict(model.named_parameters())
+    name = next(n for n in frozen if backbone in n and n.endswith("weight") and not frozen[n].requires_grad)
+    assert torch.equal(frozen[name], situation.new["encoder.layer.0.output.dense.weight"])
+
+
+def test_what_is_missing_left_over_or_of_another_shape_is_listed(situation: Situation, tmp_path: Path) -> None:
+    weights = AdaptedWeights(make_outdated(situation.old_folder, situation.task_folder, tmp_path / "outdated"))
+    head = load_file(weights.folder / HEAD)
+    del head["pooler.dense.bias"]
+    head.update({"classifier.bias": torch.zeros(2), "regressor.bias": torch.zeros(1)})
+
+    class Changed:
+        folder, is_adapter = weights.folder, False
+
+        def tensors(self, file: str):
+            return iter(head.items()) if file == HEAD else weights.tensors(file)
+
+    with pytest.raises(InputError) as caught:
+        models.load_adapted(situation.model(TuningSettings()), Changed(), situation.old, situation.new)
+    assert str(caught.value) == (
+        f"{weights.folder}: does not fit the model: classifier.bias is (2,), the model's is (3,); "
+        "pooler.dense.bias is missing; regressor.bias has no place in the model"
+    )
