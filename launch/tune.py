@@ -2,7 +2,7 @@
 
 import sys
 
-from recyclable.cli import rank_main
+from recyclable.rank import rank_main
 
 if __name__ == "__main__":
     sys.exit(rank_main("tune", sys.argv[1:]))

@@ -14,9 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from recyclable.cli import RUN_CONFIGS
 from recyclable.config import make_config
 from recyclable.errors import InputError
+from recyclable.rank import RUN_CONFIGS
 from recyclable.training import distributed
 from recyclable.training.monitor import Monitor
 

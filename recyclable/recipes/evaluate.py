@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from recyclable import models
@@ -11,21 +12,37 @@ from recyclable.data.tasks import load_task
 from recyclable.errors import InputError
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.recipes.recycle import outdated_model, require_same_labels
+from recyclable.report.compare import compare, plot
 from recyclable.training.evaluation import predict
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.provenance import require_descendant, require_own_base
 
 
+def evaluate_all(
+    folders: list[str], base: str, task: str, *, old_base: str | None, split: str, png: Path | None = None
+) -> list[dict[str, Any]]:
+    """A row per directory of adapted weights: how it was made, what that cost, and its scores here.
+
+    Args:
+        png: where the dev curves of the runs are drawn, if anywhere.
+    """
+    opened = [AdaptedWeights(folder) for folder in folders]
+    manifests = {str(weights.folder): vars(weights.manifest) for weights in opened}
+    rows = compare(manifests)
+    for row, weights in zip(rows, opened, strict=True):
+        del row["test"]  # what the run itself measured; here it is measured anew
+        scores = evaluate(weights, base, task, old_base=old_base, split=split)
+        row.update(weights=row["method"], method=weights.manifest.method)
+        row.update({f"{split}_{name}": value for name, value in scores.items()})
+    if png:
+        plot({f"dev of {Path(task).name}": {name: [run] for name, run in manifests.items()}}, png)
+    return rows
+
+
 def evaluate(
-    weights: AdaptedWeights,
-    base: str,
-    task: str,
-    *,
-    old_base: str | None = None,
-    split: str = "test",
-    batch_size: int = 64,
-) -> dict[str, Any]:
+    weights: AdaptedWeights, base: str, task: str, *, old_base: str | None, split: str, batch_size: int = 64
+) -> dict[str, float]:
     """Scores of adapted weights on `base`: their own base, or a recorded descendant they are applied to unchanged.
 
     Args:

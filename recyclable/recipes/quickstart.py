@@ -45,13 +45,13 @@ _DISTILLATION = {"alpha": 0.9, "beta": 10.0, "temperature": 4.0}
 
 
 def quickstart(
-    out: Path, base: str | None, corpus: str | None, task: str | None, run_study: Callable[[Path], None]
-) -> dict[str, Any]:
-    """Write the study into `out`, run it, show what came of it; returns what `--json` prints.
+    out: Path, base: str | None, corpus: str | None, task: str | None, run_study: Callable[[Path], int]
+) -> dict[str, Any] | None:
+    """Write the study into `out`, run it, show what came of it; returns what `--json` prints, None if the study failed.
 
     Args:
         base, corpus, task: the user's own in place of a base made here, the upgrade's text, the task.
-        run_study: runs a study file to its end.
+        run_study: runs a study file to its end and returns its exit status.
     """
     file = out / _STUDY
     if out.exists() and any(out.iterdir()) and not file.is_file():
@@ -64,7 +64,8 @@ def quickstart(
         write_docstring_world(out / "data")
     out.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    run_study(file)
+    if run_study(file) != 0:
+        return None
     return _show(load_config(StudyConfig, file), out)
 
 

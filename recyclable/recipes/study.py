@@ -12,14 +12,19 @@ from typing import Any
 from recyclable.config import StudyConfig
 from recyclable.data.tasks import load_task
 from recyclable.recipes.study_plan import Cell, plan
+from recyclable.report.study_report import write_study_report
 from recyclable.training import distributed
 from recyclable.weights.adapted import read_manifest
 
 _POLL_SECONDS = 5
 
 
-def study(config: StudyConfig, ds_config: dict[str, Any], resume: bool = True) -> None:
-    """Run every cell that is not finished. Any number of these may run at once: each takes the cells that are free."""
+def study(config: StudyConfig, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
+    """Run every cell that is not finished and report; returns the report's tables.
+
+    Any number of these may run at once: each takes the cells that are free. A study always goes on from what is there,
+    so `resume` changes nothing.
+    """
     cells = {cell.name: cell for cell in plan(config)}
     for task in config.tasks.values():
         load_task(task)
@@ -30,7 +35,8 @@ def study(config: StudyConfig, ds_config: dict[str, Any], resume: bool = True) -
                 continue
             if distributed.is_main():
                 print(f"study  {name}  ({len(waiting)} of {len(cells)} left)", flush=True)
-            cells[name].recipe(cells[name].config(), ds_config, resume)
+            cells[name].recipe(cells[name].config(), ds_config, True)
+    return write_study_report(collect(config), config.out) if distributed.is_main() else {}
 
 
 def collect(config: StudyConfig) -> list[dict[str, Any]]:

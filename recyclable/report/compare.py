@@ -17,14 +17,14 @@ def steps_to_target(run: Run, target: float) -> int | None:
     return next((int(row["step"]) for row in run["history"] if row[metric] >= target), None)
 
 
-def dev_best(run: Run) -> float:
-    """The best dev score of a run."""
-    return run["metrics"]["dev"][run["metrics"]["metric"]]
+def dev_best(run: Run) -> float | None:
+    """The best dev score of a run; None for weights that came without one."""
+    return run["metrics"]["dev"].get(run["metrics"]["metric"])
 
 
 def compare(runs: dict[str, Run]) -> list[dict[str, Any]]:
     """A row per run. The target is the best dev score of the run whose method is scratch; without one there is none."""
-    scratch = next((run for run in runs.values() if run["method"] == "scratch"), None)
+    target = next((dev_best(run) for run in runs.values() if run["method"] == "scratch"), None)
     rows = []
     for label, run in runs.items():
         metrics = run["metrics"]
@@ -34,7 +34,7 @@ def compare(runs: dict[str, Run]) -> list[dict[str, Any]]:
                 "dev_best": dev_best(run),
                 "test": metrics["test"].get(metrics["metric"]),
                 "best_step": int(metrics["best_step"]),
-                "steps_to_target": steps_to_target(run, dev_best(scratch)) if scratch else None,
+                "steps_to_target": None if target is None else steps_to_target(run, target),
                 "examples": int(metrics["examples"]),
                 "seconds": round(metrics["seconds"], 1),
             }
