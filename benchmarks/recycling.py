@@ -1,0 +1,90 @@
+"""What recycling gains over starting from scratch: convergence with all labels, scores with few, from a study's runs.
+
+    python benchmarks/recycling.py studies/chemprot.yaml --out runs/chemprot      after `recyclable study` has run it
+    python benchmarks/recycling.py --quick                                        runs the quickstart's study first
+
+The peer is `scratch`: the new base tuned anew, which is what one does without recycling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from recyclable.config import StudyConfig, load_config
+from recyclable.recipes.study import collect
+from recyclable.report.compare import table
+from recyclable.report.study_report import paired_gains, results
+
+
+def main() -> None:
+    """Print the figures as tables, or as one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", help="a study file whose runs are finished, or in part")
+    parser.add_argument("--out", help="where its runs are, over the file's `out`")
+    parser.add_argument("--quick", action="store_true", help="run the quickstart and take its study")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "recyclable.cli", "quickstart", "--out", f"{folder}/quickstart"]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            figures = measure(load_config(StudyConfig, f"{folder}/quickstart/study.yaml"))
+    else:
+        if not arguments.study:
+            parser.error("name a study, or --quick")
+        out = [f"out={json.dumps(arguments.out)}"] if arguments.out else []
+        figures = measure(load_config(StudyConfig, arguments.study, out))
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        for name, content in figures.items():
+            print(f"\n{name}\n" + yaml.safe_dump(content["convergence"], sort_keys=False))
+            print(table(content["gain_over_scratch"]) if content["gain_over_scratch"] else "no pairs yet")
+
+
+def measure(config: StudyConfig) -> dict[str, Any]:
+    """Figures by experiment, from the runs on reported seeds."""
+    rows = [row for row in results(collect(config)) if row["reported"]]
+    return {
+        name: {
+            "convergence": convergence([row for row in rows if row["experiment"] == name]),
+            "gain_over_scratch": paired_gains([row for row in rows if row["experiment"] == name]),
+        }
+        for name in config.experiments
+    }
+
+
+def convergence(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By method: the median of its steps to scratch's best dev score over the steps scratch took, and how many never."""
+    key = ("task", "old", "new", "tuning", "seed")
+    scratch = {tuple(row[k] for k in key): row["steps_to_target"] for row in rows if row["method"] == "scratch"}
+    figures = {}
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] not in ("scratch", "apply")):
+        of = [row for row in rows if row["method"] == method and tuple(row[k] for k in key) in scratch]
+        ratios = [
+            float("inf")
+            if row["steps_to_target"] is None
+            else row["steps_to_target"] / scratch[tuple(row[k] for k in key)]
+            for row in of
+        ]
+        never = ratios.count(float("inf"))
+        middle = median(ratios) if ratios else None
+        figures[method] = {
+            "pairs": len(of),
+            "never": never,
+            "median_steps_ratio": None if middle == float("inf") else middle,
+        }
+    return figures
+
+
+if __name__ == "__main__":
+    main()
