@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -64,7 +63,7 @@ def measure(config: StudyConfig) -> dict[str, Any]:
 
 
 def convergence(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By method: the median of its steps to scratch's best dev score over the steps scratch took, and how many never."""
+    """By method: median of its steps to scratch's best dev score over the steps scratch took; how many never reach it."""
     key = ("task", "old", "new", "tuning", "seed")
     scratch = {tuple(row[k] for k in key): row["steps_to_target"] for row in rows if row["method"] == "scratch"}
     figures = {}
@@ -73,7 +72,7 @@ def convergence(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         ratios = [
             float("inf")
             if row["steps_to_target"] is None
-            else row["steps_to_target"] / scratch[tuple(row[k] for k in key)]
+            else row["steps_to_target"] / max(1, scratch[tuple(row[k] for k in key)])
             for row in of
         ]
         never = ratios.count(float("inf"))

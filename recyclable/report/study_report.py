@@ -114,10 +114,10 @@ def paired_gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return gains
 
 
-def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean; (nan, nan) for fewer than two values."""
+def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float] | tuple[None, None]:
+    """Student's t interval of the mean; fewer than two values have none."""
     if len(values) < 2:
-        return float("nan"), float("nan")
+        return None, None
     half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
