@@ -63,7 +63,7 @@ def measure(config: StudyConfig) -> dict[str, Any]:
 
 
 def convergence(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By method: median of its steps to scratch's best dev score over the steps scratch took; how many never reach it."""
+    """By method: median of steps to scratch's best dev score over the steps scratch took; how many never reach it."""
     key = ("task", "old", "new", "tuning", "seed")
     scratch = {tuple(row[k] for k in key): row["steps_to_target"] for row in rows if row["method"] == "scratch"}
     figures = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recyclable.errors import InputError
 
@@ -67,6 +67,11 @@ class CorpusSettings(Settings):
     """Text the held-out loss is measured on; null sets aside the last 2% of the packed training sequences."""
     text_column: str = "text"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_path(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, (str, list)) else value
+
 
 class PretrainConfig(TrainSettings):
     """`recyclable pretrain`: base + corpus -> upgraded base."""
@@ -83,11 +88,6 @@ class PretrainConfig(TrainSettings):
     mlm_head_learning_rate: float = Field(1e-3, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the saved base."""
-
-    @field_validator("corpus", mode="before")
-    @classmethod
-    def _plain_corpus(cls, value: Any) -> Any:
-        return {"train": value} if isinstance(value, (str, list)) else value
 
 
 class AdaptSettings(TrainSettings):

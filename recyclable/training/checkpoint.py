@@ -51,7 +51,10 @@ def load_latest(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, An
     steps = _steps(folder)
     if not steps:
         return None
-    state = json.loads((steps[-1] / _MARK).read_text())
+    try:
+        state = json.loads((steps[-1] / _MARK).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(steps[-1] / _MARK, f"is broken ({error})") from error
     for key, value in _shape_of_run(engine).items():
         if state.get(key, value) != value:
             raise InputError(steps[-1], f"was written with {key} {state[key]}, this run has {value}")

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from recyclable.errors import InputError
-from recyclable.host import free_port, use_cpu_if_alone
+from recyclable.host import free_port
 from recyclable.launcher import end_with_command
 
 T = TypeVar("T")
@@ -29,7 +29,6 @@ def init() -> None:
     end_with_command()
     if dist.is_initialized():
         return
-    use_cpu_if_alone()
     if "RANK" not in os.environ:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         os.environ.update({name: str(value) for name, value in alone.items()})

@@ -28,7 +28,10 @@ def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
     if (out / _RUN).is_file():
         if not resume:
             raise InputError("out", f"{out} holds a run already; resume it with --resume, or name another directory")
-        found = json.loads((out / _RUN).read_text())
+        try:
+            found = json.loads((out / _RUN).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(out / _RUN, f"is broken ({error}); the run cannot be resumed") from error
         for key in sorted((wanted.keys() | found.keys()) - _FREE):
             if wanted.get(key) != found.get(key):
                 raise InputError(key, f"is {wanted.get(key)!r}, but {out} was started with {found.get(key)!r}")
