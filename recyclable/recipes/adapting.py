@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import get_peft_model_state_dict
 from torch import nn
 
@@ -180,13 +181,10 @@ def _write_delta(student: Student, tuned) -> None:
     names = models.canonical_names(student.model)
     shape = {n: tuple(tuned.get_slice(name).get_shape()) for n, name in names.items()}
     delta, head = [n for n in sorted(names) if n in base], [n for n in sorted(names) if n not in base]
-    fp32 = tuned.get_tensor(names[delta[0]]).dtype
-    write_safetensors(
-        out / DELTA,
-        {n: (fp32, shape[n]) for n in delta},
-        ((n, subtract(tuned.get_tensor(names[n]), base[n])) for n in delta),
-    )
-    write_safetensors(out / HEAD, {n: (fp32, shape[n]) for n in head}, ((n, tuned.get_tensor(names[n])) for n in head))
+    differences = ((n, subtract(tuned.get_tensor(names[n]), base[n])) for n in delta)
+    write_safetensors(out / DELTA, {n: (torch.float32, shape[n]) for n in delta}, differences)
+    verbatim = ((n, tuned.get_tensor(names[n])) for n in head)
+    write_safetensors(out / HEAD, {n: (torch.float32, shape[n]) for n in head}, verbatim)
 
 
 def _write_adapter(student: Student, tensors: dict[str, Any]) -> None:
