@@ -101,6 +101,8 @@ class AdaptSettings(TrainSettings):
     """Examples per class in train and dev; null uses all."""
     max_dev_examples: int | None = Field(None, gt=0)
     """A fixed random subset of dev keeps frequent evaluation cheap; null uses all."""
+    group_by_length: bool = False
+    """Texts of like length share a step: less padding, at the price of steps that are not quite random."""
     metric: str | None = None
     """Which dev score selects the best step; null: accuracy, or pearson for regression."""
 

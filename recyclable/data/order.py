@@ -6,25 +6,44 @@ from functools import lru_cache
 
 import numpy as np
 
+_WINDOW = 50  # steps; as in transformers' LengthGroupedSampler, enough for nearly equal lengths
 Item = tuple[int, int]
 """(epoch, index of the example): together they decide everything random about one use of an example."""
 
 
 class Order:
-    """An endless stream of examples, each epoch shuffled anew, cut into steps; no example is dropped at a seam."""
+    """An endless stream of examples, each epoch shuffled anew, cut into steps; no example is dropped at a seam.
 
-    def __init__(self, examples: int, batch: int, seed: int) -> None:
-        self._examples, self._batch, self._seed = examples, batch, seed
-        self._permutation = lru_cache(maxsize=2)(self._shuffle)
+    Args:
+        lengths: tokens of each example; texts of like length then share a step, which leaves little to pad. Steps are
+            made from windows of `_WINDOW` steps (at most an epoch): sorted by length, cut, the cuts shuffled.
+    """
+
+    def __init__(self, examples: int, batch: int, seed: int, lengths: np.ndarray | None = None) -> None:
+        self._examples, self._batch, self._seed, self._lengths = examples, batch, seed, lengths
+        self._steps = max(1, min(_WINDOW, examples // batch))
+        self._permutation = lru_cache(maxsize=4)(self._shuffle)
+        self._window = lru_cache(maxsize=1)(self._group)
+
+    def step(self, step: int) -> list[Item]:
+        """The examples of one global batch, in order."""
+        if self._lengths is None:
+            return self._stream(step * self._batch, self._batch)
+        window, place = divmod(step, self._steps)
+        return self._window(window)[place]
+
+    def _stream(self, start: int, count: int) -> list[Item]:
+        pairs = (divmod(position, self._examples) for position in range(start, start + count))
+        return [(epoch, int(self._permutation(epoch)[place])) for epoch, place in pairs]
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, epoch)).permutation(self._examples)
 
-    def step(self, step: int) -> list[Item]:
-        """The examples of one global batch, in order."""
-        positions = range(step * self._batch, (step + 1) * self._batch)
-        pairs = (divmod(position, self._examples) for position in positions)
-        return [(epoch, int(self._permutation(epoch)[place])) for epoch, place in pairs]
+    def _group(self, window: int) -> list[list[Item]]:
+        size = self._steps * self._batch
+        items = sorted(self._stream(window * size, size), key=lambda item: self._lengths[item[1]])
+        order = np.random.default_rng((self._seed, window, 1)).permutation(self._steps)
+        return [items[place * self._batch : (place + 1) * self._batch] for place in order]
 
 
 def share_of_step(items: list[Item], rank: int, world_size: int, micro_batch: int) -> list[list[Item]]:

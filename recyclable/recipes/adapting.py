@@ -108,6 +108,7 @@ def learn(student: Student, objective: Objective, ds_config: dict[str, Any], res
         out=config.out,
         select=data.metric,
         final=on_test,
+        lengths=data.train.lengths if config.group_by_length else None,
         resume=resume,
         label=f"{label} {config.out.name}",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 
 from recyclable.config import TrainSettings
@@ -63,6 +64,7 @@ def train(
     out: Path,
     select: str | None = None,
     final: Evaluate | None = None,
+    lengths: np.ndarray | None = None,
     resume: bool = False,
     label: str = "",
 ) -> Outcome:
@@ -72,6 +74,7 @@ def train(
         evaluate: scores of the engine's model; run at step 0, every `eval_every` steps and at the end.
         select: the score whose highest value decides which step's weights are kept; None keeps the last.
         final: run once, on the kept weights, when training is over.
+        lengths: tokens of each example, to put those of like length into one step; None takes them as they come.
         resume: go on from the last complete checkpoint under `out`, if there is one.
     """
     progress = Progress(history=[])
@@ -80,7 +83,7 @@ def train(
         monitor = Monitor(engine, settings, label)
         if resume and (state := checkpoint.load_latest(engine, checkpoints)):
             progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
-        order = Order(len(examples), settings.train_batch_size, settings.seed)
+        order = Order(len(examples), settings.train_batch_size, settings.seed, lengths)
         with monitor.bar(progress.step):
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)

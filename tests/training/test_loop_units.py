@@ -235,3 +235,30 @@ def test_mean_losses_count_every_example_once(monkeypatch, count, world):
     lengths, ids = expected_of(examples).T
     assert found == {"a": pytest.approx(ids.sum() / lengths.sum())}
     assert len(set(calls)) == 1
+
+
+def test_grouping_by_length_uses_every_example_once_per_epoch_and_leaves_less_to_pad() -> None:
+    examples, batch = 96, 8
+    lengths = np.random.default_rng(3).integers(5, 100, size=examples)
+    plain, grouped = Order(examples, batch, seed=1), Order(examples, batch, seed=1, lengths=lengths)
+    steps = [grouped.step(step) for step in range(examples // batch)]
+    assert sorted(index for items in steps for _, index in items) == list(range(examples))
+
+    def padded(order: Order) -> int:
+        return sum(batch * max(lengths[index] for _, index in order.step(step)) for step in range(examples // batch))
+
+    assert padded(grouped) < 1.2 * lengths.sum() < 0.8 * padded(plain)
+
+
+def test_grouped_steps_depend_on_seed_and_step_alone() -> None:
+    lengths = np.arange(50)
+    order = Order(50, 7, seed=1, lengths=lengths)
+    later_first = [order.step(step) for step in (30, 2, 30)]
+    assert later_first == [Order(50, 7, seed=1, lengths=lengths).step(step) for step in (30, 2, 30)]
+    assert order.step(2) != Order(50, 7, seed=2, lengths=lengths).step(2)
+
+
+def test_long_and_short_steps_are_mixed() -> None:
+    order = Order(400, 8, seed=1, lengths=np.arange(400))
+    firsts = [order.step(step)[0][1] for step in range(50)]
+    assert firsts != sorted(firsts) and firsts != sorted(firsts, reverse=True)
