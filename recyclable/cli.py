@@ -55,6 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="end with one JSON object")
     sub.set_defaults(run=_evaluate)
 
+    text = "where a base comes from, and bases that were upgraded elsewhere"
+    lineage = verbs.add_parser("lineage", help=text, description=text).add_subparsers(required=True, metavar="VERB")
+    sub = lineage.add_parser("show", help="a base's fingerprint and ancestors")
+    sub.add_argument("base", metavar="B")
+    sub.add_argument("--json", action="store_true", help="end with one JSON object")
+    sub.set_defaults(run=_lineage_show)
+    sub = lineage.add_parser("declare", help="record that a base was upgraded from another outside recyclable")
+    sub.add_argument("base", metavar="B")
+    sub.add_argument("--parent", required=True, metavar="A")
+    sub.set_defaults(run=_lineage_declare)
+
     text = "the whole story on this machine: real text, a few minutes on 2 CPU cores"
     sub = verbs.add_parser("quickstart", help=text, description=text)
     sub.add_argument("--base", metavar="B", help="start from this base instead of a small one made here")
@@ -103,6 +114,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     print(table(rows))
     if arguments.json:
         print(json.dumps({"runs": rows}))
+    return 0
+
+
+def _lineage_show(arguments: argparse.Namespace) -> int:
+    from recyclable.recipes.lineage import show
+
+    shown = show(arguments.base)
+    for ancestor in [{"name": arguments.base, "fingerprint": shown["fingerprint"]}, *shown["ancestors"]]:
+        claim = "  (declared by the user to be the parent)" if ancestor.get("declared") else ""
+        print(f"{ancestor['fingerprint']['weights'][:12]}  {ancestor['name']}{claim}")
+    if arguments.json:
+        print(json.dumps(shown))
+    return 0
+
+
+def _lineage_declare(arguments: argparse.Namespace) -> int:
+    from recyclable.recipes.lineage import declare
+
+    declare(arguments.base, arguments.parent)
+    print(f"{arguments.base}: recorded {arguments.parent} as its parent, as your claim")
     return 0
 
 

@@ -437,7 +437,7 @@ def test_weights_of_another_base(runs: Runs) -> None:
 def test_a_new_base_that_does_not_descend_from_the_old_one(runs: Runs) -> None:
     said = runs.refused_run("recycle", base=runs.world.stranger)
     assert f"{runs.world.outdated}: belongs to base '{runs.world.base}'" in said
-    assert "does not descend from it by its lineage.json; allow_unrelated=true uses them all the same" in said
+    assert "does not descend from it by its lineage.json; `recyclable lineage declare` records" in said
 
 
 def test_an_unrelated_base_may_be_allowed_and_the_manifest_says_so(runs: Runs) -> None:
@@ -445,7 +445,7 @@ def test_an_unrelated_base_may_be_allowed_and_the_manifest_says_so(runs: Runs) -
     status, _, err = runs.run("recycle", config, "allow_unrelated=true")
     assert status == 0, err
     manifest = read_manifest(runs.out)
-    assert manifest.recycled_from["allow_unrelated"] is True
+    assert manifest.recycled_from["relation"] == "unrelated"
     assert manifest.base["name"] == str(runs.world.stranger)
     assert manifest.recycled_from["base"]["name"] == str(runs.world.base)
 

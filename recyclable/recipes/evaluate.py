@@ -49,12 +49,12 @@ def evaluate(
         old_base: the base the weights belong to, where the manifest's name for it does not lead there any more.
     """
     new, labelled = Base(models.locate(base)), load_task(task)
-    found = require_descendant(weights, new)
+    _, relation = require_descendant(weights, new)
     require_same_labels(weights, labelled)
     if split not in labelled.splits:
         raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
     old = new
-    if found.weights != weights.manifest.base["fingerprint"]["weights"]:
+    if relation != "own":
         old = Base(models.locate(old_base or weights.manifest.base["name"]))
         require_own_base(weights, old)
     settings = weights.manifest.settings

@@ -28,7 +28,7 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
     folder, old_folder = models.locate(config.base), models.locate(config.old_base)
     new, old, weights = Base(folder), Base(old_folder), AdaptedWeights(config.weights)
     require_own_base(weights, old)
-    own = require_descendant(weights, new, config.allow_unrelated)
+    own, relation = require_descendant(weights, new, config.allow_unrelated)
     task = load_task(config.task)
     require_same_labels(weights, task)
     tuning = make_config(TuningSettings, weights.manifest.tuning, weights.folder)
@@ -46,7 +46,7 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
         "task": weights.manifest.task["name"],
         "weights": str(weights.folder),
         "files": weights.manifest.files,
-        "allow_unrelated": config.allow_unrelated,
+        "relation": relation,
     }
     if config.method == "apply":
         untrained = LabelledTask(model).eval()

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from recyclable.errors import InputError
+from recyclable.weights.base import Base
+from recyclable.weights.files import write_json
+from recyclable.weights.fingerprint import fingerprint
 
 FILE = "lineage.json"
 
@@ -35,14 +38,47 @@ def ancestors_for_child(parent: Path, name: str, parent_fingerprint: dict[str, s
     return [{"name": name, "fingerprint": parent_fingerprint}, *(lineage["ancestors"] if known else [])]
 
 
-def descends(folder: Path, own_weights: str, ancestor_weights: str) -> bool:
-    """Whether the base in `folder` is the ancestor itself or has it in its recorded lineage.
+def relation(folder: Path, own_weights: str, ancestor_weights: str) -> str | None:
+    """How the base in `folder` is related to an ancestor, by a lineage that was written for its weights.
 
-    The lineage counts only for the weights it was written for.
+    Returns `own` (the same weights), `recorded` (by the runs that upgraded it), `declared` (a user's claim stands
+    somewhere between), or None.
     """
     if own_weights == ancestor_weights:
-        return True
+        return "own"
     lineage = read_lineage(folder)
     if lineage is None or lineage["fingerprint"]["weights"] != own_weights:
-        return False
-    return any(a["fingerprint"]["weights"] == ancestor_weights for a in lineage["ancestors"])
+        return None
+    kind = "recorded"
+    for ancestor in lineage["ancestors"]:
+        if ancestor.get("declared"):
+            kind = "declared"
+        if ancestor["fingerprint"]["weights"] == ancestor_weights:
+            return kind
+    return None
+
+
+def declare(child: Base, parent: Base, parent_name: str) -> dict[str, Any]:
+    """Record the user's claim that `child` was made from `parent` by training elsewhere; returns the new lineage.
+
+    Raises InputError when the child has a lineage of its own already, is the parent, or cannot be its descendant:
+    other tensors, or other shapes (an embedding may have grown by rows).
+    """
+    own, of_parent = fingerprint(child), fingerprint(parent)
+    if own.weights == of_parent.weights:
+        raise InputError(child.folder, f"has the same weights as {parent.folder} ({own}): nothing to declare")
+    found = read_lineage(child.folder)
+    if found is not None and found["fingerprint"]["weights"] == own.weights:
+        raise InputError(child.folder / FILE, f"says already that it comes from {found['ancestors'][0]['name']!r}")
+    problems = [f"{n} only in one" for n in sorted(set(child.names) ^ set(parent.names))]
+    for name in sorted(set(child.names) & set(parent.names)):
+        new, old = child.shape(name), parent.shape(name)
+        if new != old and (new[1:] != old[1:] or "embed" not in name):
+            problems.append(f"{name} is {new}, the parent's {old}")
+    if problems:
+        raise InputError(child.folder, f"cannot descend from {parent.folder}: {'; '.join(problems)}")
+    ancestors = ancestors_for_child(parent.folder, parent_name, of_parent.as_dict())
+    ancestors[0]["declared"] = True
+    record = {"format": 1, "fingerprint": own.as_dict(), "ancestors": ancestors}
+    write_json(child.folder / FILE, record)
+    return record

@@ -6,7 +6,7 @@ from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import Fingerprint, fingerprint
-from recyclable.weights.lineage import descends
+from recyclable.weights.lineage import relation
 
 
 def require_own_base(weights: AdaptedWeights, base: Base) -> Fingerprint:
@@ -24,14 +24,19 @@ def require_own_base(weights: AdaptedWeights, base: Base) -> Fingerprint:
     return found
 
 
-def require_descendant(weights: AdaptedWeights, base: Base, allow_unrelated: bool = False) -> Fingerprint:
-    """The new base's fingerprint if the weights' base is it or its recorded ancestor, else InputError."""
+def require_descendant(weights: AdaptedWeights, base: Base, allow_unrelated: bool = False) -> tuple[Fingerprint, str]:
+    """The new base's fingerprint and its relation to the weights' base: `own`, `recorded`, `declared`.
+
+    Without any it is an InputError, or `unrelated` if that is allowed.
+    """
     found = fingerprint(base)
     wanted = weights.manifest.base["fingerprint"]["weights"]
-    if not allow_unrelated and not descends(base.folder, found.weights, wanted):
+    related = relation(base.folder, found.weights, wanted)
+    if related is None and not allow_unrelated:
         raise InputError(
             weights.folder,
             f"belongs to base {weights.manifest.base.get('name')!r} ({wanted[:12]}), and {base.folder} ({found}) "
-            "does not descend from it by its lineage.json; allow_unrelated=true uses them all the same",
+            "does not descend from it by its lineage.json; `recyclable lineage declare` records an upgrade made "
+            "elsewhere, allow_unrelated=true uses them all the same",
         )
-    return found
+    return found, related or "unrelated"
