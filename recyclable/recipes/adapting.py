@@ -84,7 +84,7 @@ def _few(split: Split, config: AdaptSettings, task: Task, name: str) -> Split:
     return few
 
 
-def scores(module, examples: LabelledTexts, problem: str, config: AdaptSettings, device: str = "cpu") -> Scores:
+def scores(module, examples: LabelledTexts, problem: str, config: AdaptSettings, device: str | torch.device) -> Scores:
     """Scores of an objective, plain or inside an engine, on examples shared out to the ranks."""
     return score(problem, predict(module, examples, config.eval_batch_size, device), examples.labels.numpy())
 
@@ -192,7 +192,7 @@ def _write_adapter(student: Student, tensors: dict[str, Any]) -> None:
     """PEFT's own format, so that plain peft opens it; the base's path in it is a hint, the manifest decides."""
     out, peft_config = student.config.out, student.model.peft_config["default"]
     saved = get_peft_model_state_dict(student.model, state_dict=tensors, save_embedding_layers=False)
-    write_tensors(out / ADAPTER, {name: tensor.detach().contiguous() for name, tensor in saved.items()})
+    write_tensors(out / ADAPTER, {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()})
     peft_config.base_model_name_or_path = str(student.config.base)
     peft_config.save_pretrained(out)
 

@@ -13,6 +13,7 @@ from recyclable.errors import InputError
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.recipes.recycle import outdated_model, require_same_labels
 from recyclable.report.compare import compare, plot
+from recyclable.training import distributed
 from recyclable.training.evaluation import predict
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
@@ -61,5 +62,6 @@ def evaluate(
     tokenizer = models.load_tokenizer(new.folder)
     models.require_length(new.folder, settings["max_length"])
     examples = LabelledTexts(labelled.splits[split], tokenizer, settings["max_length"])
-    model = LabelledTask(outdated_model(weights, old, new, labelled, settings["seed"])).eval()
-    return score(labelled.problem, predict(model, examples, batch_size), examples.labels.numpy())
+    device = distributed.device()
+    model = LabelledTask(outdated_model(weights, old, new, labelled, settings["seed"])).eval().to(device)
+    return score(labelled.problem, predict(model, examples, batch_size, device), examples.labels.numpy())

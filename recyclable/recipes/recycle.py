@@ -14,7 +14,7 @@ from recyclable.objectives.distillation import Distillation
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.objectives.objective import Objective
 from recyclable.recipes.adapting import RESULT, Student, learn, save_applied, save_learned, scores, task_data
-from recyclable.training import rundir
+from recyclable.training import distributed, rundir
 from recyclable.weights.adapted import AdaptedWeights, read_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.provenance import require_descendant, require_own_base
@@ -49,8 +49,11 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
         "relation": relation,
     }
     if config.method == "apply":
-        untrained = LabelledTask(model).eval()
-        dev, test = (scores(untrained, split, task.problem, config) if split else {} for split in (data.dev, data.test))
+        device = distributed.device()
+        untrained = LabelledTask(model).eval().to(device)
+        dev, test = (
+            scores(untrained, split, task.problem, config, device) if split else {} for split in (data.dev, data.test)
+        )
         return save_applied(student, weights, dev, test, origin)
     objective = _objective(student, weights, old, task, config)
     outcome = learn(student, objective, ds_config, resume, config.method)

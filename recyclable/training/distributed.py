@@ -49,6 +49,11 @@ def init() -> None:
     deepspeed.init_distributed(verbose=verbose)
 
 
+def device() -> str:
+    """Where a plain model runs on this rank: its GPU, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def rank() -> int:
     """This process's number among all ranks."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -34,7 +34,8 @@ def build_optimizer(module: nn.Module, settings: TrainSettings, ds_config: dict[
     ]
     groups = [group for group in groups if group["params"]]
     betas, eps = (settings.adam_beta1, settings.adam_beta2), settings.adam_epsilon
-    if "offload_optimizer" in ds_config.get("zero_optimization", {}):
+    offload = (ds_config.get("zero_optimization") or {}).get("offload_optimizer") or {}
+    if offload.get("device", "none") != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, lr=settings.learning_rate, betas=betas, eps=eps, adamw_mode=True)
