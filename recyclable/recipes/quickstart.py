@@ -11,6 +11,7 @@ import yaml
 from recyclable.config import StudyConfig, load_config
 from recyclable.data.docstrings import write_docstring_world
 from recyclable.errors import InputError
+from recyclable.recipes.recycle import LEARNS_FROM_TEACHER
 from recyclable.report.compare import COLUMNS, compare, plot, table
 
 METHODS = ("scratch", "init", "distill", "both")
@@ -22,11 +23,9 @@ _PRETRAIN = {
     "max_steps": 400,
     "train_batch_size": 32,
     "max_length": 64,
-    "learning_rate": 3e-3,
     "warmup_steps": 40,
     "max_heldout_sequences": 256,
     "eval_every": 400,
-    "mlm_head_steps": 0,
     "save_every": 200,
 }
 _ADAPT = {"max_length": 64, "save_every": 0}
@@ -34,13 +33,14 @@ _TUNE = {
     **_ADAPT,
     "train_batch_size": 32,
     "max_steps": 450,
-    "learning_rate": 1e-3,
     "warmup_steps": 45,
     "eval_every": 50,
     "max_dev_examples": 400,
 }
 _FEW_SHOT = {**_ADAPT, "train_batch_size": 16, "max_steps": 200, "warmup_steps": 20, "eval_every": 10}
-_RATES = {"scratch": 2e-3, "init": 3e-4, "distill": 2e-3, "both": 3e-4}
+# Learning rates for the small base made here, and for a pre-trained one of the user's, which larger ones would wreck.
+_RATES = {"pretrain": 3e-3, "tune": 1e-3, "scratch": 2e-3, "init": 3e-4, "distill": 2e-3, "both": 3e-4}
+_RATES_OF_GIVEN_BASE = {"pretrain": 2e-4, "tune": 1e-4, "scratch": 1e-4, "init": 5e-5, "distill": 1e-4, "both": 5e-5}
 _DISTILLATION = {"alpha": 0.9, "beta": 10.0, "temperature": 4.0}
 
 
@@ -71,7 +71,7 @@ def quickstart(
 
 def _study(out: Path, base: str | None, corpus: str | None, task: str | None) -> dict[str, Any]:
     """The study file: M0 made (or given), upgraded to M1, tuned with all labels, recycled with 32 a class."""
-    data = out / "data"
+    data, rates = out / "data", _RATES_OF_GIVEN_BASE if base else _RATES
     upgrade = {"train": str(data / "upgrade" / "train.jsonl"), "heldout": str(data / "upgrade" / "heldout.jsonl")}
     general = {"train": str(data / "general" / "train.jsonl"), "heldout": str(data / "general" / "heldout.jsonl")}
     made = {"parent": str(data / "base"), "corpus": general}
@@ -83,29 +83,21 @@ def _study(out: Path, base: str | None, corpus: str | None, task: str | None) ->
         "tasks": {"task": task or str(data / "task")},
         "edges": [{"old": "M0", "new": "M1"}],
         "seeds": [_SEED],
-        "pretrain": _PRETRAIN,
-        "tune": _TUNE,
+        "pretrain": {**_PRETRAIN, "learning_rate": rates["pretrain"]},
+        "tune": {**_TUNE, "learning_rate": rates["tune"]},
         "experiments": {
             "few_shot": {
                 "shots": 32,
                 "recycle": _FEW_SHOT,
-                "methods": {
-                    "apply": {},
-                    **{
-                        method: {
-                            "settings": [
-                                {
-                                    "learning_rate": _RATES[method],
-                                    **(_DISTILLATION if method in ("distill", "both") else {}),
-                                }
-                            ]
-                        }
-                        for method in METHODS
-                    },
-                },
+                "methods": {"apply": {}, **{method: _method(method, rates[method]) for method in METHODS}},
             }
         },
     }
+
+
+def _method(method: str, rate: float) -> dict[str, Any]:
+    distillation = _DISTILLATION if method in LEARNS_FROM_TEACHER else {}
+    return {"settings": [{"learning_rate": rate, **distillation}]}
 
 
 def _show(config: StudyConfig, out: Path) -> dict[str, Any]:
