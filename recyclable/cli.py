@@ -23,7 +23,7 @@ _TRAINING = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed while running, 2 bad input."""
-    arguments = _parser().parse_args(argv)
+    arguments = rank.parse(_parser(), argv)
     status = 0
 
     def work() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -131,7 +132,8 @@ def attach_adapter(model: PreTrainedModel, config: TuningSettings, seed: int) ->
         norms = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)})
         shared["modules_to_save"] = shared["modules_to_save"] + norms
         peft = BottleneckConfig(task_type=TaskType.SEQ_CLS, bottleneck_size=config.bottleneck_size, **shared)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will change
         torch.manual_seed(_seed_of(seed, config.tuning))
         try:
             return get_peft_model(model, peft)

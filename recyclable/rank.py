@@ -35,6 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
 
 
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse, with key=value settings wherever they stand; argparse alone wants them right behind run.yaml."""
+    arguments, rest = parser.parse_known_args(argv)
+    settings = [argument for argument in rest if not argument.startswith("-")]
+    if len(settings) < len(rest) or (settings and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if settings:
+        arguments.overrides = [*arguments.overrides, *settings]
+    return arguments
+
+
 def read(verb: str, arguments: argparse.Namespace) -> tuple[Settings, dict[str, Any]]:
     """The run config and the ds_config that the arguments name."""
     out = [f"out={json.dumps(arguments.out)}"] if arguments.out else []
@@ -47,7 +58,7 @@ def rank_main(verb: str, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"launch/{verb}.py")
     add_arguments(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from recyclable.training import distributed
 

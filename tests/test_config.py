@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from recyclable.cli import main
 from recyclable.config import PretrainConfig, RecycleConfig, StudyConfig, TuneConfig, load_config
 from recyclable.errors import InputError
 
@@ -126,3 +127,30 @@ def test_a_study_must_hold_together(write) -> None:
     ]:
         with pytest.raises(InputError, match=said):
             load_config(StudyConfig, write(STUDY), [corpus, *overrides])
+
+
+def test_settings_may_stand_before_between_and_behind_options(tmp_path: Path, capsys) -> None:
+    (tmp_path / "run.yaml").write_text("base: nowhere\n")
+    behind = [
+        "tune",
+        str(tmp_path / "run.yaml"),
+        "seed=1",
+        "--resume",
+        "max_steps=2",
+        "--out",
+        str(tmp_path / "o"),
+        "nonsense=3",
+    ]
+    assert main(behind) == 2
+    said = capsys.readouterr().err
+    assert "unknown key 'nonsense'" in said and "max_steps" not in said and "seed" not in said
+
+
+def test_unknown_options_and_stray_words_are_refused(tmp_path: Path) -> None:
+    for argv in (
+        ["tune", "run.yaml", "--nproc_per_node", "2"],
+        ["evaluate", "--weights", "w", "--base", "b", "--task", "t", "x=1"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 2
