@@ -10,6 +10,12 @@ from pathlib import Path
 RANK = int(os.environ["RANK"])
 
 
+def say(line: str) -> None:
+    """One write, end of line included: `print` makes two, between which another rank's line may come."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def together() -> int:
     """Every collective, each against the value worked out by hand; then bad input that only rank 0 sees."""
     import torch
@@ -44,12 +50,12 @@ def together() -> int:
         assert d.is_main()
     except RuntimeError as error:
         assert not d.is_main() and "ValueError: broken\nover two lines" in str(error)
-    print(f"rank {d.rank()} of {d.world_size()} passed {sys.argv[1:]}")
+    say(f"rank {d.rank()} of {d.world_size()} passed {sys.argv[1:]}")
     try:
         with d.main_first():
             raise InputError("task.yaml", "is wrong")
     except InputError as error:
-        print(f"rank {RANK}: {error}")
+        say(f"rank {RANK}: {error}")
         return error.exit_status
     finally:
         d.shutdown()
@@ -59,7 +65,7 @@ def together() -> int:
 
 
 def hello() -> int:
-    print(f"hello from {RANK}")
+    say(f"hello from {RANK}")
     return 0
 
 
