@@ -36,14 +36,16 @@ WORDS = [f"w{i}" for i in range(195)]
 LABELS = ("left", "middle", "right")
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer in the manner of BERT's."""
-    backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIALS, *WORDS])}, unk_token="[UNK]"))
+def make_tokenizer(
+    words: list[str] = WORDS, kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer in the manner of BERT's: ids 0 to 4 are the special tokens, then the words in order."""
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIALS, *words])}, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
     backend.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return PreTrainedTokenizerFast(
+    return kind(
         tokenizer_object=backend,
         pad_token="[PAD]",
         unk_token="[UNK]",

@@ -12,6 +12,7 @@ from recyclable.config import StudyConfig, load_config
 from recyclable.data.docstrings import write_docstring_world
 from recyclable.errors import InputError
 from recyclable.recipes.recycle import LEARNS_FROM_TEACHER
+from recyclable.recipes.study import collect
 from recyclable.report.compare import COLUMNS, compare, plot, table
 
 METHODS = ("scratch", "init", "distill", "both")
@@ -101,8 +102,6 @@ def _method(method: str, rate: float) -> dict[str, Any]:
 
 
 def _show(config: StudyConfig, out: Path) -> dict[str, Any]:
-    from recyclable.recipes.study import collect
-
     records = collect(config)
     runs = {record["method"]: record["run"] for record in records if record["experiment"] == "few_shot"}
     teacher = next(record["run"] for record in records if record["method"] == "tune")

@@ -34,9 +34,10 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
     tuning = make_config(TuningSettings, weights.manifest.tuning, weights.folder)
     data = task_data(config, task, folder)
 
-    model = models.attach_adapter(models.task_model(folder, task, config.seed, config.dropout), tuning, config.seed)
     if config.method in STARTS_OUTDATED:
-        models.load_adapted(model, weights, old, new)
+        model = outdated_model(weights, old, new, task, config.seed, config.dropout)
+    else:
+        model = models.attach_adapter(models.task_model(folder, task, config.seed, config.dropout), tuning, config.seed)
     student = Student(model, new, own, tuning, data, config)
     if not rundir.claim(config, RESULT, resume):
         return read_manifest(config.out).metrics
@@ -60,7 +61,9 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
     return save_learned(student, outcome, method=config.method, recycled_from=origin)
 
 
-def outdated_model(weights: AdaptedWeights, old: Base, new: Base, task: Task, seed: int, dropout=None) -> nn.Module:
+def outdated_model(
+    weights: AdaptedWeights, old: Base, new: Base, task: Task, seed: int, dropout: float | None = None
+) -> nn.Module:
     """A model of base `new` with outdated weights on it (`old` is the base they were tuned on)."""
     tuning = make_config(TuningSettings, weights.manifest.tuning, weights.folder)
     model = models.attach_adapter(models.task_model(new.folder, task, seed, dropout), tuning, seed)

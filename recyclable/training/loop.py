@@ -99,10 +99,11 @@ def train(
                     checkpoint.save(engine, checkpoints, vars(progress))
                     _drop_other_tensors(out, progress.best_step)
         _drop_other_tensors(out, progress.best_step)
-        kept = _tensors_file(out, progress.best_step)
-        load_trainable(objective.student, open_safetensors(kept).get_tensor)
-        engine.eval()
-        scores = final(engine) if final else {}
+        kept, scores = _tensors_file(out, progress.best_step), {}
+        if final:
+            load_trainable(objective.student, open_safetensors(kept).get_tensor)
+            engine.eval()
+            scores = final(engine)
     return Outcome(progress.history, progress.best_step, kept, scores)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import datasets
 import pytest
+import worlds
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from worlds import SPECIALS
 
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", *(f"w{i}" for i in range(100))]
 
 
@@ -32,23 +32,12 @@ class CountingTokenizer(PreTrainedTokenizerFast):
 
 
 def make_tokenizer(words: list[str] = WORDS, bert: bool = True) -> CountingTokenizer:
-    """A word-level tokenizer: ids 0 to 4 are the special tokens, then the words in order."""
+    """A word-level tokenizer in BERT's manner, or one that adds nothing to the text."""
+    if bert:
+        return worlds.make_tokenizer(words, CountingTokenizer)
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIALS, *words])}, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
-    if not bert:
-        return CountingTokenizer(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
-    backend.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return CountingTokenizer(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    return CountingTokenizer(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
 
 
 @pytest.fixture
