@@ -24,7 +24,7 @@ from recyclable.training.evaluation import predict
 from recyclable.training.loop import Outcome, Scores, train
 from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, MANIFEST, AdaptedWeights, Manifest, write_manifest
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import open_safetensors, tensors_in
+from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.files import write_safetensors, write_tensors
 from recyclable.weights.fingerprint import Fingerprint
 from recyclable.weights.starts import subtract
@@ -120,9 +120,9 @@ def save_learned(
     """Write what a run learned as adapted weights of the student's base; returns the manifest's metrics."""
     if distributed.is_main():
         if student.tuning.tuning == "full":
-            _write_delta(student, open_safetensors(outcome.tensors))
+            _write_delta(student, SafetensorsFile(outcome.tensors))
         else:
-            _write_adapter(student, dict(tensors_in(outcome.tensors)))
+            _write_adapter(student, dict(SafetensorsFile(outcome.tensors).items()))
     best = next(row for row in outcome.history if row["step"] == outcome.best_step)
     return _finish(student, outcome.history, best, outcome.final, method, recycled_from)
 
@@ -180,11 +180,11 @@ def _write_delta(student: Student, tuned) -> None:
     """Tuned minus base for what the base has, verbatim for the head; one tensor in memory at a time."""
     base, out = student.base, student.config.out
     names = models.canonical_names(student.model)
-    shape = {n: tuple(tuned.get_slice(name).get_shape()) for n, name in names.items()}
+    shape = {n: tuned.shape(name) for n, name in names.items()}
     delta, head = [n for n in sorted(names) if n in base], [n for n in sorted(names) if n not in base]
-    differences = ((n, subtract(tuned.get_tensor(names[n]), base[n])) for n in delta)
+    differences = ((n, subtract(tuned[names[n]], base[n])) for n in delta)
     write_safetensors(out / DELTA, {n: (torch.float32, shape[n]) for n in delta}, differences)
-    verbatim = ((n, tuned.get_tensor(names[n])) for n in head)
+    verbatim = ((n, tuned[names[n]]) for n in head)
     write_safetensors(out / HEAD, {n: (torch.float32, shape[n]) for n in head}, verbatim)
 
 

@@ -22,7 +22,7 @@ from recyclable.training.evaluation import mean_losses
 from recyclable.training.loop import Evaluate, Outcome, train
 from recyclable.weights import lineage
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import tensors_in
+from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.files import write_json, write_tensors
 from recyclable.weights.fingerprint import fingerprint
 
@@ -104,7 +104,7 @@ def _trained_head(
     outcome = train(
         MaskedLM(model), training, evaluate, settings, ds_config, out=scratch, label=f"head of {config.out.name}"
     )
-    head = list(tensors_in(outcome.tensors))
+    head = list(SafetensorsFile(outcome.tensors).items())
     distributed.barrier()
     rundir.clear_scratch(scratch)
     return head
@@ -116,7 +116,7 @@ def _save(
     """A plain HF directory: weights, config, tokenizer; `lineage.json` last, it marks the base as whole."""
     dtype = getattr(torch, config.dtype)
     pooler = models.pooler_tensors(parent.folder, parent.prefix)
-    tensors = {name: tensor.to(dtype) for name, tensor in chain(tensors_in(outcome.tensors), pooler)}
+    tensors = {name: tensor.to(dtype) for name, tensor in chain(SafetensorsFile(outcome.tensors).items(), pooler)}
     write_tensors(config.out / "model.safetensors", tensors)
     parent.config.architectures, parent.config.dtype = [architecture], dtype
     parent.config.save_pretrained(config.out)

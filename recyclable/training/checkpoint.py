@@ -12,8 +12,8 @@ import deepspeed
 
 from recyclable.errors import InputError
 from recyclable.training import distributed
+from recyclable.weights.digest import sha256_file
 from recyclable.weights.files import sync, write_json
-from recyclable.weights.fingerprint import sha256_file
 
 _MARK = "complete.json"
 _TAG = "engine"

@@ -22,7 +22,7 @@ from recyclable.training.evaluation import to_device
 from recyclable.training.monitor import Monitor
 from recyclable.training.optimizer import learning_rate
 from recyclable.training.zero import load_trainable, trainable_shapes, trainable_tensors
-from recyclable.weights.checkpoint_files import open_safetensors
+from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.files import write_safetensors
 
 Scores = dict[str, float]
@@ -101,7 +101,7 @@ def train(
         _drop_other_tensors(out, progress.best_step)
         kept, scores = _tensors_file(out, progress.best_step), {}
         if final:
-            load_trainable(objective.student, open_safetensors(kept).get_tensor)
+            load_trainable(objective.student, SafetensorsFile(kept).__getitem__)
             engine.eval()
             scores = final(engine)
     return Outcome(progress.history, progress.best_step, kept, scores)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import tensors_in
+from recyclable.weights.checkpoint_files import SafetensorsFile
+from recyclable.weights.digest import Digested, file_digest, sha256_file
 from recyclable.weights.files import write_json
-from recyclable.weights.fingerprint import sha256_file
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -42,23 +42,37 @@ class Manifest:
     settings: dict[str, Any]
     recycled_from: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every file beside the manifest that belongs to the weights."""
+    """Digest (`weights.digest.file_digest`) of every file beside the manifest that belongs to the weights."""
     format: int = FORMAT
 
 
 class AdaptedWeights:
     """A directory of adapted weights, opened and verified; tensors are read on demand."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises InputError when the manifest is missing or broken, or a file is not the one it was written for."""
+    def __init__(self, folder: str | Path, verify: bool = True) -> None:
+        """Raises InputError when the manifest is missing or broken, or a file is not the one it was written for.
+
+        Args:
+            verify: False leaves that to `verify`, after the reading, which then hashes only what was not read.
+        """
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        for file, digest in self.manifest.files.items():
-            if not (self.folder / file).is_file():
-                raise InputError(self.folder / file, "is missing, but the manifest lists it")
-            if sha256_file(self.folder / file) != digest:
+        self._files: dict[str, Digested] = {}
+        for name in self.manifest.files:
+            if not (self.folder / name).is_file():
+                raise InputError(self.folder / name, "is missing, but the manifest lists it")
+            if name.endswith(".safetensors"):
+                self._files[name] = Digested(SafetensorsFile(self.folder / name))
+        if verify:
+            self.verify()
+
+    def verify(self) -> None:
+        """Raise InputError when a file is not the one the manifest was written for; reads what was not read yet."""
+        for name, digest in self.manifest.files.items():
+            opened = self._files.get(name)
+            if (opened.file_digest() if opened else sha256_file(self.folder / name)) != digest:
                 raise InputError(
-                    self.folder / file, "was changed after it was written (its SHA-256 is not the manifest's)"
+                    self.folder / name, "was changed after it was written (its digest is not the manifest's)"
                 )
 
     @property
@@ -66,14 +80,18 @@ class AdaptedWeights:
         """Whether these are an adapter's weights rather than a delta of all weights."""
         return self.manifest.kind == "adapter"
 
+    def file(self, name: str) -> Digested:
+        """One of the safetensors files."""
+        return self._files[name]
+
     def tensors(self, file: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of one of the files, one at a time."""
-        return tensors_in(self.folder / file)
+        return self._files[file].items()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Complete a directory: digests of its weight files, then the manifest, which marks it as whole."""
-    files = {name: sha256_file(folder / name) for name in sorted(_FILES[manifest.kind])}
+    files = {name: file_digest(folder / name) for name in sorted(_FILES[manifest.kind])}
     write_json(folder / MANIFEST, {**manifest.__dict__, "files": files})
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+import numpy as np
 from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig
 
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import TensorFiles
+from recyclable.weights.checkpoint_files import Ranged, Stored, TensorFiles
 
 _OLD_SPELLING = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _BUFFERS = ("position_ids", "token_type_ids")
@@ -37,7 +37,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise InputError(file, f"cannot be used: {error}") from error
 
 
-class Base:
+class Base(Ranged):
     """The tensors that identify a base: backbone, and a pre-trained untied LM head. Heads and pooler are left out.
 
     The pooler is left out because masked-LM pre-training neither uses nor changes it: it travels with the head.
@@ -69,10 +69,10 @@ class Base:
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor in its stored dtype."""
-        return self._files[self._stored[name]]
+    def stored(self, name: str) -> Stored:
+        """Dtype, shape and place of a tensor in its file."""
+        return self._files.stored(self._stored[name])
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape without reading the tensor."""
-        return self._files.shape(self._stored[name])
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) of a tensor, uint8."""
+        return self._files.read_bytes(self._stored[name], start, stop)

@@ -1,12 +1,18 @@
-"""Reads a model directory's safetensors lazily, tensor by tensor; pickles are refused, never opened."""
+"""Reads safetensors by tensor and by byte range; headers are checked first, pickles are refused, never opened."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -14,35 +20,149 @@ from recyclable.errors import InputError
 
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The format's names of dtypes."""
 
 
-def open_safetensors(path: Path) -> safe_open:
-    """Map one file; InputError when it is missing, is a pickle, or its header does not hold together."""
-    if not path.is_file():
-        raise InputError(path, "is missing, expected a safetensors file")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(path, f"is not a valid safetensors file ({error}); pickles are never loaded") from error
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in its file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int = 0
+    """Its first byte in the file."""
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self.numel * self.dtype.itemsize
 
 
-def tensors_in(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of one safetensors file, by name, read one at a time."""
-    file = open_safetensors(path)
-    for name in sorted(file.keys()):
-        yield name, file.get_tensor(name)
+class Source(Protocol):
+    """Named tensors that can be read by byte range."""
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def stored(self, name: str) -> Stored: ...
+
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray: ...
 
 
-class TensorFiles:
+class Ranged:
+    """Reading by elements, for every `Source`; inherited."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tensor, in its stored dtype, as a new flat CPU tensor."""
+        stored = self.stored(name)
+        size = stored.dtype.itemsize
+        data = self.read_bytes(name, start * size, (stored.numel if stop is None else stop) * size)
+        return torch.from_numpy(data).view(stored.dtype) if len(data) else torch.empty(0, dtype=stored.dtype)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One whole tensor, read now, in its stored dtype, on the CPU."""
+        return self.read(name).view(self.stored(name).shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape from the header, without reading the tensor."""
+        return self.stored(name).shape
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) one after the other, by name."""
+        return ((name, self[name]) for name in sorted(self.names))
+
+
+class SafetensorsFile(Ranged):
+    """One safetensors file.
+
+    Raises InputError when it is missing, is a pickle, or its header does not hold together (the safetensors library's
+    own checks: sizes, offsets without holes or overlaps, nothing behind the last tensor).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(self.path, "is missing, expected a safetensors file")
+        try:
+            with safe_open(self.path, framework="pt"):
+                pass
+            file = os.open(self.path, os.O_RDONLY)
+        except (SafetensorError, OSError) as error:
+            problem = f"is not a valid safetensors file ({error}); pickles are never loaded"
+            raise InputError(self.path, problem) from error
+        self._file = file
+        weakref.finalize(self, os.close, file)
+        start = 8 + int.from_bytes(os.pread(file, 8, 0), "little")
+        self.header = os.pread(file, start, 0)
+        """The bytes before the first tensor."""
+        content = json.loads(self.header[8:])
+        self.metadata: dict[str, str] = content.pop("__metadata__", None) or {}
+        unknown = sorted({entry["dtype"] for entry in content.values()} - DTYPES.keys())
+        if unknown:
+            raise InputError(self.path, f"holds tensors of dtype {', '.join(unknown)}, expected one of {list(DTYPES)}")
+        self._stored = {
+            name: Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
+            for name, entry in content.items()
+        }
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of all tensors, in the order in which they lie in the file."""
+        return sorted(self._stored, key=lambda name: (self._stored[name].offset, name))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def stored(self, name: str) -> Stored:
+        """Dtype, shape and place of a tensor."""
+        return self._stored[name]
+
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) of a tensor, uint8."""
+        data = np.empty(stop - start, np.uint8)
+        done, first = 0, self._stored[name].offset + start
+        while done < len(data):  # one call reads 2 GiB at most
+            got = os.preadv(self._file, [data[done : done + (1 << 30)]], first + done)
+            if got == 0:
+                raise InputError(self.path, f"ends within {name}: it was cut short after it was opened")
+            done += got
+        return data
+
+
+class TensorFiles(Ranged):
     """The tensors of an HF model directory, one file or many, by the names that stand in the files."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._files: dict[str, safe_open] = {}
-        self._where: dict[str, str] = {}
-        for file in self._file_names():
-            self._files[file] = open_safetensors(self.folder / file)
-            self._where.update(dict.fromkeys(self._files[file].keys(), file))
+        self._where: dict[str, SafetensorsFile] = {}
+        for name in self._file_names():
+            file = SafetensorsFile(self.folder / name)
+            twice = sorted(self._where.keys() & file.names)
+            if twice:
+                raise InputError(file.path, f"holds {twice[0]}, which {self._where[twice[0]].path.name} holds as well")
+            self._where.update(dict.fromkeys(file.names, file))
 
     def _file_names(self) -> list[str]:
         if (self.folder / _SINGLE).is_file():
@@ -69,14 +189,10 @@ class TensorFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor, read now, in its stored dtype, on the CPU."""
-        return self._files[self._where[name]].get_tensor(name)
+    def stored(self, name: str) -> Stored:
+        """Dtype, shape and place of a tensor."""
+        return self._where[name].stored(name)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape from the header, without reading the tensor."""
-        return tuple(self._files[self._where[name]].get_slice(name).get_shape())
-
-    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) one after the other."""
-        return ((name, self[name]) for name in self.names)
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) of a tensor, uint8."""
+        return self._where[name].read_bytes(name, start, stop)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
 
 from recyclable.weights.base import Base
+from recyclable.weights.digest import Digested, sha256_file, sha256_json
 
 # Config fields that change what the same weights compute; everything else in config.json is bookkeeping.
 _OUTPUT_FIELDS = (
@@ -42,35 +36,17 @@ class Fingerprint:
         return asdict(self)
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, streamed (hex)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def fingerprint(base: Base, read: Digested | None = None) -> Fingerprint:
+    """Digest a base, dtype-exact, tensors by canonical name; in parallel.
 
-
-def sha256_json(value: object) -> str:
-    """SHA-256 of a value's canonical JSON (hex)."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _tensor_digest(base: Base, name: str) -> str:
-    tensor = base[name].contiguous()
-    digest = hashlib.sha256(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def fingerprint(base: Base) -> Fingerprint:
-    """Digest a base tensor by tensor, in parallel (hashlib lets go of the GIL), dtype-exact."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        tensors = list(pool.map(lambda name: _tensor_digest(base, name), base.names))
+    Args:
+        read: what the base was read through already, so that only the rest has to be read.
+    """
+    tensors = (read or Digested(base)).tensor_digests()
     files = {f: sha256_file(base.folder / f) for f in _TOKENIZER_FILES if (base.folder / f).is_file()}
     fields = base.config.to_dict()
     return Fingerprint(
-        weights=sha256_json(tensors),
+        weights=sha256_json([tensors[name] for name in sorted(tensors)]),
         tokenizer=sha256_json(files),
         config=sha256_json({field: fields.get(field) for field in _OUTPUT_FIELDS}),
     )

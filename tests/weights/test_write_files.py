@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recyclable.weights.checkpoint_files import TensorFiles, open_safetensors
+from recyclable.weights.checkpoint_files import SafetensorsFile, TensorFiles
 from recyclable.weights.files import write_json, write_safetensors, write_tensors
 
 DTYPES = [
@@ -42,7 +42,7 @@ def test_every_dtype_and_shape_is_read_back_by_safetensors(tmp_path: Path) -> No
     assert found.keys() == written.keys()
     for name, tensor in written.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
-    assert open_safetensors(tmp_path / "model.safetensors").metadata() == {"format": "pt"}
+    assert SafetensorsFile(tmp_path / "model.safetensors").metadata == {"format": "pt"}
     opened = TensorFiles(tmp_path)
     assert opened.names == sorted(written) and opened.shape("turned") == (3, 4)
 
