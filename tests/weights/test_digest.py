@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_any_cut_into_ranges_gives_the_same_values_and_hashes_each_leaf_once(pat
         opened = Digested(SafetensorsFile(path))
         for name, size in SIZES.items():
             cuts = sorted({0, size, *(draw.randrange(size + 1) for _ in range(4))})
-            parts = [opened.read(name, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            parts = [opened.read(name, a, b) for a, b in itertools.pairwise(cuts)]
             if parts:
                 assert torch.equal(torch.cat(parts), SafetensorsFile(path).read(name))
         monkeypatch.undo()

@@ -1,0 +1,270 @@
+"""Deltas on disk: differences of tuned weights from their base, stored exactly or compressed, read by range.
+
+A file holds for each tensor of the base one of
+- `name`: the difference (fp32, bf16 or fp16), and with the exact codec the elements at which base + difference,
+  rounded, is not the tuned value: `name::index` (flat) and `name::value`,
+- `name::left` [m, r] and `name::right` [r, n]: a difference of low rank,
+- `name::signs` and `name::scales`, `name::shape`: one bit per element (`weights.algebra.one_bit`).
+The header's metadata name the codec and the dtypes of the tuned tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from recyclable.errors import InputError
+from recyclable.weights.algebra import add, from_one_bit, low_rank, one_bit, subtract
+from recyclable.weights.checkpoint_files import DTYPES, Ranged, SafetensorsFile
+from recyclable.weights.digest import Digested, element_pieces, in_threads
+from recyclable.weights.files import Layout, SafetensorsWriter, write_tensors
+
+CODECS = ("exact", "bf16", "lowrank", "1bit")
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INDEX, _VALUE, _LEFT, _RIGHT = "::index", "::value", "::left", "::right"
+_SIGNS, _SCALES, _SHAPE = "::signs", "::scales", "::shape"
+_PARTS = {_INDEX, _VALUE, _LEFT, _RIGHT, _SIGNS, _SCALES, _SHAPE}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How differences are stored."""
+
+    name: str = "exact"
+    """exact: the tuned weights come back bit for bit; bf16; lowrank and 1bit for matrices (the rest in bf16)."""
+    rank: int = 16
+
+    def __post_init__(self) -> None:
+        if self.name not in CODECS:
+            raise InputError("codec", f"found {self.name!r}, expected one of {', '.join(CODECS)}")
+
+
+class Delta:
+    """The differences in a file, by tensor of the base.
+
+    Raises InputError when the parts do not hold together.
+    """
+
+    def __init__(self, file: Digested) -> None:
+        self.file = file
+        source: SafetensorsFile = file.source
+        self._parts: dict[str, set[str]] = {}
+        for stored in file.names:
+            name, separator, part = stored.partition("::")
+            if separator + part not in _PARTS | {""}:
+                raise InputError(source.path, f"holds {stored!r}, which is no part of a delta")
+            self._parts.setdefault(name, set()).add(separator + part)
+        allowed = ({""}, {"", _INDEX, _VALUE}, {_LEFT, _RIGHT}, {_SIGNS, _SCALES, _SHAPE})
+        for name, parts in self._parts.items():
+            if parts not in allowed:
+                raise InputError(source.path, f"{name} has parts {sorted(parts)}, which do not make a difference")
+        self.codec = source.metadata.get("codec", "plain")
+        try:
+            dtypes = json.loads(source.metadata.get("tuned_dtypes", "{}"))
+            self._dtypes = {name: DTYPES[dtype] for name, dtype in dtypes.items()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(source.path, f"broken tuned_dtypes in its header: {error}") from error
+        self._shapes = {name: self._shape(name) for name in self._parts}
+        self._whole = lru_cache(maxsize=8)(lambda stored: self.file[stored])
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        parts, shape = self._parts[name], self.file.shape
+        path = self.file.source.path
+        if "" in parts:
+            if _INDEX in parts and (len(shape(name + _INDEX)) != 1 or shape(name + _INDEX) != shape(name + _VALUE)):
+                raise InputError(path, f"{name} has {shape(name + _INDEX)} places for {shape(name + _VALUE)} values")
+            if self.file.stored(name).dtype not in _FLOATS:
+                raise InputError(path, f"{name} is {self.file.stored(name).dtype}, expected floating point")
+            return shape(name)
+        if _LEFT in parts:
+            left, right = shape(name + _LEFT), shape(name + _RIGHT)
+            if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
+                raise InputError(path, f"{name} has factors {left} and {right}, which do not make a matrix")
+            return (left[0], right[1])
+        if shape(name + _SHAPE) != (2,):
+            raise InputError(path, f"{name} has a shape of {shape(name + _SHAPE)} numbers, expected 2")
+        rows, columns = (int(n) for n in self.file[name + _SHAPE])
+        found = (shape(name + _SIGNS), shape(name + _SCALES))
+        if rows < 0 or columns < 0 or found != ((rows, -(-columns // 8)), (rows,)):
+            raise InputError(path, f"{name} has signs and scales {found}, which do not make [{rows}, {columns}]")
+        return (rows, columns)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the base's tensors, sorted."""
+        return sorted(self._parts)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The difference's shape."""
+        return self._shapes[name]
+
+    def tuned_dtype(self, name: str) -> torch.dtype:
+        """The dtype of the tuned tensor."""
+        return self._dtypes.get(name, torch.float32)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened difference, fp32."""
+        parts, shape = self._parts[name], self._shapes[name]
+        if "" in parts:
+            return self.file.read(name, start, stop).float()
+        stop = torch.Size(shape).numel() if stop is None else stop
+        if stop <= start:
+            return torch.empty(0)
+        columns = shape[1]
+        first, last = start // columns, -(-stop // columns)
+
+        def rows(part: str) -> torch.Tensor:
+            stored = self.file.stored(name + part)
+            width = torch.Size(stored.shape[1:]).numel()
+            return self.file.read(name + part, first * width, last * width).view(last - first, *stored.shape[1:])
+
+        if _LEFT in parts:
+            matrix = rows(_LEFT).float() @ self._whole(name + _RIGHT).float()
+        else:
+            matrix = from_one_bit(rows(_SIGNS), rows(_SCALES), columns)
+        return matrix.view(-1)[start - first * columns : stop - first * columns]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One whole difference, fp32."""
+        return self.read(name).view(self._shapes[name])
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, fp32 difference) one after the other, by name."""
+        return ((name, self[name]) for name in self.names)
+
+    def restore(self, name: str, base: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the tuned tensor in its dtype, from those of the very base it was tuned on.
+
+        Bit for bit the tuned weights if the codec is exact.
+        """
+        tuned = add(base, self.read(name, start, stop), dtype=self.tuned_dtype(name))
+        if _INDEX in self._parts[name]:
+            index = self._whole(name + _INDEX)
+            ascending = not len(index) or (index[0] >= 0 and index[-1] < torch.Size(self._shapes[name]).numel())
+            if not ascending or (index.diff() <= 0).any():
+                raise InputError(self.file.source.path, f"{name}{_INDEX} does not rise within the tensor")
+            begin, end = torch.searchsorted(index, torch.tensor([start, start + tuned.numel()], dtype=index.dtype))
+            tuned[index[begin:end].long() - start] = self._whole(name + _VALUE)[begin:end]
+        return tuned
+
+
+def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec) -> None:
+    """Store the differences of `tuned` from `base`, whose tensors bear the same names and shapes.
+
+    exact and bf16 work in pieces of a few MiB, lowrank and 1bit tensor by tensor.
+    """
+    names = sorted(tuned.names)
+    dtypes = {name: tuned.stored(name).dtype for name in names}
+    metadata = {
+        "codec": codec.name,
+        "tuned_dtypes": json.dumps({name: _NAMES[dtype] for name, dtype in dtypes.items()}),
+    }
+    if codec.name == "exact":
+        _write_exact(path, tuned, base, metadata)
+    elif codec.name == "bf16":
+        layout = {name: (torch.bfloat16, tuned.shape(name)) for name in names}
+        _write_pieces(path, layout, metadata, lambda n, a, b: _difference(tuned, base, n, a, b).bfloat16())
+    else:
+        parts: dict[str, torch.Tensor] = {}
+        for name in names:
+            shape = tuned.shape(name)
+            parts.update(_compress(name, _difference(tuned, base, name).view(shape), codec))
+        write_tensors(path, parts, metadata)
+
+
+def _difference(tuned: Ranged, base: Ranged, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    return subtract(tuned.read(name, start, stop), base.read(name, start, stop))
+
+
+def _compress(name: str, difference: torch.Tensor, codec: Codec) -> dict[str, torch.Tensor]:
+    if difference.dim() == 2 and codec.name == "1bit":
+        signs, scales = one_bit(difference)
+        return {name + _SIGNS: signs, name + _SCALES: scales, name + _SHAPE: torch.tensor(difference.shape)}
+    if difference.dim() == 2 and codec.rank * sum(difference.shape) < difference.numel():
+        left, right = low_rank(difference, codec.rank)
+        return {name + _LEFT: left.bfloat16().contiguous(), name + _RIGHT: right.bfloat16().contiguous()}
+    return {name: difference.bfloat16()}
+
+
+def _write_pieces(path: Path, layout: Layout, metadata: Mapping[str, str], piece) -> None:
+    writer = SafetensorsWriter(path, layout, metadata)
+    shapes = {name: shape for name, (_, shape) in layout.items()}
+    in_threads(lambda task: writer.write(task[0], piece(*task), task[1]), element_pieces(shapes))
+    writer.close()
+
+
+def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str, str]) -> None:
+    """Differences in the tuned dtype, or in fp32 where that is smaller, with the elements that do not come back.
+
+    Two numbers within a factor of two of each other have a difference that their own format holds exactly (Sterbenz
+    1974), so what tuning moved little needs no fp32 difference and hardly any corrections.
+    """
+    tasks = element_pieces({name: tuned.shape(name) for name in sorted(tuned.names)})
+
+    def wrong(task: tuple[str, int, int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The stored difference, the piece's elements at which it gives something else, and what it should give."""
+        want, from_base = tuned.read(*task), base.read(*task)
+        difference = subtract(want, from_base).to(dtype)
+        got = add(from_base, difference, dtype=want.dtype)
+        bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[want.dtype.itemsize]
+        places = (got.view(bits) != want.view(bits)).nonzero().view(-1)
+        return difference, places, want[places]
+
+    def count(task: tuple[str, int, int]) -> dict[torch.dtype, float]:
+        """Corrections by dtype of the difference; a dtype in which one would overflow is out of the question."""
+        counts: dict[torch.dtype, float] = {}
+        for dtype in {_own_dtype(tuned, task[0]), torch.float32}:
+            difference, places, _ = wrong(task, dtype)
+            overflows = dtype == torch.float16 and difference.isinf().any()
+            counts[dtype] = math.inf if overflows else len(places)
+        return counts
+
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    begins: dict[tuple[str, int, int], int] = {}
+    counted = zip(tasks, in_threads(count, tasks), strict=True)
+    pieces_of = {name: list(pieces) for name, pieces in groupby(counted, key=lambda piece: piece[0][0])}
+    for name in sorted(tuned.names):
+        stored, pieces = tuned.stored(name), pieces_of.get(name, [])
+        index = torch.int32 if stored.numel < 2**31 else torch.int64
+        each = index.itemsize + stored.dtype.itemsize
+        sizes = {
+            dtype: stored.numel * dtype.itemsize + each * sum(counts[dtype] for _, counts in pieces)
+            for dtype in (_own_dtype(tuned, name), torch.float32)
+        }
+        dtype = min(sizes, key=sizes.get)
+        layout[name] = (dtype, stored.shape)
+        corrected = 0
+        for task, counts in pieces:
+            begins[task] = corrected
+            corrected += counts[dtype]
+        if corrected:
+            layout[name + _INDEX] = (index, (corrected,))
+            layout[name + _VALUE] = (stored.dtype, (corrected,))
+    writer = SafetensorsWriter(path, layout, metadata)
+
+    def write(task: tuple[str, int, int]) -> None:
+        name, start, _ = task
+        difference, places, values = wrong(task, layout[name][0])
+        writer.write(name, difference, start)
+        if len(places):
+            writer.write(name + _INDEX, (places + start).to(layout[name + _INDEX][0]), begins[task])
+            writer.write(name + _VALUE, values, begins[task])
+
+    in_threads(write, tasks)
+    writer.close()
+
+
+def _own_dtype(tuned: Ranged, name: str) -> torch.dtype:
+    dtype = tuned.stored(name).dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
