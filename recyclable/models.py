@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,7 +15,6 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
@@ -23,10 +23,11 @@ from recyclable.adapters.bottleneck import BottleneckConfig
 from recyclable.config import TuningSettings
 from recyclable.data.tasks import Task
 from recyclable.errors import InputError
-from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, AdaptedWeights
+from recyclable.weights.adapted import ADAPTER, HEAD, AdaptedWeights
 from recyclable.weights.base import Base, canonical_name, model_prefix, read_config
 from recyclable.weights.checkpoint_files import TensorFiles
-from recyclable.weights.starts import outdated_adapter, outdated_delta
+from recyclable.weights.fingerprint import tokenizer_digest
+from recyclable.weights.starts import carried, outdated_adapter, start
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -51,20 +52,6 @@ def locate(base: str | Path) -> Path:
         return Path(snapshot_download(str(base), allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds, from its own to the HTTP library's
         raise InputError(base, f"is no directory and the hub did not give it ({type(error).__name__})") from error
-
-
-def load_tokenizer(folder: Path):
-    """The base's own tokenizer; InputError when it has none, or one with more pieces than the base has embeddings."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(folder, f"holds no usable tokenizer: {error}") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files are missing
-        raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
-    rows = read_config(folder).vocab_size
-    if len(tokenizer) > rows:
-        raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
-    return tokenizer
 
 
 def require_length(folder: Path, max_length: int) -> None:
@@ -170,10 +157,13 @@ def load_adapted(model: nn.Module, weights: AdaptedWeights, old: Base, new: Base
         set_peft_model_state_dict(model, outdated_adapter(old, new, adapter, base_name_of))
     else:
         names = canonical_names(model)
-        shapes = {name: tuple(model.get_parameter(names[name]).shape) for name in names}
-        found = {n: tuple(t.shape) for file in (DELTA, HEAD) for n, t in weights.tensors(file)}
-        _require_same(weights, found, shapes)
-        assign(model, ((names[n], t) for n, t in outdated_delta(new, weights.tensors(DELTA), weights.tensors(HEAD))))
+        differences, _ = carried(weights, old, new, tokenizer_digest(new))
+        found = {n: differences.shape(n) for n in differences.names}
+        found.update({n: tuple(t.shape) for n, t in weights.tensors(HEAD)})
+        _require_same(weights, found, {n: tuple(model.get_parameter(name).shape) for n, name in names.items()})
+        own = old.folder == new.folder
+        started = ((n, start(new, differences, n, 0, None, torch.float32, own)) for n in differences.names)
+        assign(model, ((names[n], t.view(found[n])) for n, t in chain(started, weights.tensors(HEAD))))
 
 
 def assign(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

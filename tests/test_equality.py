@@ -195,7 +195,7 @@ def short(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def pretrain_oracle(world: World, fresh_head: bool) -> Expected:
     folder = world.headless if fresh_head else world.base
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     packed = pack(load_corpus(str(world.corpus)), tokenizer, LENGTH)
     cut = len(packed) - round(0.02 * len(packed))
     examples = MaskedBlocks(packed, tokenizer, 0.15, SEED, range(cut))
@@ -243,7 +243,7 @@ def accuracy(model: nn.Module, examples: LabelledTexts) -> float:
 
 
 def tune_oracle(world: World, kind: str) -> Expected:
-    task, tokenizer = load_task(str(world.task)), models.load_tokenizer(world.base)
+    task, tokenizer = load_task(str(world.task)), load_tokenizer(world.base)
     examples = LabelledTexts(task.splits["train"], tokenizer, LENGTH)
     order = Order(len(examples), BATCH, SEED)
     model: nn.Module = classifier(world.base, task)
@@ -294,7 +294,7 @@ def with_bottlenecks(model: nn.Module, start: dict[str, torch.Tensor]) -> tuple[
 
 
 def both_oracle(world: World) -> Expected:
-    task, tokenizer = load_task(str(world.task)), models.load_tokenizer(world.upgraded)
+    task, tokenizer = load_task(str(world.task)), load_tokenizer(world.upgraded)
     few, _ = k_shot(task.splits["train"], SHOTS, SEED)
     examples = LabelledTexts(few, tokenizer, LENGTH)
     order = Order(len(examples), BATCH, SEED)
@@ -405,7 +405,7 @@ def test_the_comparison_would_notice_training_that_differs(oracle, name):
 
 def test_ranks_hold_unequal_numbers_of_masked_tokens(world):
     """So that a mean of the ranks' means would be another number than the mean over tokens."""
-    tokenizer = models.load_tokenizer(world.base)
+    tokenizer = load_tokenizer(world.base)
     packed = pack(load_corpus(str(world.corpus)), tokenizer, LENGTH)
     examples = MaskedBlocks(packed, tokenizer, 0.15, SEED, range(len(packed)))
     items = Order(len(packed), BATCH, SEED).step(0)

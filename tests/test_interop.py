@@ -20,13 +20,13 @@ from recyclable.cli import main
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.examples import LabelledTexts, MaskedBlocks
 from recyclable.data.tasks import load_task
-from recyclable.models import load_tokenizer
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.recipes.recycle import outdated_model
 from recyclable.training.evaluation import _HELD_OUT_EPOCH
 from recyclable.weights.adapted import AdaptedWeights, read_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.lineage import read_lineage
+from recyclable.weights.vocabulary import load_tokenizer
 
 COMMON = {"max_length": 24, "train_batch_size": 8, "seed": 3, "eval_every": 6, "log_every": 4, "save_every": 0}
 TUNE = {**COMMON, "max_steps": 12, "learning_rate": 2e-2}

@@ -24,10 +24,11 @@ from recyclable.training.evaluation import predict
 from recyclable.training.loop import Outcome, Scores, train
 from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, MANIFEST, AdaptedWeights, Manifest, write_manifest
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import SafetensorsFile
+from recyclable.weights.checkpoint_files import Renamed, SafetensorsFile
+from recyclable.weights.delta import Codec, write_delta
 from recyclable.weights.files import write_safetensors, write_tensors
 from recyclable.weights.fingerprint import Fingerprint
-from recyclable.weights.starts import subtract
+from recyclable.weights.vocabulary import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def task_data(config: AdaptSettings, task: Task, folder: Path) -> TaskData:
     if metric not in SELECTING[task.problem]:
         expected = " or ".join(SELECTING[task.problem])
         raise InputError("metric", f"is {metric!r}, expected {expected} for {task.problem}")
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     models.require_length(folder, config.max_length)
     texts = {name: LabelledTexts(split, tokenizer, config.max_length) for name, split in splits.items()}
     return TaskData(task, texts["train"], texts["dev"], texts.get("test"), metric)
@@ -176,16 +177,13 @@ def _finish(
     return metrics
 
 
-def _write_delta(student: Student, tuned) -> None:
-    """Tuned minus base for what the base has, verbatim for the head; one tensor in memory at a time."""
+def _write_delta(student: Student, tuned: SafetensorsFile) -> None:
+    """Tuned minus base for what the base has, verbatim for the head; a few pieces in memory at a time."""
     base, out = student.base, student.config.out
     names = models.canonical_names(student.model)
-    shape = {n: tuned.shape(name) for n, name in names.items()}
-    delta, head = [n for n in sorted(names) if n in base], [n for n in sorted(names) if n not in base]
-    differences = ((n, subtract(tuned[names[n]], base[n])) for n in delta)
-    write_safetensors(out / DELTA, {n: (torch.float32, shape[n]) for n in delta}, differences)
-    verbatim = ((n, tuned[names[n]]) for n in head)
-    write_safetensors(out / HEAD, {n: (torch.float32, shape[n]) for n in head}, verbatim)
+    write_delta(out / DELTA, Renamed(tuned, {n: name for n, name in names.items() if n in base}), base, Codec())
+    head = Renamed(tuned, {n: name for n, name in names.items() if n not in base})
+    write_safetensors(out / HEAD, {n: (head.stored(n).dtype, head.shape(n)) for n in head.names}, head.items())
 
 
 def _write_adapter(student: Student, tensors: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from recyclable.training.evaluation import predict
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.provenance import require_descendant, require_own_base
+from recyclable.weights.vocabulary import load_tokenizer
 
 
 def evaluate_all(
@@ -59,7 +60,7 @@ def evaluate(
         old = Base(models.locate(old_base or weights.manifest.base["name"]))
         require_own_base(weights, old)
     settings = weights.manifest.settings
-    tokenizer = models.load_tokenizer(new.folder)
+    tokenizer = load_tokenizer(new.folder)
     models.require_length(new.folder, settings["max_length"])
     examples = LabelledTexts(labelled.splits[split], tokenizer, settings["max_length"])
     device = distributed.device()

@@ -25,6 +25,7 @@ from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.files import write_json, write_tensors
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.vocabulary import load_tokenizer
 
 _HELDOUT_SHARE = 0.02
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
@@ -34,7 +35,7 @@ def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = F
     """Train a base further on fresh text by masked language modelling; returns the lineage it writes."""
     folder = models.locate(config.base)
     parent = Base(folder)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token_id is None:
         raise InputError(folder, "its tokenizer has no mask token, expected a masked language model")
     models.require_length(folder, config.max_length)

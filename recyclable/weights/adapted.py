@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import SafetensorsFile
+from recyclable.weights.delta import Delta
 from recyclable.weights.digest import Digested, file_digest, sha256_file
 from recyclable.weights.files import write_json
 
@@ -83,6 +85,11 @@ class AdaptedWeights:
     def file(self, name: str) -> Digested:
         """One of the safetensors files."""
         return self._files[name]
+
+    @cached_property
+    def delta(self) -> Delta:
+        """The differences; only where these are no adapter."""
+        return Delta(self._files[DELTA])
 
     def tensors(self, file: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of one of the files, one at a time."""

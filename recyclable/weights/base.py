@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig
 
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import Ranged, Stored, TensorFiles
+from recyclable.weights.checkpoint_files import Renamed, TensorFiles
 
 _OLD_SPELLING = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _BUFFERS = ("position_ids", "token_type_ids")
@@ -37,7 +36,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise InputError(file, f"cannot be used: {error}") from error
 
 
-class Base(Ranged):
+class Base(Renamed):
     """The tensors that identify a base: backbone, and a pre-trained untied LM head. Heads and pooler are left out.
 
     The pooler is left out because masked-LM pre-training neither uses nor changes it: it travels with the head.
@@ -47,32 +46,17 @@ class Base(Ranged):
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.prefix = model_prefix(self.config)
-        self._files = TensorFiles(self.folder)
-        prefixed = any(name.startswith(self.prefix + ".") for name in self._files.names)
-        self._stored: dict[str, str] = {}
-        for name in self._files.names:
+        files = TensorFiles(self.folder)
+        prefixed = any(name.startswith(self.prefix + ".") for name in files.names)
+        stored_name: dict[str, str] = {}
+        for name in files.names:
             canonical = canonical_name(name, self.prefix)
             inside = not prefixed or name.startswith(self.prefix + ".") or self._is_untied_lm_head(name)
             if inside and not canonical.startswith("pooler.") and not name.endswith(_BUFFERS):
-                self._stored[canonical] = name
-        if not self._stored:
+                stored_name[canonical] = name
+        if not stored_name:
             raise InputError(self.folder, "holds no backbone tensors")
+        super().__init__(files, stored_name)
 
     def _is_untied_lm_head(self, name: str) -> bool:
         return name == "lm_head.weight" and not getattr(self.config, "tie_word_embeddings", True)
-
-    @property
-    def names(self) -> list[str]:
-        """Canonical names, sorted."""
-        return sorted(self._stored)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._stored
-
-    def stored(self, name: str) -> Stored:
-        """Dtype, shape and place of a tensor in its file."""
-        return self._files.stored(self._stored[name])
-
-    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Bytes [start, stop) of a tensor, uint8."""
-        return self._files.read_bytes(self._stored[name], start, stop)

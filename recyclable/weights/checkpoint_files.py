@@ -151,6 +151,33 @@ class SafetensorsFile(Ranged):
         return data
 
 
+class Renamed(Ranged):
+    """Some tensors of a source under other names.
+
+    Args:
+        stored_name: name here -> name there.
+    """
+
+    def __init__(self, source: Source, stored_name: dict[str, str]) -> None:
+        self.source, self.stored_name = source, stored_name
+
+    @property
+    def names(self) -> list[str]:
+        """The names here, sorted."""
+        return sorted(self.stored_name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.stored_name
+
+    def stored(self, name: str) -> Stored:
+        """Dtype, shape and place of a tensor."""
+        return self.source.stored(self.stored_name[name])
+
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) of a tensor, uint8."""
+        return self.source.read_bytes(self.stored_name[name], start, stop)
+
+
 class TensorFiles(Ranged):
     """The tensors of an HF model directory, one file or many, by the names that stand in the files."""
 

@@ -43,10 +43,14 @@ def fingerprint(base: Base, read: Digested | None = None) -> Fingerprint:
         read: what the base was read through already, so that only the rest has to be read.
     """
     tensors = (read or Digested(base)).tensor_digests()
-    files = {f: sha256_file(base.folder / f) for f in _TOKENIZER_FILES if (base.folder / f).is_file()}
     fields = base.config.to_dict()
     return Fingerprint(
         weights=sha256_json([tensors[name] for name in sorted(tensors)]),
-        tokenizer=sha256_json(files),
+        tokenizer=tokenizer_digest(base),
         config=sha256_json({field: fields.get(field) for field in _OUTPUT_FIELDS}),
     )
+
+
+def tokenizer_digest(base: Base) -> str:
+    """SHA-256 (hex) of the tokenizer's files: vocabularies of one size with other pieces differ."""
+    return sha256_json({f: sha256_file(base.folder / f) for f in _TOKENIZER_FILES if (base.folder / f).is_file()})

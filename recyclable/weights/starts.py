@@ -1,4 +1,4 @@
-"""Where weights start: outdated weights carried onto a new base, as pure functions on tensors.
+"""Where weights start: outdated weights carried onto a new base.
 
 Initialization-based recycling of "Recyclable Tuning for Continual Pre-training" (arXiv 2305.08702, section 5.1):
 theta_{i+1} + D_i for full fine-tuning, the old adapter on M_{i+1} otherwise. A tensor the base has travels as a
@@ -7,12 +7,18 @@ difference and is added; a tensor it lacks (classifier, fresh pooler) is copied 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
 from recyclable.errors import InputError
+from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.algebra import add, subtract
+from recyclable.weights.base import Base
+from recyclable.weights.delta import Delta
+from recyclable.weights.differences import Aligned, Differences
+from recyclable.weights.vocabulary import Rows, align, vocabulary_tensors
 
 
 class Tensors(Protocol):
@@ -23,28 +29,41 @@ class Tensors(Protocol):
     def __getitem__(self, name: str) -> torch.Tensor: ...
 
 
-def add(base: torch.Tensor, delta: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """base + scale * delta of one shape; the sum in fp32, rounded once to the base's dtype."""
-    return torch.add(base.float(), delta.float(), alpha=scale).to(base.dtype)
+def carried(weights: AdaptedWeights, old: Base | None, new: Base, tokenizer: str) -> tuple[Differences, Rows | None]:
+    """The differences of outdated weights as `new` has tensors for them.
+
+    Args:
+        old: the base they belong to; needed where the vocabularies differ.
+        tokenizer: digest of the new base's tokenizer.
+
+    Returns the differences, and how rows were aligned where the tokenizers differ, else None. Raises InputError when
+    they differ and `old` is None.
+    """
+    delta, vocabulary = weights.delta, vocabulary_tensors(new)
+    if weights.manifest.base["fingerprint"]["tokenizer"] == tokenizer or not vocabulary.intersection(delta.names):
+        return delta, None
+    if old is None:
+        raise InputError(
+            weights.folder,
+            f"its base has another tokenizer than {new.folder}, and the old base is needed to align rows by token: "
+            "name it with --old-base",
+        )
+    rows = align(old, new)
+    return Aligned(delta, vocabulary, rows.old_row), rows
 
 
-def subtract(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """tuned - base in fp32."""
-    return tuned.float() - base.float()
+def start(
+    new: Base, differences: Differences, name: str, begin: int, end: int | None, dtype: torch.dtype | None, own: bool
+) -> torch.Tensor:
+    """Elements [begin, end) of theta_{i+1} + D_i, flat, rounded once to `dtype` (None: the new base's).
 
-
-def outdated_delta(
-    new: Tensors, delta: Iterable[tuple[str, torch.Tensor]], head: Iterable[tuple[str, torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights of a fully tuned model on the new base: new + delta for what the base has, the head verbatim."""
-    for name, difference in delta:
-        if name not in new:
-            raise InputError(name, "is in the delta but not in the new base")
-        base = new[name]
-        if base.shape != difference.shape:
-            raise InputError(name, f"has shape {tuple(base.shape)} in the base, {tuple(difference.shape)} in the delta")
-        yield name, add(base, difference)
-    yield from head
+    Args:
+        own: the weights were tuned on this very base: an exact delta gives them back bit for bit.
+    """
+    base = new.read(name, begin, end)
+    if own and isinstance(differences, Delta):
+        return differences.restore(name, base, begin, end).to(dtype or differences.tuned_dtype(name))
+    return add(base, differences.read(name, begin, end), dtype=dtype)
 
 
 def outdated_adapter(

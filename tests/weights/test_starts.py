@@ -15,50 +15,13 @@ from recyclable.data.tasks import load_task
 from recyclable.errors import InputError
 from recyclable.weights.adapted import DELTA, HEAD, AdaptedWeights
 from recyclable.weights.base import Base
-from recyclable.weights.starts import add, outdated_adapter, outdated_delta, subtract
+from recyclable.weights.starts import outdated_adapter
 
 DRAW = torch.Generator().manual_seed(0)
 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=DRAW)
-
-
-def test_a_delta_is_added_and_a_head_copied() -> None:
-    new = {"a": random(3, 4), "b": random(5), "not tuned": random(2)}
-    delta, head = (
-        {"a": random(3, 4), "b": random(5)},
-        {"classifier.weight": random(2, 4), "pooler.dense.bias": random(4)},
-    )
-    started = dict(outdated_delta(new, delta.items(), head.items()))
-    assert started.keys() == {"a", "b", "classifier.weight", "pooler.dense.bias"}
-    for name in delta:
-        assert torch.equal(started[name], new[name] + delta[name])
-    for name in head:
-        assert torch.equal(started[name], head[name])
-
-
-def test_a_head_is_copied_even_if_the_new_base_has_a_tensor_of_its_name() -> None:
-    new, head = {"classifier.weight": random(2, 4)}, {"classifier.weight": random(2, 4)}
-    assert torch.equal(dict(outdated_delta(new, (), head.items()))["classifier.weight"], head["classifier.weight"])
-
-
-def test_deltas_that_do_not_fit_are_named() -> None:
-    with pytest.raises(InputError, match="gone: is in the delta but not in the new base"):
-        list(outdated_delta({}, [("gone", random(2))], ()))
-    with pytest.raises(InputError, match=r"a: has shape \(3,\) in the base, \(2,\) in the delta"):
-        list(outdated_delta({"a": random(3)}, [("a", random(2))], ()))
-
-
-def test_sums_are_made_in_fp32_and_rounded_once() -> None:
-    base, delta = random(1000).bfloat16(), random(1000) * 1e-2
-    wanted = (base.double() + delta.double()).float().bfloat16()
-    assert add(base, delta).dtype == torch.bfloat16
-    assert torch.equal(add(base, delta), wanted)
-    assert not torch.equal(base + delta.bfloat16(), wanted)
-    assert torch.equal(add(random(3) * 0, torch.ones(3), scale=0.5), torch.full((3,), 0.5))
-    difference = subtract(base, delta.bfloat16())
-    assert difference.dtype == torch.float32 and torch.equal(difference, base.float() - delta.bfloat16().float())
 
 
 def test_an_adapters_layer_norms_move_with_the_base_and_the_rest_stays() -> None:
@@ -154,7 +117,7 @@ def test_what_is_missing_left_over_or_of_another_shape_is_listed(situation: Situ
     head.update({"classifier.bias": torch.zeros(2), "regressor.bias": torch.zeros(1)})
 
     class Changed:
-        folder, is_adapter = weights.folder, False
+        folder, is_adapter, manifest, delta = weights.folder, False, weights.manifest, weights.delta
 
         def tensors(self, file: str):
             return iter(head.items()) if file == HEAD else weights.tensors(file)

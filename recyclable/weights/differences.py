@@ -1,0 +1,153 @@
+"""What can be done to differences before they are added to a base: sum, prune, drop, scale, align; composed lazily.
+
+Everything here, like `weights.delta.Delta`, answers for any range of elements without holding a whole tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from recyclable.errors import InputError
+from recyclable.weights import algebra
+from recyclable.weights.digest import PIECE, element_pieces
+
+
+class Differences(Protocol):
+    """Tensor of a base -> its fp32 difference, by range of the flattened tensor."""
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor: ...
+
+
+class _Changed:
+    """Differences made from others; names and shapes stay."""
+
+    def __init__(self, inner: Differences) -> None:
+        self.inner = inner
+
+    @property
+    def names(self) -> list[str]:
+        """The inner ones'."""
+        return self.inner.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The inner ones'."""
+        return self.inner.shape(name)
+
+
+class Total(_Changed):
+    """The sum of several."""
+
+    def __init__(self, several: Sequence[Differences]) -> None:
+        super().__init__(several[0])
+        self.several = several
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32."""
+        return algebra.total([each.read(name, start, stop) for each in self.several])
+
+
+class Ties(Total):
+    """TIES (arXiv 2306.01708) with the `density` largest share of each tensor kept; for one alone it is pruning."""
+
+    def __init__(self, several: Sequence[Differences], density: float) -> None:
+        super().__init__(several)
+        self.density = density
+        self._thresholds: dict[str, list[float]] = {}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32; the first read of a tensor passes over all of it to find the threshold."""
+        if name not in self._thresholds:
+            pieces = element_pieces({name: self.shape(name)})
+            self._thresholds[name] = [
+                algebra.magnitude_threshold(lambda each=each: (each.read(*piece) for piece in pieces), self.density)
+                for each in self.several
+            ]
+        return algebra.ties([each.read(name, start, stop) for each in self.several], self._thresholds[name])
+
+
+class Dare(_Changed):
+    """DARE (arXiv 2311.03099): elements dropped at random, the others made up for it."""
+
+    def __init__(self, inner: Differences, rate: float, seed: int) -> None:
+        super().__init__(inner)
+        self.rate, self.seed = rate, seed
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32."""
+        return algebra.dare(self.inner.read(name, start, stop), self.rate, self.seed, name, start)
+
+
+class Scaled(_Changed):
+    """Times a strength, except for tensors that are left out, which stay zero."""
+
+    def __init__(self, inner: Differences, scale: float, left_out: frozenset[str] = frozenset()) -> None:
+        super().__init__(inner)
+        self.scale, self.left_out = scale, left_out
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32."""
+        if name in self.left_out:
+            stop = torch.Size(self.shape(name)).numel() if stop is None else stop
+            return torch.zeros(stop - start)
+        return self.inner.read(name, start, stop) * self.scale
+
+
+class Aligned(_Changed):
+    """Rows of embeddings and LM heads moved to where the new vocabulary has their tokens; new tokens' rows are zero.
+
+    Args:
+        names: tensors whose first dimension is the vocabulary.
+        rows: int64 [new rows], for each the row of the same token in the old vocabulary, or -1.
+    """
+
+    def __init__(self, inner: Differences, names: frozenset[str], rows: np.ndarray) -> None:
+        super().__init__(inner)
+        self.aligned, self.rows = names, rows
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """With the new vocabulary's rows."""
+        shape = self.inner.shape(name)
+        return (len(self.rows), *shape[1:]) if name in self.aligned else shape
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32."""
+        if name not in self.aligned:
+            return self.inner.read(name, start, stop)
+        width = torch.Size(self.shape(name)[1:]).numel()
+        stop = len(self.rows) * width if stop is None else stop
+        first, last = start // width, -(-stop // width)
+        result = torch.zeros(last - first, width)
+        for at, old, count in _runs(self.rows[first:last]):
+            for some in range(0, count, step := max(1, PIECE // (4 * width))):
+                end = min(some + step, count)
+                part = self.inner.read(name, (old + some) * width, (old + end) * width)
+                result[at + some : at + end] = part.view(-1, width)
+        return result.view(-1)[start - first * width : stop - first * width]
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(position, old row, length) of each stretch of rows that lie one behind the other in the old tensor."""
+    breaks = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1 if len(rows) else np.empty(0, int)
+    for at, end in zip([0, *breaks], [*breaks, len(rows)], strict=True):
+        if end > at and rows[at] >= 0:
+            yield int(at), int(rows[at]), int(end - at)
+
+
+def require_alike(several: Sequence[Differences], where: Sequence[object]) -> None:
+    """InputError when differences that are to be summed are of other tensors or shapes than the first's."""
+    for each, place in zip(several, where, strict=True):
+        if each.names != several[0].names:
+            other = sorted(set(each.names) ^ set(several[0].names))
+            raise InputError(place, f"cannot be summed with {where[0]}: {other[0]} is in only one of them")
+        for name in each.names:
+            if each.shape(name) != several[0].shape(name):
+                raise InputError(place, f"{name} is {each.shape(name)}, in {where[0]} {several[0].shape(name)}")

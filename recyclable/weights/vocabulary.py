@@ -1,0 +1,64 @@
+"""Tokenizers of bases, and which rows of two versions' embeddings hold the same token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from recyclable.errors import InputError
+from recyclable.weights.base import Base, read_config
+
+
+def load_tokenizer(folder: Path):
+    """The base's own tokenizer; InputError when it has none, or one with more pieces than the base has embeddings."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(folder, f"holds no usable tokenizer: {error}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files are missing
+        raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
+    rows = read_config(folder).vocab_size
+    if len(tokenizer) > rows:
+        raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the rows of a new vocabulary relate to an old one's."""
+
+    old_row: np.ndarray
+    """int64 [rows of the new embedding]: the same token's row in the old embedding, -1 for none."""
+    added: tuple[str, ...]
+    """Tokens that only the new vocabulary has, by row."""
+    dropped: tuple[str, ...]
+    """Tokens that only the old one has, by row."""
+
+    def __str__(self) -> str:
+        def some(tokens: tuple[str, ...]) -> str:
+            return f"{len(tokens)}" + (f" ({', '.join(tokens[:5])}{', ...' * (len(tokens) > 5)})" if tokens else "")
+
+        return f"rows aligned by token; new tokens: {some(self.added)}; dropped tokens: {some(self.dropped)}"
+
+
+def align(old: Base, new: Base) -> Rows:
+    """Rows of `new`'s embeddings by token; rows beyond a tokenizer's pieces (padding) belong to no token."""
+    before, after = load_tokenizer(old.folder).get_vocab(), load_tokenizer(new.folder).get_vocab()
+    old_row = np.full(new.config.vocab_size, -1, np.int64)
+    for token, row in after.items():
+        if token in before:
+            old_row[row] = before[token]
+    return Rows(
+        old_row,
+        tuple(sorted(after.keys() - before.keys(), key=after.get)),
+        tuple(sorted(before.keys() - after.keys(), key=before.get)),
+    )
+
+
+def vocabulary_tensors(base: Base) -> frozenset[str]:
+    """Names of the base's tensors that have a row per token: input embeddings and an untied LM head."""
+    words = ("word_embeddings.weight", "embed_tokens.weight", "wte.weight", "tok_embeddings.weight", "lm_head.weight")
+    return frozenset(n for n in base.names if n.endswith(words) and base.shape(n)[0] == base.config.vocab_size)
