@@ -21,6 +21,7 @@ setup(
         "transformers>=5.17,<6",
         "datasets>=4,<6",
         "peft>=0.19,<1",
+        "accelerate>=1.10,<2",  # peft's own need
         "huggingface_hub>=1,<3",
         "safetensors>=0.6,<1",
         "sentencepiece>=0.2,<1",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import recyclable
 from recyclable import rank
+from recyclable.config import StartSettings, make_config
 from recyclable.errors import InputError
 from recyclable.launcher import launch
 from recyclable.resources import launch_script
@@ -54,6 +55,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--plot", type=Path, metavar="PNG", help="save the dev curves of the runs")
     sub.add_argument("--json", action="store_true", help="end with one JSON object")
     sub.set_defaults(run=_evaluate)
+
+    text = "put outdated weights on a new base, without training"
+    sub = verbs.add_parser("apply", help=text, description=text)
+    sub.add_argument("--weights", required=True, nargs="+", metavar="W", help="adapted weights; several are merged")
+    sub.add_argument("--base", required=True, metavar="B", help="the model they go on: their own base or a descendant")
+    sub.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new directory, plain transformers or PEFT"
+    )
+    sub.add_argument("--scale", type=float, default=1.0, metavar="S", help="strength of the difference (default 1)")
+    sub.add_argument("--ties", type=float, metavar="DENSITY", help="keep this share, the largest, of each difference")
+    sub.add_argument("--dare", type=float, metavar="RATE", help="drop this share of each difference at random")
+    sub.add_argument("--seed", type=int, default=20, help="of --dare (default 20)")
+    sub.add_argument(
+        "--skip-embeddings", action="store_true", help="leave the token embeddings as the new base has them"
+    )
+    sub.add_argument("--old-base", metavar="A", help="their own base, if the manifest's name for it leads nowhere")
+    sub.add_argument("--allow-unrelated", action="store_true", help="use a base that is no descendant; it is recorded")
+    sub.add_argument("--json", action="store_true", help="end with one JSON object")
+    sub.set_defaults(run=_apply)
 
     text = "where a base comes from, and bases that were upgraded elsewhere"
     lineage = verbs.add_parser("lineage", help=text, description=text).add_subparsers(required=True, metavar="VERB")
@@ -114,6 +134,25 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     print(table(rows))
     if arguments.json:
         print(json.dumps({"runs": rows}))
+    return 0
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from recyclable.recipes.apply import apply
+
+    chosen = {name: getattr(arguments, name) for name in StartSettings.model_fields}
+    record = apply(
+        arguments.weights,
+        arguments.base,
+        arguments.out,
+        make_config(StartSettings, chosen, "apply"),
+        old_base=arguments.old_base,
+        seed=arguments.seed,
+        allow_unrelated=arguments.allow_unrelated,
+    )
+    print(f"apply: done, see {arguments.out}")
+    if arguments.json:
+        print(json.dumps(record))
     return 0
 
 

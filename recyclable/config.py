@@ -123,7 +123,20 @@ class TuneConfig(AdaptSettings, TuningSettings):
     """`recyclable tune`: base + task -> adapted weights."""
 
 
-class RecycleConfig(AdaptSettings):
+class StartSettings(Settings):
+    """What happens to differences before they are added to the new base."""
+
+    scale: float = 1.0
+    """Strength: new base + scale x difference; for LoRA, of its product."""
+    ties: float | None = Field(None, gt=0, le=1)
+    """TIES: the share of each tensor's elements, the largest, that is kept; several weights are merged by sign."""
+    dare: float | None = Field(None, ge=0, lt=1)
+    """DARE: the share of elements that is dropped at random, from `seed`."""
+    skip_embeddings: bool = False
+    """Leave the new base's token embeddings (and untied LM head) as they are."""
+
+
+class RecycleConfig(AdaptSettings, StartSettings):
     """`recyclable recycle`: outdated weights + old base + new base + task -> adapted weights of the new base."""
 
     method: Literal["scratch", "init", "distill", "both", "apply"]

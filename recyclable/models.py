@@ -9,12 +9,14 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
@@ -99,6 +101,28 @@ def task_model(folder: Path, task: Task, seed: int, dropout: float | None) -> Pr
     return model
 
 
+def task_config(folder: Path, labels: list[str]) -> PretrainedConfig:
+    """A base's config with a sequence-classification (or, without labels, regression) head."""
+    config = read_config(folder)
+    names = labels or ["value"]
+    config.num_labels, config.id2label = len(names), dict(enumerate(names))
+    config.label2id = {label: i for i, label in enumerate(names)}
+    return config
+
+
+def structure(config: PretrainedConfig) -> PreTrainedModel:
+    """A model without weights (its parameters are on the meta device); names it in `config.architectures`."""
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForSequenceClassification.from_config(config)
+    config.architectures = [type(model).__name__]
+    return model
+
+
+def adapter_base_name(name: str, base: Base) -> str:
+    """The canonical name that a tensor of a PEFT adapter's file would have in the base."""
+    return canonical_name(name.removeprefix(_PEFT_PREFIX), base.prefix)
+
+
 def attach_adapter(model: PreTrainedModel, config: TuningSettings, seed: int) -> nn.Module:
     """The model as it is for full fine-tuning, or with a LoRA or bottleneck adapter and everything else frozen.
 
@@ -152,7 +176,7 @@ def load_adapted(model: nn.Module, weights: AdaptedWeights, old: Base, new: Base
     """
     if weights.is_adapter:
         adapter = dict(weights.tensors(ADAPTER))
-        base_name_of = {n: canonical_name(n.removeprefix(_PEFT_PREFIX), new.prefix) for n in adapter}
+        base_name_of = {n: adapter_base_name(n, new) for n in adapter}
         _require_same(weights, {n: tuple(t.shape) for n, t in adapter.items()}, _adapter_shapes(model))
         set_peft_model_state_dict(model, outdated_adapter(old, new, adapter, base_name_of))
     else:

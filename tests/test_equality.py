@@ -31,6 +31,7 @@ from recyclable.data.examples import LabelledTexts, MaskedBlocks
 from recyclable.data.fewshot import k_shot
 from recyclable.data.order import Order
 from recyclable.data.tasks import load_task
+from recyclable.weights.vocabulary import load_tokenizer
 
 STEPS, WARMUP, BATCH, SEED, LENGTH = 20, 4, 12, 7, 24
 RATE, DECAY, CLIP, BETAS, EPSILON = 5e-3, 0.1, 0.5, (0.9, 0.99), 1e-6

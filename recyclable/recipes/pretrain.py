@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from itertools import chain
 from pathlib import Path
@@ -25,10 +24,9 @@ from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.files import write_json, write_tensors
 from recyclable.weights.fingerprint import fingerprint
-from recyclable.weights.vocabulary import load_tokenizer
+from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
 _HELDOUT_SHARE = 0.02
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 
 
 def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
@@ -121,9 +119,7 @@ def _save(
     write_tensors(config.out / "model.safetensors", tensors)
     parent.config.architectures, parent.config.dtype = [architecture], dtype
     parent.config.save_pretrained(config.out)
-    for pattern in _TOKENIZER_FILES:
-        for file in parent.folder.glob(pattern):
-            shutil.copyfile(file, config.out / file.name)
+    copy_tokenizer(parent.folder, config.out)
     first, last = outcome.history[0], outcome.history[-1]
     record = {
         "format": 1,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -23,6 +23,7 @@ import torch
 from recyclable.errors import InputError
 from recyclable.weights.algebra import add, from_one_bit, low_rank, one_bit, subtract
 from recyclable.weights.checkpoint_files import DTYPES, Ranged, SafetensorsFile
+from recyclable.weights.differences import Differences
 from recyclable.weights.digest import Digested, element_pieces, in_threads
 from recyclable.weights.files import Layout, SafetensorsWriter, write_tensors
 
@@ -66,7 +67,7 @@ class Delta:
         for name, parts in self._parts.items():
             if parts not in allowed:
                 raise InputError(source.path, f"{name} has parts {sorted(parts)}, which do not make a difference")
-        self.codec = source.metadata.get("codec", "plain")
+        self.codec = source.metadata.get("codec", "fp32")
         try:
             dtypes = json.loads(source.metadata.get("tuned_dtypes", "{}"))
             self._dtypes = {name: DTYPES[dtype] for name, dtype in dtypes.items()}
@@ -183,6 +184,12 @@ def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec) -> None:
         write_tensors(path, parts, metadata)
 
 
+def write_differences(path: Path, differences: Differences) -> None:
+    """Store differences in fp32 as they are."""
+    layout = {name: (torch.float32, differences.shape(name)) for name in differences.names}
+    _write_pieces(path, layout, {"codec": "fp32"}, differences.read)
+
+
 def _difference(tuned: Ranged, base: Ranged, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
     return subtract(tuned.read(name, start, stop), base.read(name, start, stop))
 
@@ -197,7 +204,9 @@ def _compress(name: str, difference: torch.Tensor, codec: Codec) -> dict[str, to
     return {name: difference.bfloat16()}
 
 
-def _write_pieces(path: Path, layout: Layout, metadata: Mapping[str, str], piece) -> None:
+def _write_pieces(
+    path: Path, layout: Layout, metadata: Mapping[str, str], piece: Callable[[str, int, int], torch.Tensor]
+) -> None:
     writer = SafetensorsWriter(path, layout, metadata)
     shapes = {name: shape for name, (_, shape) in layout.items()}
     in_threads(lambda task: writer.write(task[0], piece(*task), task[1]), element_pieces(shapes))

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, Source, Stored
 
@@ -118,15 +119,18 @@ def element_pieces(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int
     return [(name, *piece) for name, shape in shapes.items() for piece in _pieces(torch.Size(shape).numel(), size)]
 
 
-def in_threads(work: Callable[[Any], T], tasks: Iterable[Any]) -> list[T]:
+def in_threads(work: Callable[[Any], T], tasks: Iterable[Any], label: str | None = None) -> list[T]:
     """`work` on every task, a few at a time; reading, hashing, adding and writing all let go of the GIL.
 
     The first failure is raised, and no task is started after it.
+
+    Args:
+        label: shown beside a progress bar on a terminal; None shows none.
     """
     with _one_torch_thread(), ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(work, task) for task in tasks]
         try:
-            return [future.result() for future in futures]
+            return [future.result() for future in tqdm(futures, label, disable=None if label else True, leave=False)]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -6,12 +6,16 @@ from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import Fingerprint, fingerprint
-from recyclable.weights.lineage import relation
+from recyclable.weights.lineage import FILE, read_lineage, relation
 
 
-def require_own_base(weights: AdaptedWeights, base: Base) -> Fingerprint:
-    """The base's fingerprint if the weights were tuned on exactly this base, else InputError."""
-    found = fingerprint(base)
+def require_own_base(weights: AdaptedWeights, base: Base, found: Fingerprint | None = None) -> Fingerprint:
+    """The base's fingerprint if the weights were tuned on exactly this base, else InputError.
+
+    Args:
+        found: the base's fingerprint where it is known already.
+    """
+    found = found or fingerprint(base)
     recorded = weights.manifest.base
     wanted = recorded["fingerprint"]
     for part, got in found.as_dict().items():
@@ -24,12 +28,17 @@ def require_own_base(weights: AdaptedWeights, base: Base) -> Fingerprint:
     return found
 
 
-def require_descendant(weights: AdaptedWeights, base: Base, allow_unrelated: bool = False) -> tuple[Fingerprint, str]:
+def require_descendant(
+    weights: AdaptedWeights, base: Base, allow_unrelated: bool = False, found: Fingerprint | None = None
+) -> tuple[Fingerprint, str]:
     """The new base's fingerprint and its relation to the weights' base: `own`, `recorded`, `declared`.
 
     Without any it is an InputError, or `unrelated` if that is allowed.
+
+    Args:
+        found: the base's fingerprint where it is known already.
     """
-    found = fingerprint(base)
+    found = found or fingerprint(base)
     wanted = weights.manifest.base["fingerprint"]["weights"]
     related = relation(base.folder, found.weights, wanted)
     if related is None and not allow_unrelated:
@@ -40,3 +49,12 @@ def require_descendant(weights: AdaptedWeights, base: Base, allow_unrelated: boo
             "elsewhere, allow_unrelated=true uses them all the same",
         )
     return found, related or "unrelated"
+
+
+def claimed_fingerprint(base: Base) -> Fingerprint | None:
+    """What the base's lineage.json says its fingerprint is; None where there is none. To be verified by reading."""
+    lineage = read_lineage(base.folder)
+    try:
+        return lineage and Fingerprint(**lineage["fingerprint"])
+    except TypeError as error:
+        raise InputError(base.folder / FILE, f"broken fingerprint: {error}") from error

@@ -7,7 +7,7 @@ difference and is added; a tensor it lacks (classifier, fresh pooler) is copied 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.algebra import add, subtract
 from recyclable.weights.base import Base
 from recyclable.weights.delta import Delta
-from recyclable.weights.differences import Aligned, Differences
+from recyclable.weights.differences import Aligned, Dare, Differences, Scaled, Ties, Total
 from recyclable.weights.vocabulary import Rows, align, vocabulary_tensors
 
 
@@ -52,6 +52,29 @@ def carried(weights: AdaptedWeights, old: Base | None, new: Base, tokenizer: str
     return Aligned(delta, vocabulary, rows.old_row), rows
 
 
+def transformed(
+    several: Sequence[Differences],
+    left_out: frozenset[str],
+    *,
+    scale: float = 1.0,
+    ties: float | None = None,
+    dare: float | None = None,
+    seed: int = 0,
+) -> Differences:
+    """Differences merged (TIES, else summed), thinned (DARE) and scaled, in this order.
+
+    Args:
+        left_out: tensors whose difference is dropped.
+        ties: density; dare: drop rate; see `weights.differences`.
+    """
+    result = several[0] if len(several) == 1 else Total(several)
+    if ties is not None:
+        result = Ties(several, ties)
+    if dare is not None:
+        result = Dare(result, dare, seed)
+    return Scaled(result, scale, left_out) if scale != 1.0 or left_out else result
+
+
 def start(
     new: Base, differences: Differences, name: str, begin: int, end: int | None, dtype: torch.dtype | None, own: bool
 ) -> torch.Tensor:
@@ -78,6 +101,12 @@ def outdated_adapter(
         adapter: PEFT name -> tensor.
         base_name_of: PEFT name -> canonical name it would have in the base.
     """
+    for name, tensor in adapter.items():
+        if (base_name := base_name_of[name]) in old and base_name in new and new[base_name].shape != tensor.shape:
+            shape = tuple(new[base_name].shape)
+            raise InputError(
+                name, f"is {tuple(tensor.shape)} in the adapter, {shape} in the new base: cannot be carried"
+            )
     return {
         name: add(new[base_name], subtract(tensor, old[base_name]))
         if (base_name := base_name_of[name]) in old and base_name in new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from transformers import AutoTokenizer
 
 from recyclable.errors import InputError
 from recyclable.weights.base import Base, read_config
+
+_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(folder: Path):
@@ -24,6 +27,13 @@ def load_tokenizer(folder: Path):
     if len(tokenizer) > rows:
         raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
     return tokenizer
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer's files, whatever its kind."""
+    for pattern in _FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, target / file.name)
 
 
 @dataclass(frozen=True)
