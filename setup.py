@@ -24,6 +24,7 @@ setup(
         "accelerate>=1.10,<2",  # peft's own need
         "huggingface_hub>=1,<3",
         "safetensors>=0.6,<1",
+        "blake3>=1,<2",
         "sentencepiece>=0.2,<1",
         "tensorboard>=2.18,<3",
         "matplotlib>=3.9,<4",

@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from recyclable.adapters.bottleneck import BottleneckConfig
@@ -112,7 +113,7 @@ def task_config(folder: Path, labels: list[str]) -> PretrainedConfig:
 
 def structure(config: PretrainedConfig) -> PreTrainedModel:
     """A model without weights (its parameters are on the meta device); names it in `config.architectures`."""
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForSequenceClassification.from_config(config)
     config.architectures = [type(model).__name__]
     return model
