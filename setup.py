@@ -5,6 +5,9 @@ from setuptools import find_packages, setup
 # Directories at the top of the repository that travel inside the package; recyclable/resources.py finds them.
 SHIPPED = {"recyclable.launch": "launch", "recyclable.ds_configs": "ds_configs"}
 
+# Tried: 3.7.1 and 3.9.0. A CUDA build of torch brings its own; the tests run the kernels in Triton's interpreter.
+TRITON = "triton>=3.7,<3.10; sys_platform == 'linux'"
+
 setup(
     name="recyclable",
     version="0.1.0",
@@ -18,7 +21,7 @@ setup(
         # Bounded below: torch.load before 2.10 has CVE-2026-24747.
         "torch>=2.10,<2.14",
         "deepspeed>=0.19.8,<0.20",  # recyclable/training/ leans on its internals: one minor version at a time
-        "transformers>=5.17,<6",
+        "transformers>=5.17,<5.24",  # with 5.24 peft 0.21 makes no prefix-tuning model of a BERT any more
         "datasets>=4,<6",
         "peft>=0.19,<1",
         "accelerate>=1.10,<2",  # peft's own need
@@ -35,7 +38,8 @@ setup(
         "psutil>=5.9,<8",
         "pyyaml>=6,<7",
         "pydantic>=2.9,<3",
+        "typing_extensions>=4.12,<5",  # pydantic wants its TypedDict before Python 3.12
     ],
-    extras_require={"test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<1"]},
+    extras_require={"triton": [TRITON], "test": [TRITON, "pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<1"]},
     entry_points={"console_scripts": ["recyclable=recyclable.cli:main"]},
 )

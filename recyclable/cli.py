@@ -13,6 +13,7 @@ from recyclable.config import StartSettings, make_config
 from recyclable.errors import InputError
 from recyclable.launcher import launch
 from recyclable.resources import launch_script
+from recyclable.store_cli import add_parsers, add_store_argument
 
 _TRAINING = {
     "pretrain": "continual pre-training: base + corpus -> upgraded base",
@@ -47,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "score adapted weights; several are compared"
     sub = verbs.add_parser("evaluate", help=text, description=text)
-    sub.add_argument("--weights", required=True, nargs="+", metavar="W", help="directories of adapted weights")
+    sub.add_argument("--weights", required=True, nargs="+", metavar="W", help="adapted weights: directories, or names")
+    add_store_argument(sub)
     sub.add_argument("--base", required=True, metavar="B", help="the model they go on: their own base or a descendant")
     sub.add_argument("--task", required=True, metavar="T", help="task directory or file")
     sub.add_argument("--old-base", metavar="A", help="their own base, if the manifest's name for it leads nowhere")
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "put outdated weights on a new base, without training"
     sub = verbs.add_parser("apply", help=text, description=text)
     sub.add_argument("--weights", required=True, nargs="+", metavar="W", help="adapted weights; several are merged")
+    add_store_argument(sub)
     sub.add_argument("--base", required=True, metavar="B", help="the model they go on: their own base or a descendant")
     sub.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="a new directory, plain transformers or PEFT"
@@ -74,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--allow-unrelated", action="store_true", help="use a base that is no descendant; it is recorded")
     sub.add_argument("--json", action="store_true", help="end with one JSON object")
     sub.set_defaults(run=_apply)
+
+    add_parsers(verbs)
 
     text = "where a base comes from, and bases that were upgraded elsewhere"
     lineage = verbs.add_parser("lineage", help=text, description=text).add_subparsers(required=True, metavar="VERB")
@@ -122,9 +127,10 @@ def _start(verb: str, argv: list[str], nproc: int | None, hostfile: str | None =
 def _evaluate(arguments: argparse.Namespace) -> int:
     from recyclable.recipes.evaluate import evaluate_all
     from recyclable.report.compare import table
+    from recyclable.weights.store import find
 
     rows = evaluate_all(
-        arguments.weights,
+        [find(weights, arguments.store) for weights in arguments.weights],
         arguments.base,
         arguments.task,
         old_base=arguments.old_base,
@@ -139,10 +145,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     from recyclable.recipes.apply import apply
+    from recyclable.weights.store import find
 
     chosen = {name: getattr(arguments, name) for name in StartSettings.model_fields}
     record = apply(
-        arguments.weights,
+        [find(weights, arguments.store) for weights in arguments.weights],
         arguments.base,
         arguments.out,
         make_config(StartSettings, chosen, "apply"),

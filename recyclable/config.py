@@ -6,12 +6,14 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recyclable.errors import InputError
+
+RecycleMethod = Literal["scratch", "init", "distill", "both", "interpolate", "apply"]
 
 
 class Settings(BaseModel):
@@ -45,6 +47,9 @@ class TrainSettings(Settings):
     """Tokens per sequence, special tokens included."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Replaces every dropout rate of the base; null keeps the base's own."""
+    attn_implementation: Literal["eager", "sdpa"] | None = None
+    """How the trained model computes attention; null: as transformers chooses. On a CPU in bf16 and with short
+    sequences, sdpa's backward pass takes several times as long as eager's."""
     eval_every: int | None = Field(None, gt=0)
     """Steps between evaluations; null: about 50 in the run. Step 0 and the last step are always evaluated."""
     eval_batch_size: int = Field(64, gt=0)
@@ -86,6 +91,13 @@ class PretrainConfig(TrainSettings):
     mlm_head_steps: int | None = Field(None, ge=0)
     """Steps a fresh head trains alone, backbone and embeddings frozen; null: a tenth of max_steps."""
     mlm_head_learning_rate: float = Field(1e-3, gt=0)
+    teacher: str | None = None
+    """A frozen base with the same tokenizer to learn from as well, usually `base` itself: it then forgets less."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """With a teacher: (1 - alpha) mlm + alpha T^2 KL at the masked tokens + beta patient."""
+    beta: float = Field(0.0, ge=0)
+    """With a teacher of the same layers and width: weight of the patient (first token's hidden states) loss."""
+    temperature: float = Field(1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the saved base."""
 
@@ -110,7 +122,8 @@ class AdaptSettings(TrainSettings):
 class TuningSettings(Settings):
     """Which weights tuning trains: all of them, or an adapter's."""
 
-    tuning: Literal["full", "lora", "bottleneck"] = "full"
+    tuning: Literal["full", "lora", "bottleneck", "peft"] = "full"
+    """peft: an adapter from elsewhere, as its own config describes it."""
     lora_r: int = Field(8, gt=0)
     lora_alpha: int = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
@@ -121,6 +134,50 @@ class TuningSettings(Settings):
 
 class TuneConfig(AdaptSettings, TuningSettings):
     """`recyclable tune`: base + task -> adapted weights."""
+
+    tuning: Literal["full", "lora", "bottleneck"] = "full"
+
+
+class InterpolationSettings(Settings):
+    """`method: interpolate`: s task + (1 - s) sum over x of (alpha_x T^2 KL_x + beta_x patient_x).
+
+    At x the student's weights are (1 - x) teacher + x own; x = 1, the student itself, is always one of the points.
+    """
+
+    start: Literal["fresh", "outdated"] | None = None
+    """Where interpolate starts, null: outdated. The other methods' names say where they do."""
+    task_share: float = Field(0.3, ge=0, le=1)
+    """s: share of the labels' loss."""
+    interpolation_points: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(None, min_length=1)
+    """The x below 1; null: 0.25, 0.5, 0.75, or draws."""
+    interpolation_draws: int | None = Field(None, gt=0)
+    """So many x drawn anew at every step, r + (1 - 2r) U(0, 1), in place of fixed ones."""
+    interpolation_margin: float = Field(0.0, ge=0, lt=0.5)
+    """r: drawn x keep this distance from 0 and 1."""
+    alpha_by_point: list[Annotated[float, Field(ge=0)]] | None = None
+    """alpha_x in the order of x (drawn ones ascending), x = 1 last; null: alpha at each."""
+    beta_by_point: list[Annotated[float, Field(ge=0)]] | None = None
+    """beta_x in the same order; null: beta at each."""
+    second_weights: str | None = None
+    """Other adapted weights for the same labels: a second fixed model, and a second path with the same points."""
+    second_base: str | None = None
+    """The base that second_weights belong to."""
+
+    @model_validator(mode="after")
+    def _path(self) -> InterpolationSettings:
+        if self.interpolation_points and self.interpolation_draws:
+            raise ValueError("interpolation_points and interpolation_draws are both given, expected one of them")
+        if (self.second_weights is None) != (self.second_base is None):
+            raise ValueError("second_weights and second_base go together, found one of them")
+        for name in ("alpha_by_point", "beta_by_point"):
+            given, points = getattr(self, name), (self.interpolation_draws or len(self.points())) + 1
+            if given is not None and len(given) != points:
+                raise ValueError(f"{name}: {len(given)} values, expected {points}: one per point and one for x = 1")
+        return self
+
+    def points(self) -> tuple[float, ...]:
+        """The fixed x below 1; none where they are drawn."""
+        return () if self.interpolation_draws else tuple(self.interpolation_points or (0.25, 0.5, 0.75))
 
 
 class StartSettings(Settings):
@@ -135,30 +192,48 @@ class StartSettings(Settings):
     skip_embeddings: bool = False
     """Leave the new base's token embeddings (and untied LM head) as they are."""
 
+    def changes_start(self) -> bool:
+        """Whether differences are added in any other way than as they are."""
+        return self.scale != 1.0 or self.ties is not None or self.dare is not None or self.skip_embeddings
 
-class RecycleConfig(AdaptSettings, StartSettings):
+
+class RecycleConfig(AdaptSettings, InterpolationSettings, StartSettings):
     """`recyclable recycle`: outdated weights + old base + new base + task -> adapted weights of the new base."""
 
-    method: Literal["scratch", "init", "distill", "both", "apply"]
+    method: RecycleMethod
     max_steps: int = Field(0, ge=0)
     """Optimizer steps; needed by every method but apply, which trains nothing."""
     learning_rate: float = Field(0.0, ge=0)
     weights: str
-    """The outdated adapted weights."""
+    """The outdated adapted weights: a directory, or a name in the store."""
+    store: str | None = None
+    """The store's directory; null: the environment's RECYCLABLE_STORE, else ./store."""
     old_base: str
     """The base the outdated weights belong to."""
     alpha: float = Field(0.7, ge=0, le=1)
-    """Share of distillation: (1 - alpha) task + alpha T^2 KL + beta patient."""
+    """Share of distillation: (1 - alpha) task + alpha T^2 KL + beta patient; alpha_x in method interpolate."""
     beta: float = Field(10.0, ge=0)
-    """Weight of the patient (first token's hidden states) loss."""
+    """Weight of the patient (first token's hidden states) loss; beta_x in method interpolate."""
     temperature: float = Field(5.0, gt=0)
     kd_reduction: Literal["batchmean", "paper"] = "batchmean"
     """paper: mean over batch *and* classes, as the paper's released code has it."""
+    teacher: Literal["online", "cached"] = "cached"
+    """online: the teacher computes in every step; cached: it answers once per example used, before training starts."""
+    teacher_cache: Path | None = None
+    """Directory that keeps a cached teacher's answers for other runs; null: in memory, for this run only (for each
+    example used, layers x width numbers)."""
+    teacher_top_k: int | None = Field(None, gt=0)
+    """Only so many of the teacher's likeliest classes are learned from, the others count as impossible; null: all."""
     allow_unrelated: bool = False
     """Use weights whose base is no recorded ancestor of `base`; the manifest says so."""
+    related_task: bool = False
+    """Use another task's weights though its labels are others: the head is fresh, the KL term is left out."""
 
     @model_validator(mode="after")
     def _trains(self) -> RecycleConfig:
+        for name in ("start", "second_weights"):
+            if getattr(self, name) is not None and self.method != "interpolate":
+                raise ValueError(f"{name} is for method interpolate, found it with method {self.method}")
         for name in ("max_steps", "learning_rate"):
             if self.method != "apply" and not getattr(self, name):
                 raise ValueError(f"{name} is missing or 0; method {self.method} trains")
@@ -212,7 +287,11 @@ class StudyExperiment(Settings):
     shots: int | None = None
     recycle: dict[str, Any] = {}
     """Settings of every run of the experiment."""
-    methods: dict[Literal["scratch", "init", "distill", "both", "apply"], StudyMethod]
+    methods: dict[RecycleMethod, StudyMethod]
+    tasks: list[str] | None = None
+    """The tasks it is run on; null: all of the study's."""
+    weights_from: dict[str, str] = {}
+    """Task -> the task of the study whose outdated weights it recycles; left out: its own."""
 
 
 class StudyConfig(Settings):
@@ -238,6 +317,10 @@ class StudyConfig(Settings):
             for base in (edge.old, edge.new):
                 if base not in self.bases:
                     raise ValueError(f"edges: {base!r} is not one of bases {sorted(self.bases)}")
+        for name, experiment in self.experiments.items():
+            for task in {*(experiment.tasks or ()), *experiment.weights_from, *experiment.weights_from.values()}:
+                if task not in self.tasks:
+                    raise ValueError(f"experiments.{name}: {task!r} is not one of tasks {sorted(self.tasks)}")
         several = any(
             len(method.candidates(tuning)) > 1
             for experiment in self.experiments.values()

@@ -13,4 +13,5 @@ class InputError(Exception):
 
     def __init__(self, where: object, problem: str) -> None:
         self.where = str(where)
-        super().__init__(" ".join(f"{where}: {problem}".split()))
+        line = " ".join(f"{where}: {problem}".split())
+        super().__init__("".join(c if c.isprintable() else "?" for c in line))  # names in files may hold anything

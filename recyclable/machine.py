@@ -36,6 +36,7 @@ _ZERO_KEYS = """
 """
 KNOWN_KEYS = frozenset(_KEYS.split())
 KNOWN_ZERO_KEYS = frozenset(_ZERO_KEYS.split())
+_AUTOCAST_DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}
 # Sections DeepSpeed reads that would change what is learned, or need an engine other than the one used here.
 REFUSED = {
     "optimizer": "belongs to the run config: learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon",
@@ -131,6 +132,18 @@ def is_bf16(config: dict[str, Any]) -> bool:
     return _enabled(config, "bf16") or _enabled(config, "bfloat16")
 
 
+def precision(config: dict[str, Any]) -> str:
+    """What weights are held in while a model computes, by torch's name."""
+    if is_bf16(config):
+        return "bfloat16"
+    return "float16" if _enabled(config, "fp16") else "float32"
+
+
+def autocast(config: dict[str, Any]) -> str | None:
+    """What products are computed in under torch's autocast, by torch's name; None without it."""
+    return _AUTOCAST_DTYPES[config["torch_autocast"]["dtype"]] if _enabled(config, "torch_autocast") else None
+
+
 def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
@@ -182,8 +195,12 @@ def _check_precision(config: dict[str, Any], where: str | Path, on_cpu: bool) ->
     if _enabled(config, "fp16") and is_bf16(config):
         raise InputError(where, "fp16 and bf16 are both enabled, expected one of them at most")
     half = "fp16" if _enabled(config, "fp16") else None
-    if _enabled(config, "torch_autocast") and config["torch_autocast"].get("dtype") in ("float16", "fp16", "half"):
-        half = "torch_autocast in float16"
+    if _enabled(config, "torch_autocast"):
+        dtype = config["torch_autocast"].get("dtype")
+        if dtype not in _AUTOCAST_DTYPES:
+            raise InputError(where, f"torch_autocast.dtype is {dtype!r}, expected 'bfloat16' or 'float16'")
+        if autocast(config) == "float16":
+            half = "torch_autocast in float16"
     if half and on_cpu:
         raise InputError(where, f"{half} is enabled, but training runs on the CPU: use bf16 or leave it out for fp32")
 

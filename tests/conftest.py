@@ -1,11 +1,24 @@
-"""For all tests: `datasets` caches in a folder of its own, also in the processes that tests start; no progress bars."""
+"""For all tests: `datasets` caches in a folder of its own, also in the processes that tests start; no progress bars.
+
+Without a GPU, Triton's kernels run in its interpreter, which must be chosen before anything imports Triton.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-import datasets
+import hypothesis
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import datasets
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

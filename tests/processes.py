@@ -1,4 +1,4 @@
-"""Starts `train_ranks.py` on one or more ranks, as the `recyclable` command would, with a time limit."""
+"""Starts `train_ranks.py` or its like on one or more ranks, as the `recyclable` command would, with a time limit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 SCRIPT = Path(__file__).with_name("train_ranks.py")
 LAUNCH = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_S = 400  # for a whole list of runs, on a busy machine
 
 
-def start(folder: Path, runs: list[dict[str, Any]], nproc: int | None = None) -> subprocess.Popen:
-    """Start `runs` (see train_ranks.py) in a session of their own; what they print goes to folder/log.
+def start(
+    folder: Path, runs: list[dict[str, Any]], nproc: int | None = None, script: Path = SCRIPT
+) -> subprocess.Popen:
+    """Start `runs` (see the script) in a session of their own; what they print goes to folder/log.
 
     Args:
         nproc: ranks, started by the deepspeed launcher; None is one process without any launcher.
@@ -28,7 +32,7 @@ def start(folder: Path, runs: list[dict[str, Any]], nproc: int | None = None) ->
     environment["PYTHONPATH"] = str(SCRIPT.parents[1])
     environment["OMP_NUM_THREADS"] = "1"
     launch = ["-c", LAUNCH.format(nproc)] if nproc else []
-    command = [sys.executable, *launch, str(SCRIPT), str(folder / "runs.json")]
+    command = [sys.executable, *launch, str(script), str(folder / "runs.json")]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -56,3 +60,10 @@ def kill(process: subprocess.Popen) -> None:
 def outcome(out: Path) -> dict[str, str]:
     """What a run ended with: {} or {error, message}."""
     return json.loads(Path(f"{out}.json").read_text())
+
+
+def scalars(out: Path, tag: str) -> list[float]:
+    """A scalar at steps 1, 2, ..., from the TensorBoard files of a run."""
+    events = EventAccumulator(str(out / "tensorboard")).Reload().Scalars(tag)
+    assert [event.step for event in events] == list(range(1, len(events) + 1))
+    return [event.value for event in events]

@@ -467,7 +467,7 @@ def test_weights_for_other_labels(runs: Runs) -> None:
 
 def test_missing_weights(runs: Runs) -> None:
     said = runs.refused_run("recycle", weights=runs.tmp / "nowhere")
-    assert f"{runs.tmp / 'nowhere'}: is missing, expected a directory of adapted weights" in said
+    assert f"{runs.tmp / 'nowhere'}: is no directory of adapted weights, nor a name in store, which has nothing" in said
 
 
 def test_weights_without_a_manifest(runs: Runs) -> None:
@@ -484,7 +484,7 @@ def test_weights_without_a_manifest(runs: Runs) -> None:
         (lambda m: m.update(format=99), "format 99, this version reads 1"),
         (lambda m: m.update(colour="red"), "broken manifest: "),
         (lambda m: m.pop("base"), "broken manifest: "),
-        (lambda m: m["base"].pop("fingerprint"), "broken manifest: 'fingerprint'"),
+        (lambda m: m["base"].pop("fingerprint"), "broken manifest: base.fingerprint: Field required"),
         (lambda m: m["tuning"].update(tuning="prefix"), "tuning: found 'prefix'"),
     ],
 )
@@ -498,7 +498,7 @@ def test_a_manifest_that_is_not_understood(runs: Runs, change: Callable, said: s
 def test_a_manifest_that_is_no_json(runs: Runs) -> None:
     weights = runs.copy(runs.world.outdated)
     (weights / "manifest.json").write_text('{"kind": ')
-    assert f"{weights / 'manifest.json'}: broken manifest: " in runs.refused_run("recycle", weights=weights)
+    assert f"{weights / 'manifest.json'}: broken JSON: " in runs.refused_run("recycle", weights=weights)
 
 
 def test_a_delta_changed_after_it_was_written(runs: Runs) -> None:
@@ -515,6 +515,20 @@ def test_a_head_that_is_gone(runs: Runs) -> None:
     (weights / "head.safetensors").unlink()
     said = runs.refused_run("recycle", weights=weights)
     assert f"{weights / 'head.safetensors'}: is missing, but the manifest lists it" in said
+
+
+def test_a_teacher_cache_that_is_a_file(runs: Runs) -> None:
+    file = runs.tmp / "answers"
+    file.write_text("")
+    said = runs.refused_run("recycle", method="distill", teacher_cache=file)
+    assert f"teacher_cache: {file} is a file, expected a directory" in said
+
+
+def test_a_teacher_with_another_tokenizer(runs: Runs) -> None:
+    teacher = runs.copy(runs.world.base)
+    make_tokenizer([f"v{i}" for i in range(195)]).save_pretrained(teacher)
+    said = runs.refused_run("pretrain", teacher=teacher)
+    assert f"teacher: {teacher} has another tokenizer" in said and f"than {runs.world.base}" in said
 
 
 def test_scoring_weights_on_an_unrelated_base(runs: Runs) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from processes import finish, outcome, start
+from processes import finish, outcome, scalars, start
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from train_ranks import with_lora
 from transformers import BertForMaskedLM, BertForSequenceClassification
 from worlds import make_base, make_corpus, make_outdated, make_task, make_upgraded
 
@@ -31,6 +31,7 @@ from recyclable.data.examples import LabelledTexts, MaskedBlocks
 from recyclable.data.fewshot import k_shot
 from recyclable.data.order import Order
 from recyclable.data.tasks import load_task
+from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
 STEPS, WARMUP, BATCH, SEED, LENGTH = 20, 4, 12, 7, 24
@@ -67,6 +68,9 @@ PLAN = {
     "pretrain": {1: (12, ALL), 2: (6, ALL)},
     "pretrain_accumulating": {1: (4, (2,)), 2: (2, (0, 1, 3))},
     "pretrain_fresh_head": {2: (6, (2, 3))},
+    "pretrain_taught": {1: (12, ALL), 2: (6, ALL)},
+    "pretrain_taught_untied": {1: (12, (3,)), 2: (3, ALL)},
+    "pretrain_taught_lora": {1: (12, (3,)), 2: (6, ALL)},
     "tune": {1: (12, ALL), 2: (6, ALL)},
     "tune_lora": {2: (6, (1, 3))},
     "tune_bottleneck": {2: (6, (2, 3))},
@@ -104,7 +108,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     world = World(tmp_path_factory.mktemp("equality"))
     make_base(world.base)
     make_base(world.headless, mlm_head=False)
+    make_base(world.untied, tied=False)
     make_upgraded(world.base, world.upgraded)
+    make_upgraded(world.untied, world.untied_teacher)
     make_task(world.task)
     make_corpus(world.corpus)
     make_outdated(world.base, world.task, world.outdated)
@@ -118,6 +124,11 @@ def run(world: World, name: str, ranks: int, stage: int, precision: str = "fp32"
         config.update(base=world.base, corpus=str(world.corpus))
         if kind == "fresh_head":
             config.update(base=world.headless, mlm_head_steps=HEAD_STEPS, mlm_head_learning_rate=HEAD_RATE)
+        if kind.startswith("taught"):
+            config.update(teacher=world.upgraded, alpha=ALPHA, beta=BETA, temperature=TEMPERATURE)
+        if kind == "taught_untied":
+            config.update(base=world.untied, teacher=world.untied_teacher)
+        config.update({"learning_rate": ADAPTER_RATE} if kind == "taught_lora" else {})
     elif verb == "tune":
         config.update(base=world.base, task=str(world.task), tuning=kind or "full", lora_r=4, bottleneck_size=8)
         config.update({"learning_rate": ADAPTER_RATE} if kind else {})
@@ -129,7 +140,7 @@ def run(world: World, name: str, ranks: int, stage: int, precision: str = "fp32"
         ds_config["zero_optimization"].update(STAGE_3)
     if precision == "bf16":
         ds_config["bf16"] = {"enabled": True}
-    return {"verb": verb, "config": config, "ds_config": ds_config}
+    return {"verb": verb, "config": config, "ds_config": ds_config, "lora": kind == "taught_lora"}
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +152,6 @@ def trained(world: World) -> World:
         runs += [run(world, *which, "bf16") for which in BF16_RUNS if which[1] == ranks]
         finish(start(folder, runs, nproc=ranks if ranks > 1 else None), folder)
     return world
-
-
-def scalars(out: Path, tag: str) -> list[float]:
-    """A scalar at steps 1, 2, ..., from the TensorBoard files of a run."""
-    events = EventAccumulator(str(out / "tensorboard")).Reload().Scalars(tag)
-    assert [event.step for event in events] == list(range(1, len(events) + 1))
-    return [event.value for event in events]
 
 
 def largest_relative_difference(found: list[float], expected: list[float]) -> float:
@@ -194,15 +198,14 @@ def short(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {plain(name): tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def pretrain_oracle(world: World, fresh_head: bool) -> Expected:
-    folder = world.headless if fresh_head else world.base
+def pretrain_oracle(world: World, kind: str) -> Expected:
+    folder = {"fresh_head": world.headless, "taught_untied": world.untied}.get(kind, world.base)
     tokenizer = load_tokenizer(folder)
     packed = pack(load_corpus(str(world.corpus)), tokenizer, LENGTH)
     cut = len(packed) - round(0.02 * len(packed))
     examples = MaskedBlocks(packed, tokenizer, 0.15, SEED, range(cut))
     order = Order(cut, BATCH, SEED)
-    model = BertForMaskedLM.from_pretrained(folder)
-    names = [name for name, _ in model.named_parameters()]
+    model: nn.Module = BertForMaskedLM.from_pretrained(folder)
 
     def mean_loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = torch.full_like(batch["input_ids"], -100).flatten()
@@ -212,14 +215,30 @@ def pretrain_oracle(world: World, fresh_head: bool) -> Expected:
     def loss_of(step: int) -> torch.Tensor:
         return mean_loss(examples.batch(order.step(step)))
 
-    if fresh_head:
+    if kind == "fresh_head":
         drawn, fresh = models.masked_lm(folder, "auto", SEED, None)
-        model.load_state_dict(drawn.state_dict())
+        model.load_state_dict(fill(drawn).state_dict())
         plain_training(model, fresh, loss_of, HEAD_RATE, 0, HEAD_STEPS)
+    if kind == "taught_lora":
+        model = with_lora(model)
+    if kind.startswith("taught"):
+        wise = world.untied_teacher if kind == "taught_untied" else world.upgraded
+        teacher = BertForMaskedLM.from_pretrained(wise).requires_grad_(False).eval()
+
+        def loss_of(step: int) -> torch.Tensor:
+            batch = examples.batch(order.step(step))
+            s, t = (m(input_ids=batch["input_ids"], output_hidden_states=True) for m in (model, teacher))
+            p, q = ((o.logits.flatten(0, 1)[batch["positions"]] / TEMPERATURE).softmax(-1) for o in (t, s))
+            kl = (p * (p / q).log()).sum() / len(batch["targets"])
+            states = [torch.stack([h[:, 0] for h in out.hidden_states[:-1]]) for out in (s, t)]
+            patient = 0.5 * nn.functional.mse_loss(*states)
+            return (1 - ALPHA) * mean_loss(batch) + ALPHA * TEMPERATURE**2 * kl + BETA * patient
+
+    names = [n for n, _ in model.named_parameters() if kind != "taught_lora" or "lora_" in n]
     before = mean_heldout(mean_loss, packed, tokenizer, cut)
-    losses = plain_training(model, names, loss_of, RATE, WARMUP, STEPS)
+    losses = plain_training(model, names, loss_of, ADAPTER_RATE if "lora" in kind else RATE, WARMUP, STEPS)
     scores = {"before": before, "after": mean_heldout(mean_loss, packed, tokenizer, cut)}
-    return Expected(losses, short(dict(model.named_parameters())), scores)
+    return Expected(losses, short({n: p for n, p in model.named_parameters() if n in names}), scores)
 
 
 @torch.no_grad()
@@ -232,7 +251,7 @@ def mean_heldout(mean_loss: Callable, packed: Any, tokenizer: Any, cut: int) -> 
 def classifier(folder: Path, task: Any) -> BertForSequenceClassification:
     """The base with the head (and the pooler it lacks) that the package draws from the seed."""
     model = BertForSequenceClassification.from_pretrained(folder, num_labels=len(task.labels))
-    model.load_state_dict(models.task_model(folder, task, SEED, None).state_dict())
+    model.load_state_dict(fill(models.task_model(folder, task, SEED, None)).state_dict())
     return model.eval()
 
 
@@ -337,7 +356,7 @@ def oracle(world: World) -> Iterator[Callable[[str], Expected]]:
         verb, _, kind = name.partition("_")
         if name not in known:
             if verb == "pretrain":
-                known[name] = pretrain_oracle(world, kind == "fresh_head")
+                known[name] = pretrain_oracle(world, kind)
             else:
                 known[name] = tune_oracle(world, kind) if verb == "tune" else both_oracle(world)
         return known[name]
@@ -358,11 +377,15 @@ def saved_tensors(out: Path, base: Path) -> dict[str, torch.Tensor]:
         return {
             name: tensor for name, tensor in saved.items() if not name.startswith("pooler.")
         }  # goes along untrained
-    if (out / "adapter_model.safetensors").is_file():
-        return short(load_file(out / "adapter_model.safetensors"))
+    for adapter in (out / "adapter_model.safetensors", out / "lora.safetensors"):
+        if adapter.is_file():
+            return short(load_file(adapter))
     theta = short(load_file(base / "model.safetensors"))
     delta = load_file(out / "delta.safetensors")
-    return {**{name: theta[name] + d for name, d in delta.items()}, **load_file(out / "head.safetensors")}
+    tuned = {
+        name: theta[name] + d for name, d in delta.items() if "::" not in name
+    }  # without its last bit's corrections
+    return {**tuned, **load_file(out / "head.safetensors")}
 
 
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -377,7 +400,8 @@ def base_of(world: World, name: str) -> Path:
 
 def saved_scores(name: str, out: Path) -> dict[str, float]:
     if name.startswith("pretrain"):
-        heldout = json.loads((out / "lineage.json").read_text())["heldout"]
+        record = "lora.json" if name.endswith("lora") else "lineage.json"
+        heldout = json.loads((out / record).read_text())["heldout"]
         return {when: heldout[when]["loss"] for when in ("before", "after")}
     metrics = json.loads((out / "manifest.json").read_text())["metrics"]
     assert metrics["best_step"] == STEPS, "the oracle has the weights of the last step"

@@ -26,6 +26,7 @@ from recyclable.training.evaluation import _HELD_OUT_EPOCH
 from recyclable.weights.adapted import AdaptedWeights, read_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.lineage import read_lineage
+from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
 COMMON = {"max_length": 24, "train_batch_size": 8, "seed": 3, "eval_every": 6, "log_every": 4, "save_every": 0}
@@ -78,7 +79,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_expected_logits(file: Path, base: Path, weights: Path, task_folder: Path) -> None:
     """What recyclable's own model says of the test split, with the inputs it was given."""
     task, opened = load_task(task_folder), Base(base)
-    model = LabelledTask(outdated_model(AdaptedWeights(weights), opened, opened, task, COMMON["seed"])).eval()
+    model = fill(LabelledTask(outdated_model(AdaptedWeights(weights), opened, opened, task, COMMON["seed"]))).eval()
     examples = LabelledTexts(task.splits["test"], load_tokenizer(base), COMMON["max_length"])
     batch = examples.batch([(0, i) for i in range(len(examples))])
     with torch.no_grad():

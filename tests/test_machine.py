@@ -74,6 +74,7 @@ def test_the_callers_dict_and_monitor_sections_are_left_alone():
         ({"zero_optimization": True}, ["zero_optimization is True", "object"]),
         ({"fp16": {"enabled": True}}, ["fp16", "CPU"]),
         ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, ["torch_autocast", "CPU"]),
+        ({"torch_autocast": {"enabled": True}}, ["torch_autocast.dtype is None", "'bfloat16' or 'float16'"]),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["both"]),
         ({"bf16": True}, ["bf16 is True", "object"]),
         ({"gradient_allreduce_op": "sum"}, ["gradient_allreduce_op", "'mean'"]),

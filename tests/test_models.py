@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    NomicBertConfig,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 from worlds import make_base, make_task, make_tokenizer, make_upgraded
 
 from recyclable import models
@@ -15,6 +29,7 @@ from recyclable.config import TuningSettings
 from recyclable.data.tasks import Task, load_task
 from recyclable.errors import InputError
 from recyclable.weights.base import Base
+from recyclable.weights.sources import fill
 
 HEAD = "classifier.weight"
 
@@ -40,7 +55,7 @@ def task(root: Path) -> Task:
 
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.named_parameters()}
+    return {name: tensor.clone() for name, tensor in fill(model).named_parameters()}
 
 
 def test_a_fresh_head_is_the_same_on_a_base_and_its_upgrade_whatever_was_drawn_before(
@@ -75,7 +90,7 @@ def test_a_fresh_head_is_drawn_as_bert_draws_it(base: Path, task: Task) -> None:
     made = state(models.task_model(base, task, 20, None))
     assert made["bert.pooler.dense.weight"].std().item() == pytest.approx(0.1, rel=0.1)  # initializer_range
     assert not made["classifier.bias"].any() and not made["bert.pooler.dense.bias"].any()
-    fresh, _ = models.masked_lm(base, "fresh", 20, None)
+    fresh = fill(models.masked_lm(base, "fresh", 20, None)[0])
     norm = fresh.cls.predictions.transform.LayerNorm
     assert (norm.weight == 1).all() and (norm.bias == 0).all()
 
@@ -116,7 +131,7 @@ def test_a_dropout_replaces_every_rate_and_none_keeps_the_bases(base: Path, task
     assert rates(models.task_model(base, task, 20, None)) == {0.1}
     assert rates(models.task_model(base, task, 20, 0.0)) == {0.0}
     assert rates(models.masked_lm(base, "auto", 20, 0.25)[0]) == {0.25}
-    model = models.task_model(base, task, 20, 0.0).train()
+    model = fill(models.task_model(base, task, 20, 0.0)).train()
     ids = torch.arange(5, 15)[None]
     assert torch.equal(model(ids).logits, model(ids).logits)
 
@@ -134,8 +149,9 @@ def test_auto_keeps_a_trained_head_and_draws_one_where_there_is_none(base: Path,
             assert torch.equal(state(kept)[name], tensor), name
     made, fresh = models.masked_lm(headless, "auto", 20, None)
     assert "cls.predictions.transform.dense.weight" in fresh and all(name.startswith("cls.") for name in fresh)
-    assert torch.equal(made.bert.embeddings.word_embeddings.weight, Base(headless)["embeddings.word_embeddings.weight"])
-    assert made.cls.predictions.decoder.weight is made.bert.embeddings.word_embeddings.weight
+    words = fill(made).bert.embeddings.word_embeddings.weight
+    assert torch.equal(words, Base(headless)["embeddings.word_embeddings.weight"])
+    assert made.cls.predictions.decoder.weight is words
 
 
 def test_keep_insists_and_fresh_draws_anew_without_touching_the_embeddings(base: Path, headless: Path) -> None:
@@ -155,8 +171,8 @@ def test_keep_insists_and_fresh_draws_anew_without_touching_the_embeddings(base:
 def test_the_pooler_of_a_base_is_found_under_the_name_its_children_save_it_by(
     headless: Path, base: Path, tmp_path: Path
 ) -> None:
-    assert dict(models.pooler_tensors(base, "bert")) == {}
-    found = dict(models.pooler_tensors(headless, "bert"))
+    assert models.pooler_tensors(Base(base)).names == []
+    found = dict(models.pooler_tensors(Base(headless)).items())
     assert found.keys() == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     whole = AutoModel.from_pretrained(headless)
     assert torch.equal(found["bert.pooler.dense.weight"], whole.pooler.dense.weight)
@@ -185,12 +201,76 @@ def test_roberta_has_a_dense_head_and_no_pooler(root: Path, task: Task) -> None:
         models.require_length(root / "roberta", 33)
 
 
+SIZE = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+FAMILIES = {
+    "distilbert": DistilBertConfig(vocab_size=99, dim=16, n_layers=1, n_heads=2, hidden_dim=32),
+    "electra": ElectraConfig(**SIZE, embedding_size=8),
+    "deberta-v2": DebertaV2Config(**SIZE, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": ModernBertConfig(**SIZE, **SPECIAL_TOKENS),
+    "albert": AlbertConfig(**SIZE, embedding_size=8),
+    "untied": BertConfig(**SIZE, tie_word_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_what_from_pretrained_makes_of_the_same_files(family: str, task: Task, tmp_path: Path) -> None:
+    for saved in (AutoModelForMaskedLM, AutoModel, AutoModelForSequenceClassification):
+        written = saved.from_config(FAMILIES[family])
+        for parameter in written.parameters():
+            torch.nn.init.normal_(parameter)  # biases and norms too
+        folder = tmp_path / saved.__name__
+        written.save_pretrained(folder)
+        for auto_class in (AutoModelForMaskedLM, AutoModelForSequenceClassification):
+            labels = {} if auto_class is AutoModelForMaskedLM else {"num_labels": 3, "ignore_mismatched_sizes": True}
+            whole, info = auto_class.from_pretrained(folder, output_loading_info=True, **labels)
+            drawn = info["missing_keys"] | {name for name, *_ in info["mismatched_keys"]}
+            if auto_class is AutoModelForMaskedLM:
+                made, fresh = models.masked_lm(folder, "auto", 20, None)
+                assert set(fresh) == {name for name, _ in made.named_parameters()} & drawn
+            else:
+                made = models.task_model(folder, task, 20, None)
+            assert made.training == whole.training and made.config.to_dict().keys() == whole.config.to_dict().keys()
+            expected, found = dict(whole.named_parameters()), state(made)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in found.keys() - drawn)
+            buffers = dict(whole.named_buffers())
+            assert all(torch.equal(buffer, buffers[name]) for name, buffer in made.named_buffers())
+
+
+def test_a_family_whose_checkpoints_transformers_converts_is_refused_with_the_reason(tmp_path: Path) -> None:
+    AutoModelForMaskedLM.from_config(NomicBertConfig(**SIZE)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"lacks \d+ backbone tensors: .*converts nomic_bert checkpoints"):
+        models.masked_lm(tmp_path, "auto", 20, None)
+
+
+def test_files_that_hold_a_tied_tensor_twice_must_hold_the_same(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "twice")
+    file = tmp_path / "twice" / "model.safetensors"
+    tensors = load_file(file)
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    save_file({**tensors, "cls.predictions.decoder.weight": words.clone()}, file)
+    made = state(models.masked_lm(file.parent, "auto", 20, None)[0])
+    assert torch.equal(made["bert.embeddings.word_embeddings.weight"], words)
+    save_file({**tensors, "cls.predictions.decoder.weight": words + 1}, file)
+    with pytest.raises(InputError, match="its config ties cls"):
+        state(models.masked_lm(file.parent, "auto", 20, None)[0])
+
+
+def test_a_masked_lm_head_of_another_shape_is_told(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    save_file({**load_file(file), "cls.predictions.bias": torch.zeros(7)}, file)
+    with pytest.raises(InputError, match=r"cls.predictions.bias is \(7,\), the model's is \(200,\)"):
+        models.masked_lm(file.parent, "auto", 20, None)
+
+
 def test_a_classifier_of_other_labels_is_replaced_by_a_fresh_one(base: Path, task: Task, tmp_path: Path) -> None:
-    models.task_model(base, task, 20, None).save_pretrained(tmp_path)
+    fill(models.task_model(base, task, 20, None)).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file({**tensors, HEAD: torch.ones(7, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    made = models.task_model(tmp_path, task, 30, None)
-    assert torch.equal(made.classifier.weight, models.task_model(base, task, 30, None).classifier.weight)
+    made, fresh = (state(models.task_model(folder, task, 30, None)) for folder in (tmp_path, base))
+    assert torch.equal(made[HEAD], fresh[HEAD])
 
 
 def test_a_module_that_an_adapter_cannot_attach_to_is_named(base: Path, task: Task) -> None:

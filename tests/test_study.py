@@ -126,6 +126,7 @@ def test_a_cell_waits_for_what_it_depends_on(content, finished, tmp_path):
         ({"selection_seed": None}, "selection_seed: missing"),
         ({"selection_seed": 1}, "is also one of the reported seeds"),
         ({"edges": [{"old": "M0", "new": "M7"}]}, "'M7' is not one of bases"),
+        ({"experiments": {"few": {"methods": {}, "tasks": ["four"]}}}, "experiments.few: 'four' is not one of tasks"),
         ({"bases": {"M0": {}, "M1": {"path": "x"}}}, "needs either `path`, or `parent` and `corpus`"),
     ],
 )
@@ -134,6 +135,25 @@ def test_a_study_that_does_not_hold_together_is_refused(content, tmp_path, chang
     file.write_text(yaml.safe_dump({**content, **change}))
     with pytest.raises(InputError, match=message):
         load_config(StudyConfig, file)
+
+
+def test_another_tasks_weights_are_tuned_and_recycled_for_the_tasks_that_want_them(content, tmp_path):
+    tasks = {**content["tasks"], "next": content["tasks"]["three"]}
+    methods = {
+        "scratch": {"settings": [{"learning_rate": 1e-2}]},
+        "interpolate": {"settings": [{"learning_rate": 1e-3}]},
+    }
+    few = {**content["experiments"]["few"], "methods": methods, "tasks": ["next"], "weights_from": {"next": "three"}}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({**content, "tasks": tasks, "experiments": {"few": few}}))
+    cells = {cell.name: cell for cell in plan(load_config(StudyConfig, file))}
+    assert [name for name in cells if name.startswith("tuned/")] == [
+        f"tuned/M0/three/full/seed{seed}" for seed in (1, 2, 9)
+    ]
+    assert {name.split("/")[2] for name in cells if name.startswith("few/")} == {"next"}
+    cell = cells["few/M0-M1/next/full/interpolate/seed1"]
+    assert "tuned/M0/three/full/seed1" in cell.depends
+    assert cell.config().weights.endswith("tuned/M0/three/full/seed1") and cell.config().related_task is True
 
 
 def test_a_wrong_setting_of_any_cell_is_found_before_the_first_one_runs(content, tmp_path, capsys):

@@ -1,24 +1,33 @@
 """One rank of many small training runs in one process group: `train_ranks.py runs.json`, a list of runs.
 
-A run is {verb, config, ds_config, resume, raise_at, slow}: `raise_at` makes it fail after that step, as a full disk
-would, `slow` adds so many seconds to each step. What a run ended with is written to `config.out`.json: {} or
-{error, message}.
+A run is {verb, config, ds_config, resume, raise_at, slow, look, lora}: `raise_at` makes it fail after that step, as a
+full disk would, `slow` adds so many seconds to each step, `lora` pre-trains a LoRA on the frozen base and keeps it as
+lora.safetensors. What a run ended with is written to `config.out`.json: {} or {error, message}; with `look` also what
+rank 0 held after each step.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 import sys
 import time
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import torch
+from peft import LoraConfig, get_peft_model
 
 from recyclable.config import make_config
 from recyclable.errors import InputError
 from recyclable.rank import RUN_CONFIGS
 from recyclable.training import distributed
 from recyclable.training.monitor import Monitor
+from recyclable.weights.sources import fill
 
 
 class Interrupted(Exception):
@@ -29,12 +38,14 @@ def main(file: str) -> int:
     distributed.init()
     untouched = Monitor.step
     for run in json.loads(Path(file).read_text()):
-        Monitor.step = disturbed(untouched, run.get("raise_at"), run.get("slow", 0))
+        outcome: dict[str, Any] = {}
+        held = outcome.setdefault("held", []) if run.get("look") else None
+        Monitor.step = disturbed(untouched, run.get("raise_at"), run.get("slow", 0), held)
         config = make_config(RUN_CONFIGS[run["verb"]], run["config"], file)
-        outcome = {}
         try:
-            recipe = getattr(import_module(f"recyclable.recipes.{run['verb']}"), run["verb"])
-            recipe(config, run["ds_config"], run.get("resume", False))
+            recipes = import_module(f"recyclable.recipes.{run['verb']}")
+            with lora_student(recipes) if run.get("lora") else nullcontext():
+                getattr(recipes, run["verb"])(config, run["ds_config"], run.get("resume", False))
         except (InputError, Interrupted) as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
         if distributed.is_main():
@@ -43,16 +54,52 @@ def main(file: str) -> int:
     return 0
 
 
-def disturbed(original: Any, raise_at: int | None, slow: float) -> Any:
+def disturbed(original: Any, raise_at: int | None, slow: float, held: list[dict[str, int]] | None) -> Any:
     """`Monitor.step`, which the loop calls after each step, with what a run asked for."""
 
     def step(self: Monitor, step: int, *losses: Any) -> None:
         original(self, step, *losses)
         time.sleep(slow)
+        if held is not None:
+            held.append(holdings(self._engine))
         if step == raise_at:
             raise Interrupted(f"at step {step}")
 
     return step
+
+
+def lora_student(pretrain: Any) -> Any:
+    """Pre-training of LoRA weights alone, which no recipe does: the parts of the recipe exchanged while it lasts."""
+    objective = pretrain._objective
+
+    def keep(_: str, outcome: Any, __: Any, config: Any, *___: Any) -> None:
+        heldout = {when: {"loss": outcome.history[i]["loss"]} for when, i in (("before", 0), ("after", -1))}
+        if distributed.is_main():
+            shutil.copyfile(outcome.tensors, config.out / "lora.safetensors")
+            (config.out / "lora.json").write_text(json.dumps({"heldout": heldout}))
+        distributed.barrier()
+
+    return patch.multiple(pretrain, _objective=lambda model, *rest: objective(with_lora(model), *rest), _save=keep)
+
+
+def with_lora(model: torch.nn.Module) -> torch.nn.Module:
+    """The same LoRA weights wherever it is called."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return get_peft_model(fill(model), LoraConfig(r=4, target_modules=["query", "value"]))
+
+
+def holdings(engine: Any) -> dict[str, int]:
+    """Elements that this rank holds: of the teacher's weights, of the optimizer's moments, of all tensors there are."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    moments = engine.optimizer.optimizer.state.values()
+    return {
+        "teacher": sum(p.numel() + p.ds_tensor.numel() for p in engine.module.teacher.parameters()),
+        "moments": sum(tensor.numel() for state in moments for tensor in (state["exp_avg"], state["exp_avg_sq"])),
+        "all": sum(tensor.numel() for tensor in tensors),
+        "tensors": len(tensors),
+    }
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,9 +26,11 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from recyclable import models
+from recyclable.config import TuningSettings
 from recyclable.data.tasks import load_task
 from recyclable.weights import lineage
-from recyclable.weights.adapted import DELTA, HEAD, Manifest, write_manifest
+from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, Manifest, write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
 
@@ -56,11 +59,14 @@ def make_tokenizer(
     )
 
 
-def make_base(folder: Path, *, hidden: int = 32, layers: int = 2, mlm_head: bool = True, seed: int = 1) -> Path:
+def make_base(
+    folder: Path, *, hidden: int = 32, layers: int = 2, mlm_head: bool = True, tied: bool = True, seed: int = 1
+) -> Path:
     """A BERT of `layers` x `hidden` with random weights and its tokenizer, in Hugging Face format; returns `folder`.
 
     Args:
         mlm_head: with a masked-LM head and no pooler, else with a pooler and no head.
+        tied: the head's output weights are the token embeddings.
     """
     config = BertConfig(
         vocab_size=len(SPECIALS) + len(WORDS),
@@ -69,6 +75,7 @@ def make_base(folder: Path, *, hidden: int = 32, layers: int = 2, mlm_head: bool
         num_attention_heads=2,
         intermediate_size=2 * hidden,
         max_position_embeddings=64,
+        tie_word_embeddings=tied,
         initializer_range=0.1,  # at BERT's own 0.02 so narrow a model says the same of every text
     )
     with torch.random.fork_rng(devices=[]):
@@ -132,23 +139,40 @@ def make_outdated(base: Path, task: Path, folder: Path, *, scale: float = 0.02, 
     folder.mkdir(parents=True)
     save_file(delta, folder / DELTA, metadata={"format": "pt"})
     save_file(head, folder / HEAD, metadata={"format": "pt"})
+    _write_manifest(folder, base, task, {"tuning": "full"})
+    return folder
+
+
+def make_adapter(base: Path, task: Path, folder: Path, kind: str, *, seed: int = 6) -> Path:
+    """An adapter of `base` for `task` without training: every tensor random. kind: lora or bottleneck, of size 3."""
+    tuning = TuningSettings(tuning=kind, lora_r=3, bottleneck_size=3)
+    model = models.attach_adapter(models.task_model(base, load_task(task), 20, None), tuning, 20)
+    noise = torch.Generator().manual_seed(seed)
+    shapes = {name: parameter.shape for name, parameter in sorted(models.adapter_parameters(model).items())}
+    model.peft_config["default"].save_pretrained(folder)
+    save_file({name: torch.randn(shape, generator=noise) * 0.2 for name, shape in shapes.items()}, folder / ADAPTER)
+    _write_manifest(folder, base, task, tuning.model_dump())
+    return folder
+
+
+def _write_manifest(folder: Path, base: Path, task: Path, tuning: dict[str, Any]) -> None:
+    labelled = load_task(task)
     manifest = Manifest(
-        kind="delta",
-        tuning={"tuning": "full"},
+        kind="delta" if tuning["tuning"] == "full" else "adapter",
+        tuning=tuning,
         task={
             "name": labelled.name,
             "problem": labelled.problem,
             "labels": list(labelled.labels),
             "digest": labelled.digest,
         },
-        base={"name": str(base), "fingerprint": fingerprint(opened).as_dict()},
+        base={"name": str(base), "fingerprint": fingerprint(Base(base)).as_dict()},
         method="tune",
         metrics={"metric": "accuracy", "dev": {}, "test": {}, "best_step": 0, "examples": 0, "seconds": 0.0},
         history=[{"step": 0, "examples": 0, "seconds": 0.0}],
         settings={"seed": 20, "max_length": 24},
     )
     write_manifest(folder, manifest)
-    return folder
 
 
 def make_task(folder: Path, *, train: int = 90, dev: int = 30, test: int = 30, seed: int = 4) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +44,11 @@ class LabelledTexts:
     def lengths(self) -> np.ndarray:
         """Tokens of each text."""
         return np.array([len(ids) for ids in self._encoded["input_ids"]])
+
+    def digest(self, index: int) -> bytes:
+        """What identifies an example to a model, 16 bytes of SHA-256: its tokens as cut, with their types."""
+        tokens = {name: values[index] for name, values in self._encoded.items()}
+        return hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).digest()[:16]
 
     def batch(self, items: list[Item]) -> Batch:
         rows = [index for _, index in items]

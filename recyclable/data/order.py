@@ -32,6 +32,15 @@ class Order:
         window, place = divmod(step, self._steps)
         return self._window(window)[place]
 
+    def used(self, steps: int) -> list[int]:
+        """Indices of the examples that the first `steps` steps use, ascending."""
+        found: set[int] = set()
+        for step in range(steps):
+            found.update(index for _, index in self.step(step))
+            if len(found) == self._examples:
+                break
+        return sorted(found)
+
     def _stream(self, start: int, count: int) -> list[Item]:
         pairs = (divmod(position, self._examples) for position in range(start, start + count))
         return [(epoch, int(self._permutation(epoch)[place])) for epoch, place in pairs]

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recyclable.objectives.objective import Batch, Objective
+from recyclable.objectives.objective import SIGNAL_PREFIX, Batch, Objective
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """What the model's forward takes: everything but the labels, so that no model computes a loss of its own."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+    """What the model's forward takes: neither labels, so that no model computes a loss, nor a teacher's outputs."""
+    return {name: t for name, t in batch.items() if name != "labels" and not name.startswith(SIGNAL_PREFIX)}
 
 
 def task_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

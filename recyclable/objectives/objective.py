@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 Batch = dict[str, torch.Tensor]
+SIGNAL_PREFIX = "teacher."
+"""Marks the entries of a batch that hold a teacher's outputs; no model takes them as inputs."""
 
 
 class Objective(nn.Module, ABC):
@@ -28,12 +32,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Term -> sum of its losses over the batch (scalar, fp32)."""
+        """Term -> sum of its losses over the batch (scalar, fp32); one pass's terms where there are several passes."""
+
+    def passes(self, step: int) -> Sequence[dict[str, Any]]:
+        """What `sums` is told besides the batch, pass after pass: as many passes at every step, the same on all ranks.
+
+        Each has a backward of its own, so that one pass's activations are alive at a time.
+        """
+        return ({},)
+
+    def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """(module, parameter of another module that its forward uses): ZeRO-3 has to gather it there too."""
+        return iter(())
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """The student's predictions for evaluation."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to predict")
 
-    def forward(self, batch: Batch, predict: bool = False) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, batch: Batch, predict: bool = False, **of_pass: Any) -> dict[str, torch.Tensor] | torch.Tensor:
         """Sums, or predictions. Everything runs inside the wrapped forward: ZeRO-3 gathers parameters there."""
-        return self.predict(batch) if predict else self.sums(batch)
+        return self.predict(batch) if predict else self.sums(batch, **of_pass)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from peft import get_peft_model_state_dict
 from torch import nn
 
 from recyclable import models
@@ -19,14 +19,16 @@ from recyclable.data.metrics import SELECTING, main_metric, score
 from recyclable.data.tasks import Split, Task
 from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
+from recyclable.objectives.teacher_cache import TaughtExamples
 from recyclable.training import distributed, rundir
 from recyclable.training.evaluation import predict
 from recyclable.training.loop import Outcome, Scores, train
 from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, MANIFEST, AdaptedWeights, Manifest, write_manifest
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import Renamed, SafetensorsFile
-from recyclable.weights.delta import Codec, write_delta
-from recyclable.weights.files import write_safetensors, write_tensors
+from recyclable.weights.checkpoint_files import InMemory, Ranged, Renamed, SafetensorsFile
+from recyclable.weights.delta import Codec, write_delta, write_differences
+from recyclable.weights.differences import Differences
+from recyclable.weights.files import write_in_pieces
 from recyclable.weights.fingerprint import Fingerprint
 from recyclable.weights.vocabulary import load_tokenizer
 
@@ -36,7 +38,7 @@ class TaskData:
     """A task's splits as a run uses them."""
 
     task: Task
-    train: LabelledTexts
+    train: LabelledTexts | TaughtExamples
     dev: LabelledTexts
     test: LabelledTexts | None
     metric: str
@@ -90,6 +92,11 @@ def scores(module, examples: LabelledTexts, problem: str, config: AdaptSettings,
     return score(problem, predict(module, examples, config.eval_batch_size, device), examples.labels.numpy())
 
 
+def grouping(config: AdaptSettings, data: TaskData) -> np.ndarray | None:
+    """What decides, besides the seed, which training examples share a step: their lengths, or nothing."""
+    return data.train.lengths if config.group_by_length else None
+
+
 def learn(student: Student, objective: Objective, ds_config: dict[str, Any], resume: bool, label: str) -> Outcome:
     """Train on the task, keep the step with the best dev score, score it on test."""
     data, config = student.data, student.config
@@ -109,7 +116,7 @@ def learn(student: Student, objective: Objective, ds_config: dict[str, Any], res
         out=config.out,
         select=data.metric,
         final=on_test,
-        lengths=data.train.lengths if config.group_by_length else None,
+        lengths=grouping(config, data),
         resume=resume,
         label=f"{label} {config.out.name}",
     )
@@ -119,25 +126,36 @@ def save_learned(
     student: Student, outcome: Outcome, *, method: str, recycled_from: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write what a run learned as adapted weights of the student's base; returns the manifest's metrics."""
-    if distributed.is_main():
-        if student.tuning.tuning == "full":
-            _write_delta(student, SafetensorsFile(outcome.tensors))
-        else:
-            _write_adapter(student, dict(SafetensorsFile(outcome.tensors).items()))
+    tuned = SafetensorsFile(outcome.tensors)
+    if student.tuning.tuning == "full":
+        _write_delta(student, tuned)
+    else:
+        _write_adapter(student, tuned)
     best = next(row for row in outcome.history if row["step"] == outcome.best_step)
     return _finish(student, outcome.history, best, outcome.final, method, recycled_from)
 
 
 def save_applied(
-    student: Student, outdated: AdaptedWeights, dev: Scores, test: Scores, recycled_from: dict[str, Any]
+    student: Student,
+    outdated: AdaptedWeights,
+    differences: Differences | None,
+    dev: Scores,
+    test: Scores,
+    recycled_from: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write outdated weights as weights of the student's base, untrained; a delta stays the delta it was."""
-    if distributed.is_main():
-        if outdated.is_adapter:
-            _write_adapter(student, dict(student.model.state_dict()))
-        else:
-            for file in (DELTA, HEAD):
-                shutil.copyfile(outdated.folder / file, student.config.out / file)
+    """Write outdated weights as weights of the student's base, untrained.
+
+    Args:
+        differences: what was added to the student's base; None for an adapter.
+    """
+    if differences is None:
+        _write_adapter(student, InMemory(dict(student.model.named_parameters())))
+    elif distributed.is_main():
+        if differences is outdated.delta and student.own.weights == outdated.manifest.base["fingerprint"]["weights"]:
+            shutil.copyfile(outdated.folder / DELTA, student.config.out / DELTA)
+        else:  # without corrections: those are of the old base
+            write_differences(student.config.out / DELTA, differences)
+        shutil.copyfile(outdated.folder / HEAD, student.config.out / HEAD)
     row = {"step": 0, "examples": 0, "seconds": 0.0, **dev}
     return _finish(student, [row], row, test, "apply", recycled_from)
 
@@ -177,22 +195,29 @@ def _finish(
     return metrics
 
 
-def _write_delta(student: Student, tuned: SafetensorsFile) -> None:
-    """Tuned minus base for what the base has, verbatim for the head; a few pieces in memory at a time."""
-    base, out = student.base, student.config.out
+def _write_delta(student: Student, tuned: Ranged) -> None:
+    """Tuned minus base for what the base has, verbatim for the head; all ranks together, a few pieces at a time."""
+    base, out, team = student.base, student.config.out, distributed.Ranks()
     names = models.canonical_names(student.model)
-    write_delta(out / DELTA, Renamed(tuned, {n: name for n, name in names.items() if n in base}), base, Codec())
-    head = Renamed(tuned, {n: name for n, name in names.items() if n not in base})
-    write_safetensors(out / HEAD, {n: (head.stored(n).dtype, head.shape(n)) for n in head.names}, head.items())
+    in_base = Renamed(tuned, {n: name for n, name in names.items() if n in base})
+    write_delta(out / DELTA, in_base, base, Codec(), team)
+    _write_as_is(out / HEAD, Renamed(tuned, {n: name for n, name in names.items() if n not in base}))
 
 
-def _write_adapter(student: Student, tensors: dict[str, Any]) -> None:
+def _write_adapter(student: Student, tensors: Ranged) -> None:
     """PEFT's own format, so that plain peft opens it; the base's path in it is a hint, the manifest decides."""
     out, peft_config = student.config.out, student.model.peft_config["default"]
-    saved = get_peft_model_state_dict(student.model, state_dict=tensors, save_embedding_layers=False)
-    write_tensors(out / ADAPTER, {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()})
-    peft_config.base_model_name_or_path = str(student.config.base)
-    peft_config.save_pretrained(out)
+    name_of = {id(parameter): name for name, parameter in student.model.named_parameters()}
+    saved = models.adapter_parameters(student.model)
+    _write_as_is(out / ADAPTER, Renamed(tensors, {n: name_of[id(parameter)] for n, parameter in saved.items()}))
+    if distributed.is_main():
+        peft_config.base_model_name_or_path = str(student.config.base)
+        peft_config.save_pretrained(out)
+
+
+def _write_as_is(path: Path, tensors: Ranged) -> None:
+    layout = {name: (tensors.stored(name).dtype, tensors.shape(name)) for name in tensors.names}
+    write_in_pieces(path, layout, tensors.read, team=distributed.Ranks())
 
 
 RESULT = MANIFEST

@@ -49,7 +49,8 @@ def apply(
     """
     new = Base(models.locate(base))
     opened = [AdaptedWeights(folder, verify=False) for folder in weights]
-    expected = claimed_fingerprint(new) or _expected(opened, new, allow_unrelated)
+    claimed = claimed_fingerprint(new)
+    expected = claimed or _expected(opened, new, allow_unrelated)
     relations = [require_descendant(each, new, allow_unrelated, expected)[1] for each in opened]
     record: dict[str, Any] = {
         "format": 1,
@@ -67,6 +68,9 @@ def apply(
                 _merged_model(opened[0], new, read, differences, relations[0] == "own", aside, max_shard_bytes)
             found = fingerprint(new, read)
             if found != expected:
+                if claimed is None:
+                    require_descendant(opened[0], new, found=found)
+                    require_own_base(opened[0], new, found)
                 raise InputError(new.folder, f"has fingerprint {found}, its lineage.json says {expected}")
             for each in opened:
                 each.verify()
@@ -134,14 +138,17 @@ def _merged_model(
 ) -> None:
     """Base plus differences, and the head, as a plain transformers directory."""
     config = models.task_config(new.folder, weights.manifest.task["labels"])
-    names = models.canonical_names(models.structure(config))
+    plan = models.structure(config, architecture=weights.manifest.architecture)
+    names = models.canonical_names(plan)
     head = weights.file(HEAD)
     missing = [n for n in differences.names if n not in new or differences.shape(n) != new.shape(n)]
     homeless = sorted((set(differences.names) | set(new.names) | set(head.names)) - names.keys())
-    absent = sorted(names.keys() - set(new.names) - set(head.names))
-    if missing or homeless or absent:
+    absent = sorted(names.keys() - set(head.names) - (set(new.names) & set(differences.names)))
+    wrong = [n for n in head.names if n in names and head.shape(n) != tuple(plan.get_parameter(names[n]).shape)]
+    if missing or homeless or absent or wrong:
         problems = [f"{n} is {differences.shape(n)}, not in the new base with that shape" for n in missing]
         problems += [f"{n} has no place in the model" for n in homeless] + [f"{n} is missing" for n in absent]
+        problems += [f"{n} is {head.shape(n)}, not the shape of the model's" for n in wrong]
         raise InputError(weights.folder, f"does not fit {new.folder}: {'; '.join(problems)}")
     exact = own and isinstance(differences, Delta)
     layout = {}
@@ -186,7 +193,7 @@ def _adapter(
         raise InputError(weights.folder, "is an adapter: ties, dare and skip_embeddings are for deltas")
     adapter = dict(weights.tensors(ADAPTER))
     base_name_of = {name: models.adapter_base_name(name, new) for name in adapter}
-    if any(name in new for name in base_name_of.values()):
+    if record["weights"][0]["relation"] != "own" and any(name in new for name in base_name_of.values()):
         adapter = outdated_adapter(_old_base(weights, old_base), read, adapter, base_name_of)
     if settings.scale != 1.0:
         if not any("lora_B" in name for name in adapter):

@@ -17,19 +17,20 @@ from recyclable.training import distributed
 from recyclable.training.evaluation import predict
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
-from recyclable.weights.provenance import require_descendant, require_own_base
+from recyclable.weights.provenance import claimed_relation, refuse_early, verified
+from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
 
 def evaluate_all(
-    folders: list[str], base: str, task: str, *, old_base: str | None, split: str, png: Path | None = None
+    folders: list[Path], base: str, task: str, *, old_base: str | None, split: str, png: Path | None = None
 ) -> list[dict[str, Any]]:
     """A row per directory of adapted weights: how it was made, what that cost, and its scores here.
 
     Args:
         png: where the dev curves of the runs are drawn, if anywhere.
     """
-    opened = [AdaptedWeights(folder) for folder in folders]
+    opened = [AdaptedWeights(folder, verify=False) for folder in folders]
     manifests = {str(weights.folder): vars(weights.manifest) for weights in opened}
     rows = compare(manifests)
     for row, weights in zip(rows, opened, strict=True):
@@ -51,18 +52,19 @@ def evaluate(
         old_base: the base the weights belong to, where the manifest's name for it does not lead there any more.
     """
     new, labelled = Base(models.locate(base)), load_task(task)
-    _, relation = require_descendant(weights, new)
+    relation = claimed_relation(weights, new)
     require_same_labels(weights, labelled)
     if split not in labelled.splits:
         raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
     old = new
     if relation != "own":
         old = Base(models.locate(old_base or weights.manifest.base["name"]))
-        require_own_base(weights, old)
+        refuse_early(weights, old)
     settings = weights.manifest.settings
     tokenizer = load_tokenizer(new.folder)
     models.require_length(new.folder, settings["max_length"])
     examples = LabelledTexts(labelled.splits[split], tokenizer, settings["max_length"])
     device = distributed.device()
-    model = LabelledTask(outdated_model(weights, old, new, labelled, settings["seed"])).eval().to(device)
+    model = fill(LabelledTask(outdated_model(weights, old, new, labelled, settings["seed"]))).eval().to(device)
+    verified(weights, old, new)
     return score(labelled.problem, predict(model, examples, batch_size, device), examples.labels.numpy())

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import sys
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from recyclable import models
 from recyclable.config import PretrainConfig
 from recyclable.data.corpus import Packed, load_corpus, pack
 from recyclable.data.examples import Examples, MaskedBlocks
+from recyclable.data.packing import tokenizer_digest
 from recyclable.errors import InputError
+from recyclable.objectives.lm_distillation import LMDistillation, MaskedLMTeacher
 from recyclable.objectives.masked_lm import MaskedLM
+from recyclable.objectives.objective import Objective
 from recyclable.training import distributed, rundir
 from recyclable.training.evaluation import mean_losses
 from recyclable.training.loop import Evaluate, Outcome, train
 from recyclable.weights import lineage
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile
-from recyclable.weights.files import write_json, write_tensors
+from recyclable.weights.files import write_checkpoint, write_json
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
@@ -30,17 +32,21 @@ _HELDOUT_SHARE = 0.02
 
 
 def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
-    """Train a base further on fresh text by masked language modelling; returns the lineage it writes."""
+    """Train a base further on fresh text by masked language modelling; returns the lineage it writes.
+
+    A teacher, if there is one, is asked about the same masked tokens.
+    """
     folder = models.locate(config.base)
     parent = Base(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token_id is None:
         raise InputError(folder, "its tokenizer has no mask token, expected a masked language model")
     models.require_length(folder, config.max_length)
+    teacher = _teacher(config, parent, tokenizer)
     training, heldout, digest = _blocks(config, tokenizer)
     if len(training) < distributed.world_size():
         raise InputError("corpus", f"{len(training)} sequences for {distributed.world_size()} ranks")
-    model, fresh = models.masked_lm(folder, config.mlm_head, config.seed, config.dropout)
+    model, fresh = models.masked_lm(parent, config.mlm_head, config.seed, config.dropout)
     if not rundir.claim(config, lineage.FILE, resume):
         return lineage.read_lineage(config.out)
 
@@ -50,14 +56,41 @@ def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = F
 
     head_steps = (config.max_steps // 10 if config.mlm_head_steps is None else config.mlm_head_steps) if fresh else 0
     if head_steps and not list((config.out / "checkpoints").glob("step-*/complete.json")):
-        models.assign(model, _trained_head(folder, head_steps, training, evaluate, config, ds_config))
+        head = _trained_head(parent, head_steps, training, evaluate, config, ds_config)
+        models.start_from(model, head, {name: name for name in head.names})
     label = f"pretrain {config.out.name}"
-    outcome = train(MaskedLM(model), training, evaluate, config, ds_config, out=config.out, resume=resume, label=label)
-    if distributed.is_main():
-        _save(type(model).__name__, outcome, parent, config, head_steps, digest)
-    distributed.barrier()
+    objective = _objective(model, teacher, config)
+    outcome = train(objective, training, evaluate, config, ds_config, out=config.out, resume=resume, label=label)
+    _save(type(model).__name__, outcome, parent, config, head_steps, digest)
     rundir.clear_scratch(config.out)
     return lineage.read_lineage(config.out)
+
+
+def _teacher(config: PretrainConfig, parent: Base, tokenizer) -> MaskedLMTeacher | None:
+    """The teacher that `config` asks for; InputError when it cannot teach a child of `parent`."""
+    if config.teacher is None:
+        return None
+    folder = models.locate(config.teacher)
+    own, found = tokenizer_digest(tokenizer), tokenizer_digest(load_tokenizer(folder))
+    if found != own:
+        problem = f"{folder} has another tokenizer ({found[:12]}) than {parent.folder} ({own[:12]}), expected the same"
+        raise InputError("teacher", problem)
+    models.require_length(folder, config.max_length)
+    model, missing = models.masked_lm(folder, "auto", config.seed, None)
+    if missing:
+        raise InputError("teacher", f"{folder} has no trained masked-LM head (lacks {missing[0]})")
+    theirs, ours = ((c.num_hidden_layers, c.hidden_size) for c in (model.config, parent.config))
+    if config.beta and theirs != ours:
+        shapes = "{} layers x {}, base {} x {}".format(*theirs, *ours)
+        raise InputError("beta", f"is {config.beta}, but the teacher has {shapes}: expected 0, or one of like shape")
+    return MaskedLMTeacher(model, with_states=config.beta > 0)
+
+
+def _objective(model: PreTrainedModel, teacher: MaskedLMTeacher | None, config: PretrainConfig) -> Objective:
+    """The masked tokens alone, or what a teacher says of them as well."""
+    if teacher is None:
+        return MaskedLM(model)
+    return LMDistillation(model, teacher, alpha=config.alpha, beta=config.beta, temperature=config.temperature)
 
 
 def _blocks(config: PretrainConfig, tokenizer) -> tuple[Examples, Examples, str]:
@@ -84,13 +117,15 @@ def _blocks(config: PretrainConfig, tokenizer) -> tuple[Examples, Examples, str]
 
 
 def _trained_head(
-    folder: Path, steps: int, training: Examples, evaluate: Evaluate, config: PretrainConfig, ds_config: dict[str, Any]
-) -> list[tuple[str, torch.Tensor]]:
-    """A fresh head's weights after training alone: gradients through a random head would wreck the backbone first.
+    parent: Base, steps: int, training: Examples, evaluate: Evaluate, config: PretrainConfig, ds_config: dict[str, Any]
+) -> SafetensorsFile:
+    """A fresh head's weights, by the model's names, after training alone.
+
+    Gradients through a random head would wreck the backbone first.
 
     It trains on a model of its own, because ZeRO leaves a model it has partitioned unusable for a second engine.
     """
-    model, fresh = models.masked_lm(folder, config.mlm_head, config.seed, config.dropout)
+    model, fresh = models.masked_lm(parent, config.mlm_head, config.seed, config.dropout)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in fresh)
     settings = config.model_copy(
@@ -103,7 +138,7 @@ def _trained_head(
     outcome = train(
         MaskedLM(model), training, evaluate, settings, ds_config, out=scratch, label=f"head of {config.out.name}"
     )
-    head = list(SafetensorsFile(outcome.tensors).items())
+    head = SafetensorsFile(outcome.tensors)  # stays open when its directory entry goes
     distributed.barrier()
     rundir.clear_scratch(scratch)
     return head
@@ -112,19 +147,32 @@ def _trained_head(
 def _save(
     architecture: str, outcome: Outcome, parent: Base, config: PretrainConfig, head_steps: int, corpus_digest: str
 ) -> None:
-    """A plain HF directory: weights, config, tokenizer; `lineage.json` last, it marks the base as whole."""
-    dtype = getattr(torch, config.dtype)
-    pooler = models.pooler_tensors(parent.folder, parent.prefix)
-    tensors = {name: tensor.to(dtype) for name, tensor in chain(SafetensorsFile(outcome.tensors).items(), pooler)}
-    write_tensors(config.out / "model.safetensors", tensors)
-    parent.config.architectures, parent.config.dtype = [architecture], dtype
-    parent.config.save_pretrained(config.out)
-    copy_tokenizer(parent.folder, config.out)
+    """A plain HF directory: weights, config, tokenizer; `lineage.json` last, it marks the base as whole.
+
+    All ranks write the weights and hash them together.
+    """
+    dtype, team = getattr(torch, config.dtype), distributed.Ranks()
+    trained, pooler = SafetensorsFile(outcome.tensors), models.pooler_tensors(parent)
+    shapes = {n: source.shape(n) for source in (trained, pooler) for n in source.names}
+
+    def read(name: str, start: int, stop: int) -> torch.Tensor:
+        return (pooler if name in pooler else trained).read(name, start, stop).to(dtype)
+
+    write_checkpoint(config.out, {name: (dtype, shape) for name, shape in shapes.items()}, read, team)
+    if distributed.is_main():
+        parent.config.architectures, parent.config.dtype = [architecture], dtype
+        parent.config.save_pretrained(config.out)
+        copy_tokenizer(parent.folder, config.out)
+    distributed.barrier()
+    child = Base(config.out)
+    for base in (parent, child):
+        base.hashed.complete(team=team)
     first, last = outcome.history[0], outcome.history[-1]
     record = {
         "format": 1,
-        "fingerprint": fingerprint(Base(config.out)).as_dict(),
+        "fingerprint": fingerprint(child).as_dict(),
         "ancestors": lineage.ancestors_for_child(parent.folder, config.base, fingerprint(parent).as_dict()),
+        "teacher": _record(config.teacher),
         "corpus": {**config.corpus.model_dump(), "digest": corpus_digest},
         "steps": config.max_steps,
         "head_steps": head_steps,
@@ -132,7 +180,16 @@ def _save(
         "heldout": {"before": _heldout(first), "after": _heldout(last)},
         "config": config.model_dump(mode="json"),
     }
-    write_json(config.out / lineage.FILE, record)
+    if distributed.is_main():
+        write_json(config.out / lineage.FILE, record)
+    distributed.barrier()
+
+
+def _record(teacher: str | None) -> dict[str, Any] | None:
+    """What the lineage says of a teacher."""
+    if teacher is None:
+        return None
+    return {"name": teacher, "fingerprint": fingerprint(Base(models.locate(teacher))).as_dict()}
 
 
 def _heldout(row: dict[str, float]) -> dict[str, float]:

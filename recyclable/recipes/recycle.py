@@ -7,37 +7,56 @@ from typing import Any
 from torch import nn
 
 from recyclable import models
-from recyclable.config import RecycleConfig, TuningSettings, make_config
+from recyclable.config import RecycleConfig, StartSettings, TuningSettings, make_config
 from recyclable.data.tasks import Task, load_task
 from recyclable.errors import InputError
 from recyclable.objectives.distillation import Distillation
+from recyclable.objectives.interpolation import Interpolation, Places
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.objectives.objective import Objective
+from recyclable.objectives.teachers import OnlineTeacher, Teacher
 from recyclable.recipes.adapting import RESULT, Student, learn, save_applied, save_learned, scores, task_data
+from recyclable.recipes.teaching import teach
 from recyclable.training import distributed, rundir
+from recyclable.training.engine import materialize
 from recyclable.weights.adapted import AdaptedWeights, read_manifest
 from recyclable.weights.base import Base
-from recyclable.weights.provenance import require_descendant, require_own_base
+from recyclable.weights.provenance import claimed_relation, refuse_early, require_own_base, verified
+from recyclable.weights.sources import fill
+from recyclable.weights.store import find
 
 STARTS_OUTDATED = {"init", "both", "apply"}
-LEARNS_FROM_TEACHER = {"distill", "both"}
+LEARNS_FROM_TEACHER = {"distill", "both", "interpolate"}
 
 
 def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
     """Recycle adapted weights for an upgraded base; returns the metrics of the best step on dev and test."""
     folder, old_folder = models.locate(config.base), models.locate(config.old_base)
-    new, old, weights = Base(folder), Base(old_folder), AdaptedWeights(config.weights)
-    require_own_base(weights, old)
-    own, relation = require_descendant(weights, new, config.allow_unrelated)
+    new, old, weights = Base(folder), Base(old_folder), AdaptedWeights(find(config.weights, config.store), verify=False)
+    refuse_early(weights, old)
+    claimed_relation(weights, new, config.allow_unrelated)
     task = load_task(config.task)
-    require_same_labels(weights, task)
+    head = _head_fits(config, weights, task)
+    second = _second(config, weights)
+    if config.method == "interpolate":
+        _require_same_shapes(new, old)
+    if config.teacher_cache is not None and config.teacher_cache.is_file():
+        raise InputError("teacher_cache", f"{config.teacher_cache} is a file, expected a directory or none yet")
     tuning = make_config(TuningSettings, weights.manifest.tuning, weights.folder)
     data = task_data(config, task, folder)
 
-    if config.method in STARTS_OUTDATED:
-        model = outdated_model(weights, old, new, task, config.seed, config.dropout)
+    if config.method in STARTS_OUTDATED or (config.method == "interpolate" and config.start != "fresh"):
+        model = outdated_model(weights, old, new, task, config.seed, config.dropout, config, head)
     else:
-        model = models.attach_adapter(models.task_model(folder, task, config.seed, config.dropout), tuning, config.seed)
+        model = models.attach_same(models.task_model(new, task, config.seed, config.dropout), weights, config.seed)
+    untrained, objective = LabelledTask(model), None
+    if config.method == "apply":
+        fill(untrained).eval().to(distributed.device())
+    else:
+        if not _from_cache(config):
+            objective = _objective(model, weights, old, config, head, second)
+        materialize(objective or untrained, config, ds_config)
+    own, relation = verified(weights, old, new, config.allow_unrelated, distributed.Ranks())
     student = Student(model, new, own, tuning, data, config)
     if not rundir.claim(config, RESULT, resume):
         return read_manifest(config.out).metrics
@@ -45,49 +64,152 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
     origin = {
         "base": weights.manifest.base,
         "task": weights.manifest.task["name"],
+        "labels": weights.manifest.task["labels"],
+        "same_labels": head,
         "weights": str(weights.folder),
         "files": weights.manifest.files,
         "relation": relation,
     }
     if config.method == "apply":
         device = distributed.device()
-        untrained = LabelledTask(model).eval().to(device)
         dev, test = (
             scores(untrained, split, task.problem, config, device) if split else {} for split in (data.dev, data.test)
         )
-        return save_applied(student, weights, dev, test, origin)
-    objective = _objective(student, weights, old, task, config)
+        differences = None if weights.is_adapter else models.differences_on(new, weights, old, config, config.seed)
+        return save_applied(student, weights, differences, dev, test, origin)
+    if objective is None:
+        teacher, student = teach(student, weights, lambda: _teacher(weights, old, config), config, ds_config)
+        objective = _distillation(model, teacher, config, head)
     outcome = learn(student, objective, ds_config, resume, config.method)
     return save_learned(student, outcome, method=config.method, recycled_from=origin)
 
 
 def outdated_model(
-    weights: AdaptedWeights, old: Base, new: Base, task: Task, seed: int, dropout: float | None = None
+    weights: AdaptedWeights,
+    old: Base,
+    new: Base,
+    task: Task,
+    seed: int,
+    dropout: float | None = None,
+    changes: StartSettings = models.AS_THEY_ARE,
+    head: bool = True,
 ) -> nn.Module:
-    """A model of base `new` with outdated weights on it (`old` is the base they were tuned on)."""
-    tuning = make_config(TuningSettings, weights.manifest.tuning, weights.folder)
-    model = models.attach_adapter(models.task_model(new.folder, task, seed, dropout), tuning, seed)
-    models.load_adapted(model, weights, old, new)
+    """A model of base `new`, unread, with outdated weights on it (`old` is the base they were tuned on).
+
+    Args:
+        changes: what happens to their differences first.
+        head: False draws the head for the task's labels from `seed`: the weights' is for others.
+    """
+    model = models.attach_same(models.task_model(new, task, seed, dropout), weights, seed)
+    models.load_adapted(model, weights, old, new, changes, seed, head)
     return model
 
 
-def require_same_labels(weights: AdaptedWeights, task: Task) -> None:
+def require_same_labels(weights: AdaptedWeights, task: Task, hint: str = "") -> None:
     """The head of the weights must be a head for this task's labels, in this order."""
     found, wanted = weights.manifest.task["labels"], list(task.labels)
     if found != wanted:
-        raise InputError(weights.folder, f"was tuned for labels {found}, the task {task.name} has {wanted}")
+        raise InputError(weights.folder, f"was tuned for labels {found}, the task {task.name} has {wanted}{hint}")
 
 
-def _objective(student: Student, weights: AdaptedWeights, old: Base, task: Task, config: RecycleConfig) -> Objective:
-    """Labels alone, or labels and the teacher: the old base with the old weights."""
-    if config.method not in LEARNS_FROM_TEACHER:
-        return LabelledTask(student.model)
-    teacher = outdated_model(weights, old, old, task, config.seed)
+def _head_fits(config: RecycleConfig, weights: AdaptedWeights, task: Task) -> bool:
+    """Whether the weights' head is for the task's labels; if not, that must be allowed, and is told."""
+    theirs = weights.manifest.task
+    if theirs["labels"] == list(task.labels):
+        return True
+    if config.method == "apply" or not config.related_task:
+        hint = "related_task=true recycles all but the head" if config.method != "apply" else "apply trains no head"
+        require_same_labels(weights, task, f"; {hint}")
+    if distributed.is_main():
+        distilled = ", and only hidden states are distilled" if config.method in LEARNS_FROM_TEACHER else ""
+        print(
+            f"notice: {weights.folder} is for the labels of {theirs['name']}: {task.name} gets a fresh head{distilled}",
+            flush=True,
+        )
+    return False
+
+
+def _second(config: RecycleConfig, weights: AdaptedWeights) -> tuple[AdaptedWeights, Base] | None:
+    """The second fixed model's weights and their base, which must be of the first one's kind."""
+    if config.second_weights is None:
+        return None
+    second, base = AdaptedWeights(find(config.second_weights, config.store)), Base(models.locate(config.second_base))
+    require_own_base(second, base)
+    found, wanted = (w.manifest.tuning if w.is_adapter else "full" for w in (second, weights))
+    if found != wanted:
+        raise InputError(second.folder, f"its tuning is {found}, expected {wanted}")
+    require_same_labels(second, _task_of(weights))
+    _require_same_shapes(base, Base(models.locate(config.old_base)))
+    return second, base
+
+
+def _require_same_shapes(base: Base, other: Base) -> None:
+    """InputError where no straight path leads from one base's weights to the other's."""
+    for name in sorted({*base.names, *other.names}):
+        found, wanted = (b.shape(name) if name in b else "missing" for b in (base, other))
+        if found != wanted:
+            raise InputError(base.folder, f"{name} is {found}, in {other.folder} {wanted}: no path to interpolate on")
+
+
+def _task_of(weights: AdaptedWeights) -> Task:
+    """The task of the weights, without its examples."""
+    task = weights.manifest.task
+    return Task(task["name"], task["problem"], tuple(task["labels"]), {}, task["digest"])
+
+
+def _from_cache(config: RecycleConfig) -> bool:
+    """Whether the teacher answers before training; on a path to it, it computes in every step."""
+    return config.method in ("distill", "both") and config.teacher == "cached"
+
+
+def _teacher(weights: AdaptedWeights, old: Base, config: RecycleConfig) -> nn.Module:
+    """The old base with the old weights, unread."""
+    return outdated_model(weights, old, old, _task_of(weights), config.seed)
+
+
+def _distillation(model: nn.Module, teacher: Teacher, config: RecycleConfig, head: bool) -> Distillation:
+    """Labels and the teacher; without its logits where its head is for other labels."""
     return Distillation(
-        student.model,
+        model,
         teacher,
         alpha=config.alpha,
         beta=config.beta,
         temperature=config.temperature,
         reduction=config.kd_reduction,
+        logits=head,
+    )
+
+
+def _objective(
+    model: nn.Module,
+    weights: AdaptedWeights,
+    old: Base,
+    config: RecycleConfig,
+    head: bool,
+    second: tuple[AdaptedWeights, Base] | None,
+) -> Objective:
+    """Labels alone, or labels and the teacher (the old base with the old weights), or points on the path to it too.
+
+    Args:
+        head: whether the teacher's head is for the student's labels.
+        second: weights and base of a second fixed model to interpolate with.
+    """
+    if config.method not in LEARNS_FROM_TEACHER:
+        return LabelledTask(model)
+    teacher = _teacher(weights, old, config)
+    if config.method != "interpolate":
+        return _distillation(model, OnlineTeacher(teacher, config.teacher_top_k), config, head)
+    places = Places(config.points(), config.interpolation_draws or 0, config.interpolation_margin, config.seed)
+    return Interpolation(
+        model,
+        teacher,
+        places=places,
+        share=config.task_share,
+        alphas=config.alpha_by_point or [config.alpha] * (len(places) + 1),
+        betas=config.beta_by_point or [config.beta] * (len(places) + 1),
+        second=second and outdated_model(second[0], second[1], second[1], _task_of(weights), config.seed),
+        left_out=() if head else models.label_heads(model).values(),
+        temperature=config.temperature,
+        reduction=config.kd_reduction,
+        logits=head,
     )

@@ -48,10 +48,12 @@ def plan(config: StudyConfig) -> list[Cell]:
         for tuning in edge.tuning:
             first_edge.setdefault(tuning, edge)
     olds = {(edge.old, tuning): None for edge in config.edges for tuning in edge.tuning}
-    for task in config.tasks:
+    recycled = {e.weights_from.get(t, t) for e in config.experiments.values() for t in e.tasks or config.tasks}
+    for task in (task for task in config.tasks if task in recycled):
         cells += [_tuned_cell(config, old, task, tuning, seed) for old, tuning in olds for seed in seeds]
+    for task in config.tasks:
         for experiment, content in config.experiments.items():
-            for method in content.methods:
+            for method in content.methods if task in (content.tasks or config.tasks) else ():
                 for tuning, selection_edge in first_edge.items():
                     chosen = _Choice(config, experiment, method, task, tuning, selection_edge)
                     cells += chosen.candidates()
@@ -159,10 +161,12 @@ class _Choice:
     ) -> Cell:
         config, experiment = self.config, self.config.experiments[self.experiment]
         name = f"{self.experiment}/{edge.old}-{edge.new}/{self.task}/{self.tuning}/{self.method}/seed{seed}{suffix}"
-        tuned = _tuned_name(edge.old, self.task, self.tuning, seed)
+        source = experiment.weights_from.get(self.task, self.task)
+        tuned = _tuned_name(edge.old, source, self.tuning, seed)
 
         def make(setting: int) -> Settings:
             content = {
+                "teacher_cache": config.out / "teachers",
                 **experiment.recycle,
                 **self._settings[setting],
                 "method": self.method,
@@ -171,6 +175,7 @@ class _Choice:
                 "old_base": base_folder(config, edge.old),
                 "weights": str(config.out / tuned),
                 "task": config.tasks[self.task],
+                "related_task": source != self.task,
                 "seed": seed,
                 "out": config.out / name,
             }

@@ -13,13 +13,13 @@ COLUMNS = ("method", "dev_best", "test", "best_step", "steps_to_target", "exampl
 
 def steps_to_target(run: Run, target: float) -> int | None:
     """The first evaluated step whose dev score is at least `target`, None if no step's is."""
-    metric = run["metrics"]["metric"]
+    metric = run["metrics"].get("metric")
     return next((int(row["step"]) for row in run["history"] if row[metric] >= target), None)
 
 
 def dev_best(run: Run) -> float | None:
     """The best dev score of a run; None for weights that came without one."""
-    return run["metrics"]["dev"].get(run["metrics"]["metric"])
+    return run["metrics"].get("dev", {}).get(run["metrics"].get("metric"))
 
 
 def compare(runs: dict[str, Run]) -> list[dict[str, Any]]:
@@ -32,11 +32,11 @@ def compare(runs: dict[str, Run]) -> list[dict[str, Any]]:
             {
                 "method": label,
                 "dev_best": dev_best(run),
-                "test": metrics["test"].get(metrics["metric"]),
-                "best_step": int(metrics["best_step"]),
+                "test": metrics.get("test", {}).get(metrics.get("metric")),
+                "best_step": int(metrics.get("best_step", 0)),
                 "steps_to_target": None if target is None else steps_to_target(run, target),
-                "examples": int(metrics["examples"]),
-                "seconds": round(metrics["seconds"], 1),
+                "examples": int(metrics.get("examples", 0)),
+                "seconds": round(metrics.get("seconds", 0.0), 1),
             }
         )
     return rows
@@ -73,6 +73,8 @@ def plot(panels: dict[str, dict[str, list[Run]]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False, layout="constrained")
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for label, runs in curves.items():
+            if not runs[0]["history"]:  # weights that came without
+                continue
             metric = runs[0]["metrics"]["metric"]
             if len(runs[0]["history"]) == 1:  # nothing was trained: a level, not a curve
                 level = np.mean([run["history"][0][metric] for run in runs])

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from recyclable.errors import InputError
 from recyclable.host import free_port
 from recyclable.launcher import end_with_command
+from recyclable.weights.team import Team
 
 T = TypeVar("T")
 _turns = 0  # how often main_first ran: every rank counts alike
@@ -93,6 +94,21 @@ def broadcast_object(value: T) -> T:
     box = [value if is_main() else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+class Ranks(Team):
+    """The ranks of this run, which read and write weights together."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = rank(), world_size()
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank; a collective."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
 
 @contextlib.contextmanager

@@ -20,16 +20,34 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 def predict(module: Callable, examples: Examples, batch_size: int, device: torch.device | str = "cpu") -> np.ndarray:
     """Predictions [N, C] (fp32) of `module(batch, predict=True)` for all examples, in their order, on every rank."""
-    lengths = getattr(examples, "lengths", np.zeros(len(examples)))
-    predictions: torch.Tensor | None = None
-    for rows, real in _shares(np.argsort(lengths, kind="stable"), batch_size):
+
+    def predictions(batch: Batch) -> dict[str, torch.Tensor]:
+        return {"": module(batch, predict=True).float()}
+
+    return outputs(predictions, examples, np.arange(len(examples)), batch_size, device)[""].cpu().numpy()
+
+
+def outputs(
+    of_batch: Callable[[Batch], dict[str, torch.Tensor]],
+    examples: Examples,
+    rows: np.ndarray,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Name -> [len(rows), ...] of what `of_batch` says of these examples, in their order, on every rank.
+
+    Each rank computes its share; texts of like length share a batch.
+    """
+    lengths = getattr(examples, "lengths", np.zeros(len(examples)))[rows]
+    found: dict[str, torch.Tensor] = {}
+    for places, real in _shares(np.argsort(lengths, kind="stable"), batch_size):
         with torch.no_grad():
-            batch = to_device(examples.batch([(0, int(row)) for row in rows]), device)
-            logits = module(batch, predict=True).float()
-        if predictions is None:
-            predictions = torch.zeros(len(examples), logits.shape[-1], device=logits.device)
-        predictions[rows[:real]] = logits[:real]
-    return distributed.sum_over_ranks(predictions).cpu().numpy()
+            told = of_batch(to_device(examples.batch([(0, int(row)) for row in rows[places]]), device))
+        for name, tensor in told.items():
+            if name not in found:
+                found[name] = tensor.new_zeros(len(rows), *tensor.shape[1:])
+            found[name][places[:real]] = tensor[:real]
+    return {name: distributed.sum_over_ranks(tensor) for name, tensor in found.items()}
 
 
 def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_size: int) -> dict[str, float]:

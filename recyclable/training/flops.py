@@ -19,18 +19,21 @@ _PEAKS = {
 }
 
 
-def flops_per_token(objective: nn.Module) -> float:
+def flops_per_token(objective: nn.Module, passes: int = 1) -> float:
     """Model FLOPs of one training step per token, by parameters outside embeddings (Kaplan et al. 2020, section 2.1).
 
     A trained parameter costs 2 in the forward pass and 4 in the backward, a frozen one of the student 2 and 2 (the
     gradient only passes through), the teacher's 2.
+
+    Args:
+        passes: forward and backward passes of the student per token; the teacher has one.
     """
     embedding = {id(p) for m in objective.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     total = 0.0
     for name, parameter in objective.named_parameters():
         if id(parameter) not in embedding:
             size = getattr(parameter, "ds_numel", parameter.numel())
-            cost = 6 if parameter.requires_grad else (4 if name.startswith("student.") else 2)
+            cost = passes * (6 if parameter.requires_grad else 4) if name.startswith("student.") else 2
             total += cost * size
     return total
 

@@ -21,9 +21,9 @@ from recyclable.training.engine import engine_for
 from recyclable.training.evaluation import to_device
 from recyclable.training.monitor import Monitor
 from recyclable.training.optimizer import learning_rate
-from recyclable.training.zero import load_trainable, trainable_shapes, trainable_tensors
+from recyclable.training.zero import load_trainable, own_pieces, trainable_shapes
 from recyclable.weights.checkpoint_files import SafetensorsFile
-from recyclable.weights.files import write_safetensors
+from recyclable.weights.files import SafetensorsWriter
 
 Scores = dict[str, float]
 Evaluate = Callable[[deepspeed.DeepSpeedEngine], Scores]
@@ -89,7 +89,7 @@ def train(
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)
             while progress.step < settings.max_steps:
                 begin = time.perf_counter()
-                losses = _step(engine, objective, examples, order.step(progress.step), progress.step, settings)
+                losses = train_step(engine, objective, examples, order.step(progress.step), progress.step, settings)
                 progress.seconds += time.perf_counter() - begin
                 progress.step += 1
                 monitor.step(progress.step, *losses)
@@ -101,13 +101,13 @@ def train(
         _drop_other_tensors(out, progress.best_step)
         kept, scores = _tensors_file(out, progress.best_step), {}
         if final:
-            load_trainable(objective.student, SafetensorsFile(kept).__getitem__)
+            load_trainable(objective.student, SafetensorsFile(kept))
             engine.eval()
             scores = final(engine)
     return Outcome(progress.history, progress.best_step, kept, scores)
 
 
-def _step(
+def train_step(
     engine: deepspeed.DeepSpeedEngine,
     objective: Objective,
     examples: Examples,
@@ -126,18 +126,21 @@ def _step(
     totals = [sum(c[term] for c in counted) for term in terms] + [sum(int(b["attention_mask"].sum()) for b in batches)]
     totals = distributed.sum_over_ranks(torch.tensor(totals, dtype=torch.float64, device=engine.device))
     counts, tokens = totals[:-1], totals[-1]
-    divisors = counts.clamp(min=1).float()
+    divisors = dict(zip(terms, counts.clamp(min=1).float(), strict=True))
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
     engine.train()
     summed = torch.zeros(len(terms), dtype=torch.float64, device=engine.device)
     for batch in batches:
-        sums = engine(to_device(batch, engine.device))
-        # DeepSpeed averages over ranks and accumulation steps: undo it, the counts of the whole step divide instead.
-        loss = sum(objective.weights[t] * sums[t] / divisor for t, divisor in zip(terms, divisors, strict=True))
-        engine.backward(loss * world * accumulation)
-        engine.step()
-        summed += torch.stack([sums[term].detach().double() for term in terms])
+        batch = to_device(batch, engine.device)
+        for of_pass in objective.passes(step):
+            sums = engine(batch, **of_pass)
+            # DeepSpeed averages over ranks and accumulation steps: undo it, the whole step's counts divide instead.
+            loss = sum(objective.weights[term] * value / divisors[term] for term, value in sums.items())
+            engine.backward(loss * world * accumulation)
+            engine.step()
+            for term, value in sums.items():
+                summed[terms.index(term)] += value.detach().double()
     return summed, counts, tokens
 
 
@@ -165,12 +168,11 @@ def _evaluate(
 
 
 def _keep_tensors(objective: Objective, path: Path) -> None:
-    if distributed.is_main():
-        write_safetensors(path, trainable_shapes(objective.student), trainable_tensors(objective.student))
-    else:
-        for _ in trainable_tensors(objective.student):
-            pass
-    distributed.barrier()
+    """Every rank writes what it keeps of the trainable parameters into one file; a collective."""
+    writer = SafetensorsWriter(path, trainable_shapes(objective.student), team=distributed.Ranks())
+    for name, start, values in own_pieces(objective.student):
+        writer.write(name, values, start)
+    writer.close()
 
 
 def _tensors_file(out: Path, step: int) -> Path:

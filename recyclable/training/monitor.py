@@ -22,7 +22,7 @@ class Monitor:
     def __init__(self, engine: deepspeed.DeepSpeedEngine, settings: TrainSettings, label: str) -> None:
         self._engine, self._settings, self._label = engine, settings, label
         self._terms = engine.module.weights
-        self._flops, self._peak = flops_per_token(engine.module), peak_flops()
+        self._flops, self._peak = flops_per_token(engine.module, len(engine.module.passes(0))), peak_flops()
         self._bar: tqdm | None = None
         self._reset()
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from recyclable.config import TrainSettings
+from recyclable.training.zero import full_shape
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -27,10 +28,10 @@ def build_optimizer(module: nn.Module, settings: TrainSettings, ds_config: dict[
 
     With optimizer offload it is DeepSpeed's CPU Adam, else torch's own.
     """
-    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trainable = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for _, p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for _, p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(full_shape(p)) > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if len(full_shape(p)) <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     betas, eps = (settings.adam_beta1, settings.adam_beta2), settings.adam_epsilon

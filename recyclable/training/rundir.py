@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+import time
 from pathlib import Path
+from socket import gethostname
 
 from recyclable.config import TrainSettings
 from recyclable.errors import InputError
@@ -12,14 +15,15 @@ from recyclable.training import distributed
 from recyclable.weights.files import write_json
 
 _RUN = "run.json"
+_PATIENCE_S = 5
 # These say where and how often, not what is computed: they may differ when a run is resumed.
-_FREE = {"out", "log_every", "save_every", "eval_batch_size"}
+_FREE = {"out", "log_every", "save_every", "eval_batch_size", "teacher_cache"}
 
 
 def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
     """Take `settings.out` for this run; False when the result (`marker`) is there already and resume was asked for.
 
-    Raises InputError when the directory holds another run, or something else.
+    Raises InputError when the directory holds another run, or something else, or is not the same one for all ranks.
     """
     out = settings.out
     wanted = json.loads(settings.model_dump_json())
@@ -32,6 +36,9 @@ def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
             found = json.loads((out / _RUN).read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(out / _RUN, f"is broken ({error}); the run cannot be resumed") from error
+        fields = type(settings).model_fields.items()
+        defaults = {name: field.default for name, field in fields if not field.is_required()}
+        found = {**defaults, **found}  # a setting that came after the run was started
         for key in sorted((wanted.keys() | found.keys()) - _FREE):
             if wanted.get(key) != found.get(key):
                 raise InputError(key, f"is {wanted.get(key)!r}, but {out} was started with {found.get(key)!r}")
@@ -40,10 +47,39 @@ def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
     distributed.barrier()
     if (out / marker).is_file():
         return False
+    _require_shared(out)
     if distributed.is_main():
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / _RUN, wanted)
     distributed.barrier()
+    return True
+
+
+def _require_shared(out: Path) -> None:
+    """Make the directory on rank 0; InputError on every rank when one of them does not see what is put there."""
+    ranks, made = distributed.Ranks(), not out.exists()
+    if distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+    mark = out / f".seen-{distributed.broadcast_object(secrets.token_hex(8))}"
+    if distributed.is_main():
+        mark.touch()
+    distributed.barrier()
+    places = ranks.gather("" if _appears(mark) else f"rank {ranks.rank} on {gethostname()}")
+    blind = ", ".join(filter(None, places))
+    if distributed.is_main():
+        mark.unlink()
+        if blind and made:
+            out.rmdir()
+    if blind:
+        raise InputError("out", f"{out} is not on a file system that all ranks share: not seen by {blind}")
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there; network file systems may need a moment."""
+    end = time.monotonic() + _PATIENCE_S
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
     return True
 
 

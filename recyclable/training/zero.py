@@ -1,46 +1,160 @@
-"""The only file that knows how ZeRO lays out parameters: full values out of an engine, one tensor at a time."""
+"""The only file that knows how ZeRO lays out parameters: values into its partitions, and out of them, range by range.
+
+ZeRO-3 cuts each parameter into equal ranges, one per rank; ZeRO-1 and 2 cut the optimizer's fp32 copy of all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
+from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
+from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, is_zero_param
+from deepspeed.utils import safe_get_local_fp32_param
 from torch import nn
+
+from recyclable.training import distributed
+from recyclable.weights.checkpoint_files import Ranged
+from recyclable.weights.sources import Read, Unread, become, fill, held, is_unread, read_into
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
+def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
+    """Read a module's unread parameters to where the engine that `ds_config` describes will want them.
+
+    Under ZeRO-3 each rank reads its own range of each parameter into its partition: nothing is gathered or broadcast,
+    and no rank allocates a whole tensor. Below, a rank reads every parameter whole, in the precision and on the device
+    that it will have. Parameters that have values already are partitioned from them. Does nothing where none is unread.
+
+    Three ways to store ZeRO-3's partitions need whole parameters on the way (NVMe, ZeRO++'s second partition on each
+    host and its quantized frozen weights): with them it is as below ZeRO-3, and DeepSpeed partitions.
+    """
+    if not is_unread(module):
+        return
+    config = DeepSpeedConfig(copy.deepcopy(ds_config))
+    zero = config.zero_config
+    parameters_on_nvme = zero.offload_param is not None and zero.offload_param.device == OffloadDeviceEnum.nvme
+    if (
+        zero.stage < 3
+        or parameters_on_nvme
+        or zero.zero_hpz_partition_size > 1
+        or zero.zero_quantized_nontrainable_weights
+    ):
+        half = torch.bfloat16 if config.bfloat16_config.enabled else torch.float16
+        precise = not (config.bfloat16_config.enabled or config.float16_config.enabled)
+        in_memory = "cpu" if zero.stage == 3 else get_accelerator().current_device_name()
+        fill(module, torch.float32 if precise else half, in_memory)
+        return
+    # As a context it would do all this while modules are built; here they are, and lack nothing but values.
+    init = deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(ds_config))
+    if init.mem_efficient_linear:
+        init._enable_mem_efficient_linear()
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(init.local_device)
+    init._keep_in_fp32(module)
+    whole = [parameter for parameter in module.parameters() if not is_zero_param(parameter)]
+    read_into([_partition(init, parameter) for parameter in whole])
+
+
+def gather_with(module: nn.Module, parameter: nn.Parameter) -> None:
+    """Make ZeRO-3 gather another module's parameter whenever it gathers this module's own."""
+    deepspeed.zero.register_external_parameter(module, parameter)
+
+
+def _partition(init: deepspeed.zero.Init, parameter: nn.Parameter) -> tuple[torch.Tensor, Read, int]:
+    """Turn a parameter into one of ZeRO-3's; returns its partition on this rank, without padding, as `read_into` wants.
+
+    What `Init._partition_param` does, but for the copy from a whole tensor.
+    """
+    read = parameter.read if isinstance(parameter, Unread) else held(parameter)
+    shape, trained = parameter.shape, parameter.requires_grad
+    without_memory = torch.zeros((), dtype=init.dtype, device=init.local_device).expand(shape)
+    become(parameter, nn.Parameter(without_memory, requires_grad=trained))
+    init._convert_to_deepspeed_param(parameter)
+    aligned = init._aligned_size(parameter)
+    partition = torch.zeros(aligned // parameter.ds_zero_partition_world_size, dtype=init.dtype, device=_home(init))
+    if init.pin_memory:
+        partition = get_accelerator().pin_memory(partition)
+    partition.ds_numel = partition.numel()
+    partition.status = PartitionedParamStatus.AVAILABLE
+    partition.final_location = None
+    parameter.ds_tensor, parameter.ds_numel_aligned = partition, aligned
+    parameter.partition()  # has its partition already: lets go of the rest
+    start, stop = _own_range(parameter)
+    return partition[: stop - start], read, start
+
+
+def _home(init: deepspeed.zero.Init) -> torch.device | str:
+    return "cpu" if init.remote_device == OffloadDeviceEnum.cpu else init.local_device
+
+
+def _own_range(parameter: nn.Parameter) -> tuple[int, int]:
+    """The elements of one of ZeRO-3's parameters that lie in this rank's partition."""
+    size = parameter.ds_tensor.ds_numel
+    start = min(parameter.ds_zero_partition_rank * size, parameter.ds_numel)
+    return start, min(start + size, parameter.ds_numel)
+
+
+def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """A parameter's shape, whether partitioned or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def trainable_shapes(module: nn.Module) -> Shapes:
     """Name -> (fp32, full shape) of the trainable parameters, whether partitioned or not."""
-    return {name: (torch.float32, _full_shape(p)) for name, p in module.named_parameters() if p.requires_grad}
+    return {name: (torch.float32, full_shape(p)) for name, p in module.named_parameters() if p.requires_grad}
 
 
-def trainable_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, full fp32 value on the CPU) of the trainable parameters; a collective: every rank must run through it.
+def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """(name, first element, flat fp32 values on the CPU): what this rank keeps of the trainable parameters.
 
-    Under mixed precision the value is the optimizer's fp32 master copy, not the rounded one that the model computes
-    with. At most one whole tensor is in memory.
+    All ranks together have every element once. Under mixed precision the values are the optimizer's fp32 master copy,
+    not the rounded one that the model computes with. Works inside an engine only.
     """
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            full = safe_get_full_fp32_param(parameter)
-            if full is None:  # plain fp32 without ZeRO: every rank holds the parameter itself
-                full = parameter
-            yield name, full.detach().float().cpu().view(_full_shape(parameter))
+        if not parameter.requires_grad:
+            continue
+        if is_zero_param(parameter):
+            start, stop = _own_range(parameter)
+            values = safe_get_local_fp32_param(parameter)[: stop - start]
+        elif hasattr(parameter, "_hp_mapping"):
+            if parameter._hp_mapping is None:  # it lies in other ranks' partitions
+                continue
+            start = parameter._hp_mapping.lp_fragment_address.start
+            values = parameter._hp_mapping.get_hp_fragment()
+        else:  # plain data parallelism: every rank has it whole
+            rank, world, size = distributed.rank(), distributed.world_size(), parameter.numel()
+            start, stop = size * rank // world, size * (rank + 1) // world
+            values = parameter.detach().reshape(-1)[start:stop]
+        yield name, start, values.detach().float().cpu()
 
 
-def load_trainable(module: nn.Module, read: Callable[[str], torch.Tensor]) -> None:
-    """Put values (full, by name) into the trainable parameters that the model computes with; a collective.
+def load_trainable(module: nn.Module, tensors: Ranged) -> None:
+    """Read values, by name, into the trainable parameters that the model computes with.
 
     The optimizer's master copies stay as they are, so this is for evaluating, not for training on.
     """
+    targets: list[tuple[torch.Tensor, Read, int]] = []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
-                parameter.data.copy_(read(name))
+        if not parameter.requires_grad:
+            continue
 
+        def read(start: int, stop: int, name: str = name) -> torch.Tensor:
+            return tensors.read(name, start, stop)
 
-def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if is_zero_param(parameter):
+            if parameter.ds_tensor.status != PartitionedParamStatus.AVAILABLE:  # on NVMe
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(tensors[name])
+                continue
+            start, stop = _own_range(parameter)
+            targets.append((parameter.ds_tensor.data[: stop - start], read, start))
+        if not is_zero_param(parameter) or parameter.ds_status == ZeroParamStatus.AVAILABLE:
+            targets.append((parameter.data.view(-1), read, 0))
+    read_into(targets)

@@ -2,50 +2,105 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
 from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.delta import Delta
 from recyclable.weights.digest import Digested, file_digest, sha256_file
-from recyclable.weights.files import write_json
+from recyclable.weights.files import sync, write_json
+from recyclable.weights.strict_json import read_json
 
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+"""SHA-256 (hex) of the manifest, where one was kept."""
+CHANGED = "was changed after it was written (its digest is not the recorded one)"
 FORMAT = 1
 DELTA, HEAD, ADAPTER = "delta.safetensors", "head.safetensors", "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _FILES = {"delta": {DELTA, HEAD}, "adapter": {ADAPTER, ADAPTER_CONFIG}}
 
 
-@dataclass(frozen=True)
+_OPEN = ConfigDict(extra="allow", strict=True)
+
+
+class _Tuning(TypedDict):
+    __pydantic_config__ = _OPEN
+    tuning: str
+
+
+class _Task(TypedDict):
+    __pydantic_config__ = _OPEN
+    name: str
+    problem: str
+    labels: list[str]
+
+
+class _Fingerprint(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    weights: str
+    tokenizer: str
+    config: str
+
+
+class _Base(TypedDict):
+    __pydantic_config__ = _OPEN
+    name: str
+    fingerprint: _Fingerprint
+
+
+class _Settings(TypedDict):
+    __pydantic_config__ = _OPEN
+    seed: Annotated[int, Field(ge=0)]
+    max_length: Annotated[int, Field(gt=2)]
+
+
+class _Metrics(TypedDict, total=False):
+    __pydantic_config__ = _OPEN
+    metric: str
+    dev: dict[str, float | None]
+    test: dict[str, float | None]
+    best_step: float
+    examples: float
+    seconds: float
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Manifest:
-    """What a directory of adapted weights says of itself (`manifest.json`)."""
+    """What a directory of adapted weights says of itself (`manifest.json`); ValidationError when it is not that."""
 
     kind: str
     """`delta` (full fine-tuning) or `adapter` (PEFT format)."""
-    tuning: dict[str, Any]
+    tuning: _Tuning
     """How the base was tuned: the kind of tuning and its settings."""
-    task: dict[str, Any]
+    task: _Task
     """name, problem, labels and digest of the task."""
-    base: dict[str, Any]
+    base: _Base
     """name and fingerprint of the base the weights belong to."""
     method: str
-    """`tune`, or how the weights were recycled."""
-    metrics: dict[str, Any]
+    """`tune`, how the weights were recycled, or `import`: tuned elsewhere."""
+    metrics: _Metrics
+    """Scores on dev and test; empty for weights that came without."""
     history: list[dict[str, Any]]
     """One row per evaluation: step, examples, seconds, dev scores."""
-    settings: dict[str, Any]
+    settings: _Settings
     recycled_from: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
     """Digest (`weights.digest.file_digest`) of every file beside the manifest that belongs to the weights."""
     format: int = FORMAT
+    architecture: str | None = None
+    """Class of the tuned model in transformers; None is the base's with a sequence-classification head."""
+    storage: dict[str, Any] | None = None
+    """Of a delta that was encoded from tuned weights: codec, rank, bytes of those weights and what the codec lost."""
 
 
 class AdaptedWeights:
@@ -63,19 +118,30 @@ class AdaptedWeights:
         for name in self.manifest.files:
             if not (self.folder / name).is_file():
                 raise InputError(self.folder / name, "is missing, but the manifest lists it")
+            if (self.folder / name).resolve().parent != self.folder.resolve():
+                raise InputError(self.folder / name, "is a link out of the directory")
             if name.endswith(".safetensors"):
                 self._files[name] = Digested(SafetensorsFile(self.folder / name))
         if verify:
             self.verify()
 
+    def changed(self) -> list[str]:
+        """Names of the files that are not those the manifest was written for; reads what was not read yet."""
+
+        def digest(name: str) -> str:
+            return self._files[name].file_digest() if name in self._files else sha256_file(self.folder / name)
+
+        return [name for name, written in self.manifest.files.items() if digest(name) != written]
+
     def verify(self) -> None:
-        """Raise InputError when a file is not the one the manifest was written for; reads what was not read yet."""
-        for name, digest in self.manifest.files.items():
-            opened = self._files.get(name)
-            if (opened.file_digest() if opened else sha256_file(self.folder / name)) != digest:
-                raise InputError(
-                    self.folder / name, "was changed after it was written (its digest is not the manifest's)"
-                )
+        """Raise InputError when a file is not the one the manifest was written for."""
+        for name in self.changed():
+            raise InputError(self.folder / name, CHANGED)
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the tensors that the base lacks; only where these are no adapter."""
+        return sum(self._files[HEAD].stored(name).nbytes for name in self._files[HEAD].names)
 
     @property
     def is_adapter(self) -> bool:
@@ -85,6 +151,10 @@ class AdaptedWeights:
     def file(self, name: str) -> Digested:
         """One of the safetensors files."""
         return self._files[name]
+
+    def files(self) -> list[Digested]:
+        """All of them."""
+        return list(self._files.values())
 
     @cached_property
     def delta(self) -> Delta:
@@ -102,21 +172,29 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, {**manifest.__dict__, "files": files})
 
 
+def seal(folder: Path) -> None:
+    """Keep the manifest's own digest beside it, so that any bit flipped there is noticed too."""
+    (folder / SEAL).write_text(sha256_file(folder / MANIFEST) + "\n", encoding="ascii")
+    sync(folder / SEAL)
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a directory of adapted weights; InputError when it is missing or broken."""
+    """The manifest of a directory of adapted weights; InputError when it is missing, broken or not the sealed one."""
     file = folder / MANIFEST
     if not folder.is_dir():
         raise InputError(folder, "is missing, expected a directory of adapted weights")
     if not file.is_file():
         raise InputError(folder, f"holds no {MANIFEST}, expected adapted weights that recyclable wrote")
+    content = read_json(file)
+    if (folder / SEAL).is_file() and (folder / SEAL).read_bytes() != (sha256_file(file) + "\n").encode():
+        raise InputError(file, CHANGED)
+    if content.get("format") != FORMAT:
+        raise InputError(file, f"format {content.get('format')!r}, this version reads {FORMAT}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         manifest = Manifest(**content)
-        if manifest.format != FORMAT:
-            raise InputError(file, f"format {manifest.format!r}, this version reads {FORMAT}")
-        if manifest.kind not in _FILES or set(manifest.files) != _FILES[manifest.kind]:
-            raise InputError(file, f"kind {manifest.kind!r} with files {sorted(manifest.files)} is not understood")
-        str(manifest.base["fingerprint"]["weights"]), list(manifest.task["labels"]), str(manifest.tuning["tuning"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(file, f"broken manifest: {error}") from error
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(file, f"broken manifest: {'; '.join(problems)}") from error
+    if manifest.kind not in _FILES or set(manifest.files) != _FILES[manifest.kind]:
+        raise InputError(file, f"kind {manifest.kind!r} with files {sorted(manifest.files)} is not understood")
     return manifest

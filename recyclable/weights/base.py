@@ -8,9 +8,11 @@ from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig
 
 from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import Renamed, TensorFiles
+from recyclable.weights.digest import Digested
 
 _OLD_SPELLING = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-_BUFFERS = ("position_ids", "token_type_ids")
+BUFFERS = ("position_ids", "token_type_ids")
+"""How names end that stand in some old files and are no weights."""
 
 
 def model_prefix(config: PretrainedConfig) -> str:
@@ -52,11 +54,13 @@ class Base(Renamed):
         for name in files.names:
             canonical = canonical_name(name, self.prefix)
             inside = not prefixed or name.startswith(self.prefix + ".") or self._is_untied_lm_head(name)
-            if inside and not canonical.startswith("pooler.") and not name.endswith(_BUFFERS):
+            if inside and not canonical.startswith("pooler.") and not name.endswith(BUFFERS):
                 stored_name[canonical] = name
         if not stored_name:
             raise InputError(self.folder, "holds no backbone tensors")
         super().__init__(files, stored_name)
+        self.hashed = Digested(self)
+        """The same tensors; what is read through this need not be read again for the fingerprint."""
 
     def _is_untied_lm_head(self, name: str) -> bool:
         return name == "lm_head.weight" and not getattr(self.config, "tie_word_embeddings", True)

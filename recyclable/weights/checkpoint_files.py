@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from recyclable.errors import InputError
+from recyclable.weights.strict_json import parse_json, read_json
 
+_MAX_ELEMENTS = 1 << 62  # of a shape whose zeros are left out, so that torch can count them
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -117,11 +118,14 @@ class SafetensorsFile(Ranged):
         start = 8 + int.from_bytes(os.pread(file, 8, 0), "little")
         self.header = os.pread(file, start, 0)
         """The bytes before the first tensor."""
-        content = json.loads(self.header[8:])
+        content = parse_json(self.header[8:].decode(), self.path)
         self.metadata: dict[str, str] = content.pop("__metadata__", None) or {}
         unknown = sorted({entry["dtype"] for entry in content.values()} - DTYPES.keys())
         if unknown:
             raise InputError(self.path, f"holds tensors of dtype {', '.join(unknown)}, expected one of {list(DTYPES)}")
+        vast = [name for name, entry in content.items() if math.prod(n or 1 for n in entry["shape"]) > _MAX_ELEMENTS]
+        if vast:
+            raise InputError(self.path, f"{vast[0]} is {tuple(content[vast[0]]['shape'])}, larger than any tensor")
         self._stored = {
             name: Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
             for name, entry in content.items()
@@ -149,6 +153,26 @@ class SafetensorsFile(Ranged):
                 raise InputError(self.path, f"ends within {name}: it was cut short after it was opened")
             done += got
         return data
+
+
+class InMemory(Ranged):
+    """Tensors that are in memory already, on any device."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._tensors)
+
+    def stored(self, name: str) -> Stored:
+        """Dtype and shape of a tensor."""
+        return Stored(self._tensors[name].dtype, tuple(self._tensors[name].shape))
+
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) of a tensor, uint8; the tensor's own memory where it can be."""
+        return self._tensors[name].detach().reshape(-1).view(torch.uint8)[start:stop].cpu().numpy()
 
 
 class Renamed(Ranged):
@@ -184,29 +208,33 @@ class TensorFiles(Ranged):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._where: dict[str, SafetensorsFile] = {}
-        for name in self._file_names():
+        for name, listed in self._files().items():
             file = SafetensorsFile(self.folder / name)
+            if absent := sorted(set(listed) - set(file.names)):
+                raise InputError(file.path, f"lacks {', '.join(absent)}, which {_INDEX} says it holds")
             twice = sorted(self._where.keys() & file.names)
             if twice:
                 raise InputError(file.path, f"holds {twice[0]}, which {self._where[twice[0]].path.name} holds as well")
             self._where.update(dict.fromkeys(file.names, file))
 
-    def _file_names(self) -> list[str]:
+    def _files(self) -> dict[str, list[str]]:
+        """File -> the tensors that an index says it holds."""
         if (self.folder / _SINGLE).is_file():
-            return [_SINGLE]
+            return {_SINGLE: []}
         index = self.folder / _INDEX
         if not index.is_file():
             pickles = sorted(p.name for pattern in _PICKLES for p in self.folder.glob(pattern))
             found = f"only found {', '.join(pickles)} (pickle, never loaded)" if pickles else "no weights found"
             raise InputError(self.folder, f"{found}; expected {_SINGLE} or {_INDEX}")
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(index, "broken, expected JSON with a weight_map of tensor names to files") from error
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
+        where = read_json(index).get("weight_map")
+        if not isinstance(where, dict) or not where:
+            raise InputError(index, "broken, expected JSON with a weight_map of tensor names to files")
+        files: dict[str, list[str]] = {}
+        for tensor, name in where.items():
+            if not isinstance(name, str) or Path(name).name != name or name == ".." or "\0" in name:
                 raise InputError(index, f"weight_map points to {name!r}, expected a file beside the index")
-        return names
+            files.setdefault(name, []).append(tensor)
+        return dict(sorted(files.items()))
 
     @cached_property
     def names(self) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -25,7 +25,8 @@ from recyclable.weights.algebra import add, from_one_bit, low_rank, one_bit, sub
 from recyclable.weights.checkpoint_files import DTYPES, Ranged, SafetensorsFile
 from recyclable.weights.differences import Differences
 from recyclable.weights.digest import Digested, element_pieces, in_threads
-from recyclable.weights.files import Layout, SafetensorsWriter, write_tensors
+from recyclable.weights.files import SafetensorsWriter, write_in_pieces, write_tensors
+from recyclable.weights.team import ALONE, Team
 
 CODECS = ("exact", "bf16", "lowrank", "1bit")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -160,10 +161,10 @@ class Delta:
         return tuned
 
 
-def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec) -> None:
-    """Store the differences of `tuned` from `base`, whose tensors bear the same names and shapes.
+def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec, team: Team = ALONE) -> None:
+    """Store the differences of `tuned` from `base`, whose tensors bear the same names and shapes; a collective.
 
-    exact and bf16 work in pieces of a few MiB, lowrank and 1bit tensor by tensor.
+    exact and bf16 work in pieces of a few MiB that the team shares out, lowrank and 1bit tensor by tensor on rank 0.
     """
     names = sorted(tuned.names)
     dtypes = {name: tuned.stored(name).dtype for name in names}
@@ -172,11 +173,11 @@ def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec) -> None:
         "tuned_dtypes": json.dumps({name: _NAMES[dtype] for name, dtype in dtypes.items()}),
     }
     if codec.name == "exact":
-        _write_exact(path, tuned, base, metadata)
+        _write_exact(path, tuned, base, metadata, team)
     elif codec.name == "bf16":
         layout = {name: (torch.bfloat16, tuned.shape(name)) for name in names}
-        _write_pieces(path, layout, metadata, lambda n, a, b: _difference(tuned, base, n, a, b).bfloat16())
-    else:
+        write_in_pieces(path, layout, lambda *piece: _difference(tuned, base, *piece).bfloat16(), metadata, team)
+    elif team.rank == 0:
         parts: dict[str, torch.Tensor] = {}
         for name in names:
             shape = tuned.shape(name)
@@ -187,7 +188,7 @@ def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec) -> None:
 def write_differences(path: Path, differences: Differences) -> None:
     """Store differences in fp32 as they are."""
     layout = {name: (torch.float32, differences.shape(name)) for name in differences.names}
-    _write_pieces(path, layout, {"codec": "fp32"}, differences.read)
+    write_in_pieces(path, layout, differences.read, {"codec": "fp32"})
 
 
 def _difference(tuned: Ranged, base: Ranged, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -204,16 +205,7 @@ def _compress(name: str, difference: torch.Tensor, codec: Codec) -> dict[str, to
     return {name: difference.bfloat16()}
 
 
-def _write_pieces(
-    path: Path, layout: Layout, metadata: Mapping[str, str], piece: Callable[[str, int, int], torch.Tensor]
-) -> None:
-    writer = SafetensorsWriter(path, layout, metadata)
-    shapes = {name: shape for name, (_, shape) in layout.items()}
-    in_threads(lambda task: writer.write(task[0], piece(*task), task[1]), element_pieces(shapes))
-    writer.close()
-
-
-def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str, str]) -> None:
+def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str, str], team: Team) -> None:
     """Differences in the tuned dtype, or in fp32 where that is smaller, with the elements that do not come back.
 
     Two numbers within a factor of two of each other have a difference that their own format holds exactly (Sterbenz
@@ -241,7 +233,7 @@ def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str,
 
     layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     begins: dict[tuple[str, int, int], int] = {}
-    counted = zip(tasks, in_threads(count, tasks), strict=True)
+    counted = zip(tasks, in_threads(count, tasks, team=team), strict=True)
     pieces_of = {name: list(pieces) for name, pieces in groupby(counted, key=lambda piece: piece[0][0])}
     for name in sorted(tuned.names):
         stored, pieces = tuned.stored(name), pieces_of.get(name, [])
@@ -260,7 +252,7 @@ def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str,
         if corrected:
             layout[name + _INDEX] = (index, (corrected,))
             layout[name + _VALUE] = (stored.dtype, (corrected,))
-    writer = SafetensorsWriter(path, layout, metadata)
+    writer = SafetensorsWriter(path, layout, metadata, team)
 
     def write(task: tuple[str, int, int]) -> None:
         name, start, _ = task
@@ -270,7 +262,7 @@ def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str,
             writer.write(name + _INDEX, (places + start).to(layout[name + _INDEX][0]), begins[task])
             writer.write(name + _VALUE, values, begins[task])
 
-    in_threads(write, tasks)
+    in_threads(write, tasks, team=team)
     writer.close()
 
 

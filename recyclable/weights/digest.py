@@ -22,11 +22,13 @@ from blake3 import blake3
 from tqdm import tqdm
 
 from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, Source, Stored
+from recyclable.weights.team import ALONE, Team
 
 LEAF = 1 << 18
 """Bytes of a leaf."""
 PIECE = 16 * LEAF
 """Bytes that one task of a thread reads at a time."""
+_ELEMENTS = PIECE // 4
 _MAX_THREADS = 8
 
 Leaves = dict[str, dict[int, bytes]]
@@ -84,15 +86,23 @@ class Digested(Ranged):
             self.leaves[name][leaf] = blake3(data[begin : begin + LEAF]).digest()
         return data[: stop - start]
 
-    def complete(self, threads: int | None = None) -> None:
-        """Read and hash what has not been read yet."""
+    def complete(self, threads: int | None = None, team: Team = ALONE) -> None:
+        """Bring together what the team has hashed, and read and hash what nobody has, shared out; a collective."""
+        self._merge(team)
         missing = [
             (name, piece)
             for name in self.names
             for piece in _pieces(self.stored(name).nbytes)
             if any(leaf not in self.leaves[name] for leaf in range(piece[0] // LEAF, -(-piece[1] // LEAF)))
         ]
-        in_threads(lambda task: self._hash(task[0], *task[1]), missing, threads=threads)
+        in_threads(lambda task: self._hash(task[0], *task[1]), missing[team.rank :: team.size], threads=threads)
+        if missing:
+            self._merge(team)
+
+    def _merge(self, team: Team) -> None:
+        for leaves in team.gather(self.leaves):
+            for name, hashed in leaves.items():
+                self.leaves[name].update(hashed)
 
     def tensor_digests(self, threads: int | None = None) -> dict[str, str]:
         """Name -> digest (hex) of every tensor; completes what is missing."""
@@ -120,12 +130,23 @@ def _pieces(nbytes: int, size: int = PIECE) -> Iterator[tuple[int, int]]:
 
 def element_pieces(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int, int]]:
     """(name, start, stop) in elements of every tensor, in pieces whose bytes end with a leaf in every dtype."""
-    size = PIECE // 4
-    return [(name, *piece) for name, shape in shapes.items() for piece in _pieces(torch.Size(shape).numel(), size)]
+    return [(name, *piece) for name, shape in shapes.items() for piece in element_ranges(0, torch.Size(shape).numel())]
+
+
+def element_ranges(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in such pieces; they end at the same places of a tensor whatever the start."""
+    while start < stop:
+        end = min(stop, (start // _ELEMENTS + 1) * _ELEMENTS)
+        yield start, end
+        start = end
 
 
 def in_threads(
-    work: Callable[[Any], T], tasks: Iterable[Any], label: str | None = None, threads: int | None = None
+    work: Callable[[Any], T],
+    tasks: Iterable[Any],
+    label: str | None = None,
+    threads: int | None = None,
+    team: Team = ALONE,
 ) -> list[T]:
     """`work` on every task, a few at a time; reading, hashing, adding and writing all let go of the GIL.
 
@@ -134,14 +155,18 @@ def in_threads(
     Args:
         label: shown beside a progress bar on a terminal; None shows none.
         threads: None takes as many as there are cores, 8 at most.
+        team: the tasks are shared out to its members, and every one gets all results; a collective.
     """
+    tasks = list(tasks)
     with _one_torch_thread(), ThreadPoolExecutor(threads or min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(work, task) for task in tasks]
+        futures = [pool.submit(work, task) for task in tasks[team.rank :: team.size]]
         try:
-            return [future.result() for future in tqdm(futures, label, disable=None if label else True, leave=False)]
+            bar = tqdm(futures, label, disable=None if label else True, leave=False)
+            parts = team.gather([future.result() for future in bar])
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return [parts[i % team.size][i // team.size] for i in range(len(tasks))]
 
 
 @contextmanager

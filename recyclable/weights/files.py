@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import DTYPES, Stored
+from recyclable.weights.digest import element_pieces, in_threads
+from recyclable.weights.team import ALONE, Team
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Tensor name -> dtype and shape, in the order in which they lie in the file."""
@@ -44,21 +51,47 @@ def write_json(path: Path, value: Any) -> None:
 def new_directory(folder: Path) -> Iterator[Path]:
     """A directory aside to fill; it becomes `folder` at the end, or is removed when the body fails.
 
-    Raises FileExistsError when `folder` exists and is not empty.
+    Raises FileExistsError when `folder` exists and is not empty; of several who make it at once, the first wins.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    aside.mkdir()
+    made = [parent for parent in folder.parents if not parent.exists()]
+    aside = folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    aside.mkdir(parents=True)
     try:
         yield aside
         sync(aside)
-        aside.rename(folder)  # replaces an empty directory
+        try:
+            aside.rename(folder)  # replaces an empty directory
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(folder) from error
+            raise
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):  # somebody else has begun to use it
+            for parent in made:
+                parent.rmdir()
         raise
+
+
+def clear_leftovers(parent: Path) -> None:
+    """Remove what writers of `new_directory` left aside in a directory when they died on this host."""
+    for aside in parent.glob(".*.partial-*"):
+        writer = re.fullmatch(rf"\..*\.partial-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+", aside.name)
+        if writer and not _alive(int(writer[1])):
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 class SafetensorsWriter:
@@ -66,9 +99,14 @@ class SafetensorsWriter:
 
     Args:
         metadata: strings for the header, beside `format`.
+        team: its members fill one file together; opening and closing it are collectives.
+
+    Raises InputError when the members do not see one another's files.
     """
 
-    def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None, team: Team = ALONE
+    ) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         self._stored: dict[str, Stored] = {}
         offset = 0
@@ -80,10 +118,17 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
         self._start = 8 + len(text)
-        self._path, self._aside = path, path.with_name(f".{path.name}.partial")
-        self._file = os.open(self._aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._pwrite(struct.pack("<Q", len(text)) + text, 0)
-        os.ftruncate(self._file, self._start + offset)
+        self._path, self._aside, self._team = path, path.with_name(f".{path.name}.partial"), team
+        if team.rank == 0:
+            self._file = os.open(self._aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._pwrite(struct.pack("<Q", len(text)) + text, 0)
+            os.ftruncate(self._file, self._start + offset)
+        team.gather(None)
+        if team.rank:
+            try:
+                self._file = os.open(self._aside, os.O_RDWR)
+            except FileNotFoundError as error:
+                raise InputError(path.parent, "is not on a file system that all ranks share") from error
 
     def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
         """Put a CPU tensor of the announced dtype at elements [start, start + numel) of the flattened tensor."""
@@ -102,8 +147,32 @@ class SafetensorsWriter:
         """Flush to the disk and rename; what was never written is zeros."""
         os.fsync(self._file)
         os.close(self._file)
-        self._aside.replace(self._path)
-        sync(self._path.parent)
+        self._team.gather(None)
+        if self._team.rank == 0:
+            self._aside.replace(self._path)
+            sync(self._path.parent)
+        self._team.gather(None)
+
+
+def write_in_pieces(
+    path: Path,
+    layout: Layout,
+    read: Callable[[str, int, int], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    team: Team = ALONE,
+) -> None:
+    """Write a safetensors file, a few pieces of a few MiB in memory at a time; a collective.
+
+    Args:
+        read: (name, start, stop) -> elements [start, stop) of the flattened tensor, in the dtype of `layout`.
+    """
+    _fill(SafetensorsWriter(path, layout, metadata, team), layout, read, team)
+
+
+def _fill(writer: SafetensorsWriter | CheckpointWriter, layout: Layout, read: Callable, team: Team) -> None:
+    pieces = element_pieces({name: shape for name, (_, shape) in layout.items()})
+    in_threads(lambda piece: writer.write(piece[0], read(*piece), piece[1]), pieces, team=team)
+    writer.close()
 
 
 def write_safetensors(
@@ -140,7 +209,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 class CheckpointWriter:
     """A model's weights in HF's format: one `model.safetensors`, or several with an index."""
 
-    def __init__(self, folder: Path, layout: Layout, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, max_shard_bytes: int = MAX_SHARD_BYTES, team: Team = ALONE
+    ) -> None:
         shards: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
         filled = self._total = 0
         for name, (dtype, shape) in layout.items():
@@ -155,7 +226,8 @@ class CheckpointWriter:
             files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         self._folder = folder
         self._file_of = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        self._writers = {f: SafetensorsWriter(folder / f, shard) for f, shard in zip(files, shards, strict=True)}
+        self._team = team
+        self._writers = {f: SafetensorsWriter(folder / f, s, None, team) for f, s in zip(files, shards, strict=True)}
 
     def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
         """As `SafetensorsWriter.write`."""
@@ -165,6 +237,13 @@ class CheckpointWriter:
         """Complete every file, then the index."""
         for writer in self._writers.values():
             writer.close()
-        if len(self._writers) > 1:
+        if len(self._writers) > 1 and self._team.rank == 0:
             index = {"metadata": {"total_size": self._total}, "weight_map": self._file_of}
             write_json(self._folder / "model.safetensors.index.json", index)
+
+
+def write_checkpoint(
+    folder: Path, layout: Layout, read: Callable[[str, int, int], torch.Tensor], team: Team = ALONE
+) -> None:
+    """Write a model's weights in HF's format as `write_in_pieces` writes a file; a collective."""
+    _fill(CheckpointWriter(folder, layout, team=team), layout, read, team)

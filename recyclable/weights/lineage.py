@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from recyclable.errors import InputError
 from recyclable.weights.base import Base
 from recyclable.weights.files import write_json
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.strict_json import read_json
 
 FILE = "lineage.json"
 
@@ -19,11 +19,11 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.is_file():
         return None
+    lineage = read_json(file)
     try:
-        lineage = json.loads(file.read_text(encoding="utf-8"))
         for base in (lineage, *lineage["ancestors"]):
             base["fingerprint"]["weights"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(file, "broken, expected JSON with fingerprint and ancestors") from error
     return lineage
 

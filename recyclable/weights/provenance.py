@@ -5,8 +5,9 @@ from __future__ import annotations
 from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
-from recyclable.weights.fingerprint import Fingerprint, fingerprint
+from recyclable.weights.fingerprint import Fingerprint, config_digest, fingerprint, tokenizer_digest
 from recyclable.weights.lineage import FILE, read_lineage, relation
+from recyclable.weights.team import ALONE, Team
 
 
 def require_own_base(weights: AdaptedWeights, base: Base, found: Fingerprint | None = None) -> Fingerprint:
@@ -49,6 +50,50 @@ def require_descendant(
             "elsewhere, allow_unrelated=true uses them all the same",
         )
     return found, related or "unrelated"
+
+
+def claimed_relation(weights: AdaptedWeights, new: Base, allow_unrelated: bool = False) -> str:
+    """The relation of `require_descendant` by what lineage.json claims, before anything is loaded.
+
+    A claim that does not fit is looked into at once; a base without one is taken for the weights' own if tokenizer and
+    config are. `verified` has the last word.
+    """
+    own = _own_but_for_weights(weights, new)
+    claim = claimed_fingerprint(new) or (own if own.as_dict() == weights.manifest.base["fingerprint"] else None)
+    try:
+        return require_descendant(weights, new, allow_unrelated, claim)[1]
+    except InputError:
+        return require_descendant(weights, new, allow_unrelated)[1]
+
+
+def refuse_early(weights: AdaptedWeights, old: Base) -> None:
+    """Raise before anything is loaded what `require_own_base` would raise, where that can be known.
+
+    Tokenizer and config are compared; a base whose lineage.json claims other weights is looked into at once.
+    """
+    claim, own = claimed_fingerprint(old), _own_but_for_weights(weights, old)
+    require_own_base(weights, old, own if claim is None or claim.weights == own.weights else None)
+
+
+def verified(
+    weights: AdaptedWeights, old: Base, new: Base, allow_unrelated: bool = False, team: Team = ALONE
+) -> tuple[Fingerprint, str]:
+    """After the loading: weights and both bases by what was read of them; returns as `require_descendant`.
+
+    What nobody has read is read now, shared out; a collective.
+    """
+    for each in (*weights.files(), old.hashed, new.hashed):
+        each.complete(team=team)
+    weights.verify()
+    found = require_descendant(weights, new, allow_unrelated)
+    require_own_base(weights, old)
+    return found
+
+
+def _own_but_for_weights(weights: AdaptedWeights, base: Base) -> Fingerprint:
+    """The base's fingerprint if its tensors are those that the weights were tuned on."""
+    wanted = weights.manifest.base["fingerprint"]["weights"]
+    return Fingerprint(wanted, tokenizer_digest(base), config_digest(base))
 
 
 def claimed_fingerprint(base: Base) -> Fingerprint | None:

@@ -16,6 +16,7 @@ from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.algebra import add, subtract
 from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import Ranged
 from recyclable.weights.delta import Delta
 from recyclable.weights.differences import Aligned, Dare, Differences, Scaled, Ties, Total
 from recyclable.weights.vocabulary import Rows, align, vocabulary_tensors
@@ -76,7 +77,7 @@ def transformed(
 
 
 def start(
-    new: Base, differences: Differences, name: str, begin: int, end: int | None, dtype: torch.dtype | None, own: bool
+    new: Ranged, differences: Differences, name: str, begin: int, end: int | None, dtype: torch.dtype | None, own: bool
 ) -> torch.Tensor:
     """Elements [begin, end) of theta_{i+1} + D_i, flat, rounded once to `dtype` (None: the new base's).
 
@@ -87,6 +88,21 @@ def start(
     if own and isinstance(differences, Delta):
         return differences.restore(name, base, begin, end).to(dtype or differences.tuned_dtype(name))
     return add(base, differences.read(name, begin, end), dtype=dtype)
+
+
+def start_adapter(
+    old: Ranged, new: Ranged, adapter: Ranged, name: str, base_name: str, begin: int, end: int
+) -> torch.Tensor:
+    """Elements [begin, end) of one of an adapter's tensors on the new base, flat, fp32; see `outdated_adapter`.
+
+    Args:
+        base_name: the canonical name that the tensor would have in the base.
+    """
+    tensor = adapter.read(name, begin, end)
+    if base_name not in old or base_name not in new:
+        return tensor.float()
+    shift = subtract(tensor, old.read(base_name, begin, end))
+    return add(new.read(base_name, begin, end), shift, dtype=torch.float32)
 
 
 def outdated_adapter(

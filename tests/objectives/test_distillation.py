@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from recyclable.objectives.distillation import Distillation, kd_sum, patient_sum
+from recyclable.objectives.teachers import OnlineTeacher, first_token_states
 
 RANDOM = np.random.default_rng(0)
 
@@ -43,7 +44,7 @@ def batch(labels: int = 3, examples: int = 5) -> dict[str, torch.Tensor]:
 
 
 def objective(student, teacher, **settings) -> Distillation:
-    return Distillation(student, teacher, **{"alpha": 0.7, "beta": 10.0, "temperature": 5.0, **settings})
+    return Distillation(student, OnlineTeacher(teacher), **{"alpha": 0.7, "beta": 10.0, "temperature": 5.0, **settings})
 
 
 def loss(made: Distillation, data: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -62,6 +63,11 @@ def kl(student: np.ndarray, teacher: np.ndarray, temperature: float) -> np.ndarr
     return (p * np.log(p / q)).sum(1)
 
 
+def patient(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The patient loss of hidden states as a model returns them, [layers + 1, B, L, H]."""
+    return patient_sum(first_token_states(tuple(student)), first_token_states(tuple(teacher)))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 5.0, 0.5])
 def test_kd_is_the_divergence_of_the_student_from_the_teacher(temperature: float) -> None:
     student, teacher = RANDOM.normal(size=(2, 7, 4)) * 3
@@ -78,6 +84,19 @@ def test_kd_is_zero_only_for_equal_distributions() -> None:
     assert kd_sum(logits, -logits, 5.0).item() > 0.01
 
 
+def test_a_teacher_known_by_its_likeliest_classes_gives_the_others_no_probability() -> None:
+    student, teacher = np.random.default_rng(1).normal(size=(2, 6, 5)) * 3
+    kept = np.argsort(-teacher, axis=1)[:, :2]
+    p = softmax(np.take_along_axis(teacher, kept, 1) / 2)
+    q = np.take_along_axis(softmax(student / 2), kept, 1)
+    logits, classes = torch.tensor(teacher).topk(2)
+    got = kd_sum(torch.tensor(student), logits, 2.0, classes).item()
+    assert got == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
+    logits, classes = torch.tensor(teacher).topk(5)
+    dense = kd_sum(torch.tensor(student), torch.tensor(teacher), 2.0).item()
+    assert kd_sum(torch.tensor(student), logits, 2.0, classes).item() == pytest.approx(dense, rel=1e-5)
+
+
 def test_kd_of_one_output_is_half_the_squared_distance() -> None:
     student, teacher = RANDOM.normal(size=(2, 6, 1))
     got = kd_sum(torch.tensor(student), torch.tensor(teacher), 5.0).item()
@@ -88,13 +107,13 @@ def test_half_precision_logits_and_states_are_compared_in_fp32() -> None:
     student, teacher = torch.tensor(RANDOM.normal(size=(2, 5, 4)) * 4).bfloat16()
     wanted = kl(student.double().numpy(), teacher.double().numpy(), 2.0).sum()
     assert kd_sum(student, teacher, 2.0).item() == pytest.approx(wanted, rel=1e-5)
-    states = [tuple(torch.tensor(RANDOM.normal(size=(3, 2, 4, 8)) * 100).half()) for _ in range(2)]
+    states = [torch.tensor(RANDOM.normal(size=(2, 3, 8)) * 100).half() for _ in range(2)]
     assert torch.isfinite(patient_sum(*states)) and patient_sum(*states).dtype == torch.float32
 
 
 def test_patient_loss_is_half_the_mse_of_first_tokens_without_the_last_layer() -> None:
     student, teacher = RANDOM.normal(size=(2, 4, 5, 6, 8))  # embeddings and 3 layers, batch 5, length 6, width 8
-    got = patient_sum(tuple(torch.tensor(student)), tuple(torch.tensor(teacher)))
+    got = patient(torch.tensor(student), torch.tensor(teacher))
     difference = (student - teacher)[:3, :, 0, :]
     assert got.item() / 5 == pytest.approx(0.5 * (difference**2).mean(), rel=1e-5)
 
@@ -104,9 +123,9 @@ def test_patient_loss_sees_neither_other_tokens_nor_the_last_layer() -> None:
     teacher = student.clone()
     teacher[:, :, 1:] += 1
     teacher[-1] += 1
-    assert patient_sum(tuple(student), tuple(teacher)).item() == 0
+    assert patient(student, teacher).item() == 0
     teacher[0, :, 0] += 1  # the embedding output counts
-    assert patient_sum(tuple(student), tuple(teacher)).item() == pytest.approx(5 * 0.5 / 3, rel=1e-5)
+    assert patient(student, teacher).item() == pytest.approx(5 * 0.5 / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["batchmean", "paper"])
@@ -158,9 +177,9 @@ def test_the_teacher_stays_in_evaluation_whatever_the_mode() -> None:
     for mode in (True, False, True):
         made.train(mode)
         assert made.student.training is mode and made.training is mode
-        assert not any(module.training for module in made.teacher.modules())
+        assert not any(module.training for module in made.teacher.model.modules())
     with torch.no_grad():
-        assert torch.equal(made.teacher(**inputs).logits, made.teacher(**inputs).logits)
+        assert torch.equal(made.teacher.model(**inputs).logits, made.teacher.model(**inputs).logits)
         assert not torch.equal(made.student(**inputs).logits, made.student(**inputs).logits), "dropout is on"
 
 
@@ -171,7 +190,7 @@ def test_the_teacher_gets_no_gradient_and_no_label() -> None:
     def look(_module, _args, kwargs, output):
         seen.append((torch.is_grad_enabled(), "labels" in kwargs, output.loss, output.logits.requires_grad))
 
-    made.teacher.register_forward_hook(look, with_kwargs=True)
+    made.teacher.model.register_forward_hook(look, with_kwargs=True)
     loss(made, batch()).backward()
     assert seen == [(False, False, None, False)]
     assert all(p.grad is None and not p.requires_grad for p in made.teacher.parameters())

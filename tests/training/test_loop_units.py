@@ -76,6 +76,13 @@ def test_epochs_and_seeds_are_shuffled_apart_and_any_step_can_be_asked_for_first
     assert fresh.step(7) == [order.step(step) for step in range(8)][7]
 
 
+@pytest.mark.parametrize("lengths", [None, np.arange(50)])
+@pytest.mark.parametrize("steps", [0, 1, 3, 8, 1000])
+def test_the_examples_that_a_run_uses_are_those_of_its_steps(lengths, steps):
+    order = Order(50, 7, seed=1, lengths=lengths)
+    assert order.used(steps) == sorted({index for step in range(min(steps, 20)) for _, index in order.step(step)})
+
+
 @pytest.mark.parametrize(("world", "micro"), [(1, 24), (1, 6), (2, 12), (2, 3), (3, 4), (4, 6), (8, 1)])
 def test_the_shares_of_all_ranks_are_the_step_itself(world, micro):
     items = Order(100, 24, seed=3).step(5)

@@ -20,7 +20,7 @@ MANIFEST_CONTENT = Manifest(
     method="both",
     metrics={"metric": "accuracy", "dev": {"accuracy": 0.1 + 0.2}, "test": {}},
     history=[{"step": 0, "examples": 0, "seconds": 0.0, "accuracy": 1 / 3}],
-    settings={"seed": 20, "dropout": None},
+    settings={"seed": 20, "max_length": 24, "dropout": None},
     recycled_from={"allow_unrelated": False},
 )
 

@@ -66,7 +66,7 @@ def test_a_lineage_counts_only_for_the_weights_it_was_written_for(chain: list[Pa
 def test_a_broken_lineage_is_bad_input(chain: list[Path], tmp_path: Path, text: str) -> None:
     folder = Path(shutil.copytree(chain[1], tmp_path / "broken"))
     (folder / FILE).write_text(text)
-    with pytest.raises(InputError, match=rf"{FILE}: broken, expected JSON"):
+    with pytest.raises(InputError, match=rf"{FILE}: broken"):
         relation(folder, digest(folder), digest(chain[0]))
 
 

@@ -15,6 +15,8 @@ from recyclable.data.tasks import load_task
 from recyclable.errors import InputError
 from recyclable.weights.adapted import DELTA, HEAD, AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import InMemory, SafetensorsFile
+from recyclable.weights.sources import fill
 from recyclable.weights.starts import outdated_adapter
 
 DRAW = torch.Generator().manual_seed(0)
@@ -62,7 +64,7 @@ def test_a_model_started_from_a_delta_is_new_base_plus_delta_with_the_old_head(
     models.load_adapted(model, weights, situation.old, situation.new)
     delta, head = load_file(weights.folder / DELTA), load_file(weights.folder / HEAD)
     seen = set()
-    for name, parameter in model.named_parameters():
+    for name, parameter in fill(model).named_parameters():
         canonical = name.removeprefix("bert.")
         wanted = situation.new[canonical] + delta[canonical] if canonical in delta else head[canonical]
         assert torch.equal(parameter, wanted), name
@@ -86,12 +88,12 @@ def test_a_model_started_from_an_adapter(situation: Situation, tmp_path: Path, k
 
         folder, is_adapter = tmp_path, True
 
-        def tensors(self, file: str):
-            return load_file(tmp_path / file).items()
+        def file(self, name: str):
+            return SafetensorsFile(tmp_path / name)
 
     model = situation.model(tuning)
     models.load_adapted(model, Weights(), situation.old, situation.new)
-    started = get_peft_model_state_dict(model, save_embedding_layers=False)
+    started = get_peft_model_state_dict(fill(model), save_embedding_layers=False)
     assert started.keys() == saved.keys()
     moved = set()
     for name, tensor in started.items():
@@ -119,8 +121,8 @@ def test_what_is_missing_left_over_or_of_another_shape_is_listed(situation: Situ
     class Changed:
         folder, is_adapter, manifest, delta = weights.folder, False, weights.manifest, weights.delta
 
-        def tensors(self, file: str):
-            return iter(head.items()) if file == HEAD else weights.tensors(file)
+        def file(self, name: str):
+            return InMemory(head)
 
     with pytest.raises(InputError) as caught:
         models.load_adapted(situation.model(TuningSettings()), Changed(), situation.old, situation.new)

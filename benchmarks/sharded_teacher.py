@@ -1,0 +1,79 @@
+"""Memory over time with a teacher that ZeRO-3 partitions: a leak would show as a slope.
+
+    python benchmarks/sharded_teacher.py [--quick] [--json]
+
+A student and its frozen teacher in one module, partitioned over two ranks, nothing kept whole (persistence threshold
+and max live parameters 0): steps as `recyclable recycle` runs them with `teacher: online`, after a warm-up.
+`mb_per_100_steps` is the slope of a straight line (least squares) through a rank's anonymous resident memory at each
+step, in 10^6 bytes per 100 steps; of the two ranks the larger. Model and task are few_shot.py's; --quick takes the
+smaller ones that are made here. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import few_shot
+import numpy as np
+
+RANKS, WARM_UP, STEPS = 2, 50, 200
+DS_CONFIG = {
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": False,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_prefetch_bucket_size": 0,
+    }
+}
+
+
+def measure(quick: bool) -> dict[str, float]:
+    """`mb_per_100_steps`; where each rank began and ended is reported on stderr."""
+    from recyclable.launcher import launch
+
+    slopes = []
+    with tempfile.TemporaryDirectory() as folder:
+        if launch(__file__, ["--rank", folder, *(["--quick"] if quick else [])], nproc=RANKS):
+            raise RuntimeError("a rank failed")
+        for rank in range(RANKS):
+            held = np.array(json.loads(Path(folder, f"{rank}.json").read_text())) / 1e6
+            slopes.append(100 * np.polyfit(np.arange(len(held)), held, 1)[0])
+            print(f"sharded teacher, rank {rank}: {held[0]:.1f} MB, {held[-1]:.1f} MB after {STEPS}", file=sys.stderr)
+    return {"mb_per_100_steps": float(max(slopes))}
+
+
+def one_rank(folder: Path, quick: bool) -> None:
+    """Train, and write down the bytes held after every step once warm."""
+    from recyclable.objectives.teachers import OnlineTeacher
+    from recyclable.training import distributed
+    from recyclable.training.engine import engine_for
+    from recyclable.training.loop import train_step
+
+    distributed.init()
+    held = []
+    with few_shot.setting(WARM_UP + STEPS, made_here=quick) as given:
+        objective = given.objective(given.student(), OnlineTeacher(given.teacher()))
+        with engine_for(objective, given.config, DS_CONFIG, given.config.out) as engine:
+            for number in range(WARM_UP + STEPS):
+                train_step(engine, objective, given.examples, given.order.step(number), number, given.config)
+                if number >= WARM_UP:
+                    held.append(anonymous_bytes())
+    Path(folder, f"{distributed.rank()}.json").write_text(json.dumps(held))
+    distributed.shutdown()
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that no file backs."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--rank"]:
+        one_rank(Path(sys.argv[2]), "--quick" in sys.argv[3:])
+    else:
+        few_shot.main(measure, __doc__)

@@ -1,0 +1,91 @@
+"""Reads the config of a PEFT adapter that came from anywhere: only what needs nothing but its own tensors."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+
+from recyclable.errors import InputError
+from recyclable.weights.adapted import ADAPTER_CONFIG
+from recyclable.weights.strict_json import read_json
+
+# Fields by which an adapter reads other files, imports modules, or needs more than its own tensors to be rebuilt.
+_NEED_MORE = (
+    *("adapters", "arrow_config", "corda_config", "loftq_config", "lora_ga_config", "megatron_config"),
+    *("prompt_tuning_init_state_dict_path", "tokenizer_kwargs"),
+)
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_UNBOUNDED = re.compile(r"(?<!\\)[*+]|\{\d*,\d*\}|\{\d{3,}")
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
+_MAX_UNBOUNDED = 4
+_MAX_SIZE = {"num_virtual_tokens": 1 << 10, "encoder_hidden_size": 1 << 14}
+_MAX_NUMBER = 1 << 20
+
+
+def read_adapter_config(folder: Path) -> PeftConfig:
+    """The config in a PEFT directory, ready to train.
+
+    Raises InputError when it is missing, broken, of a kind that peft does not know, or asks for what a directory of
+    its own tensors cannot give: files elsewhere, other modules, a base with changed weights.
+    """
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        raise InputError(folder, f"holds no {ADAPTER_CONFIG}, expected a PEFT adapter")
+    content = read_json(file)
+    if not isinstance(content.get("peft_type"), str):
+        raise InputError(file, f"peft_type is {content.get('peft_type')!r}, expected the kind of the adapter")
+    for field in _NEED_MORE:
+        if content.get(field):
+            raise InputError(
+                file, f"{field} is {content[field]!r}, expected an adapter that needs its own tensors only"
+            )
+    start = content.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
+        raise InputError(
+            file,
+            f"init_lora_weights is {start!r}, which changes the base's own weights; save the adapter as plain LoRA "
+            "(peft: path_initial_model_for_weight_conversion)",
+        )
+    for place, value in _leaves(content, ""):
+        if isinstance(value, str) and (
+            _REPEATED_GROUP.search(value) or len(_UNBOUNDED.findall(value)) > _MAX_UNBOUNDED
+        ):
+            raise InputError(file, f"{place} is {value!r}, a pattern that may take forever to match")
+        if isinstance(value, int | float) and not abs(value) <= _MAX_SIZE.get(place, _MAX_NUMBER):
+            raise InputError(file, f"{place} is {value}, expected a number that makes sense in a model")
+        if place.endswith("dropout") and not (isinstance(value, int | float) and 0 <= value < 1):
+            raise InputError(file, f"{place} is {value!r}, expected a share from 0 to below 1")
+    whole = content.get("modules_to_save")
+    if whole is not None and not (isinstance(whole, list) and all(isinstance(name, str) for name in whole)):
+        raise InputError(file, f"modules_to_save is {whole!r}, expected a list of names")
+    content.update(inference_mode=False, base_model_name_or_path=None)
+    content.pop("runtime_config", None)
+    if isinstance(start, str) and start != "gaussian":
+        content["init_lora_weights"] = True
+    if "prompt_tuning_init" in content:
+        content["prompt_tuning_init"] = "RANDOM"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fields that other versions of peft have
+            return PeftConfig.from_peft_type(**content)
+    except Exception as error:  # every kind checks its fields in its own way
+        raise InputError(file, f"peft cannot use it ({type(error).__name__}: {error})") from error
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """(where it stands, value) of everything in a config that is no container; keys as well, they may be patterns."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if place:
+                yield place, key
+            yield from _leaves(inner, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, place)
+    else:
+        yield place, value

@@ -1,0 +1,217 @@
+"""The distillation loss over chunks of tokens: four matrix products, gradients found in the forward pass.
+
+Only one chunk's logits exist at a time, in fp32, and the weight gradient is summed in fp32. What happens to a chunk's
+logits is a `RowGradient`: recyclable/kernels/rows.py in PyTorch, recyclable/kernels/fused.py in Triton.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from recyclable.kernels.inputs import (
+    DenseTeacher,
+    Head,
+    LossSettings,
+    LossSums,
+    OnlineTeacher,
+    Teacher,
+    TopKTeacher,
+    select,
+    teacher_vocabulary,
+)
+
+# A chunk reads and writes the fp32 sum of weight gradients once (8 V H bytes) for 2 C V H FLOP: on an H100
+# (990 TFLOP/s, 3.35 TB/s) arithmetic takes longer from C = 1,200 on.
+GPU_TOKENS = 2048
+# Enough for matrix products at full speed; more while a chunk's logits stay below 64 MB.
+CPU_TOKENS = 256
+CPU_LOGITS = 2**24
+
+LACKING = -1e30
+"""The logit of a token that the teacher lacks: finite, so that nothing needs a mask to stay free of NaN."""
+
+
+class Logits(NamedTuple):
+    """Products h Wᵀ of one chunk, and what is still to be done to them; `bias` in the products' dtype."""
+
+    products: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None
+
+
+class RowGradient(Protocol):
+    """Losses of a chunk's tokens and the gradient with respect to the student's products."""
+
+    def __call__(
+        self,
+        student: Logits,
+        teacher: Logits | None,
+        targets: torch.Tensor | None,
+        settings: LossSettings,
+        gradient: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hard and soft losses [C]; both `products` [C, Vs], [C, Vt] may be overwritten.
+
+        Args:
+            targets: [C] or None for no hard loss.
+            gradient: [C, Vs], filled; may be `student.products` itself. None computes losses only.
+        """
+
+
+def chunked_loss(
+    hidden: torch.Tensor,
+    head: Head,
+    teacher: Teacher | None,
+    targets: torch.Tensor | None,
+    settings: LossSettings,
+    positions: torch.Tensor | None,
+    rows: RowGradient,
+) -> LossSums:
+    """As `distillation_loss`, with the chunk's rows computed by `rows`."""
+    hidden, teacher = select(hidden, head, teacher, targets, positions)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, head = hidden.to(dtype), _in(head, dtype)
+        if isinstance(teacher, OnlineTeacher):
+            teacher = OnlineTeacher(teacher.hidden.to(dtype), _in(teacher.head, dtype))
+    if head.weight.dtype != hidden.dtype:
+        raise ValueError(f"head weight: {head.weight.dtype}, expected {hidden.dtype} as the hidden states")
+    with torch.autocast(device, enabled=False):
+        return LossSums(
+            *_Chunked.apply(
+                hidden, head.weight, head.bias, head, teacher, targets, settings, rows, torch.is_grad_enabled()
+            )
+        )
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        head: Head,
+        teacher: Teacher | None,
+        targets: torch.Tensor | None,
+        settings: LossSettings,
+        rows: RowGradient,
+        training: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wanted = [training and needed for needed in ctx.needs_input_grad[:3]]
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        dtypes = (hidden.dtype, precise, precise)
+        grad_hidden, grad_weight, grad_bias = (
+            tensor.new_zeros(tensor.shape, dtype=dtype) if want else None
+            for want, tensor, dtype in zip(wanted, (hidden, weight, bias), dtypes, strict=True)
+        )
+        losses = hidden.new_zeros(2, len(hidden), dtype=precise)
+        precise_bias = None if bias is None else bias.to(precise)
+        size = _chunk_tokens(len(hidden), len(weight), hidden.is_cuda)
+        student_CV = hidden.new_empty(size, len(weight), dtype=precise)
+        # cuBLAS takes 16-bit gradients as they are; elsewhere they stay in fp32, in the logits' place.
+        gradient_CV = student_CV
+        if hidden.is_cuda and hidden.dtype != precise:
+            gradient_CV = torch.empty_like(student_CV, dtype=hidden.dtype)
+        teacher_CV = None if teacher is None else student_CV.new_empty(size, _width(teacher, len(weight), settings))
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, min(start + size, len(hidden)))
+            count = chunk.stop - start
+            project(hidden[chunk], weight, student_CV[:count])
+            losses[0, chunk], losses[1, chunk] = rows(
+                Logits(student_CV[:count], precise_bias, head.scale, head.softcap),
+                None if teacher is None else _teacher_logits(teacher, chunk, len(weight), settings, teacher_CV[:count]),
+                None if targets is None else targets[chunk],
+                settings,
+                gradient_CV[:count] if any(wanted) else None,
+            )
+            if grad_hidden is not None:
+                torch.mm(gradient_CV[:count].to(weight.dtype), weight, out=grad_hidden[chunk])
+            if grad_weight is not None:
+                accumulate(grad_weight, gradient_CV[:count], hidden[chunk])
+            if grad_bias is not None:
+                grad_bias += gradient_CV[:count].sum(0, dtype=precise)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        hard, soft = losses.sum(1)
+        loss = settings.hard_weight * hard + settings.soft_weight * settings.temperature**2 * soft
+        ctx.mark_non_differentiable(hard, soft)
+        return loss, hard, soft
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scales what the forward pass left; the scalar stays on the device."""
+        scaled = (
+            None if gradient is None else torch.mul(gradient, grad_loss, out=torch.empty_like(gradient, dtype=dtype))
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*scaled, None, None, None, None, None, None)
+
+
+def project(x_CH: torch.Tensor, weight_VH: torch.Tensor, out_CV: torch.Tensor) -> None:
+    """out = x Wᵀ, in fp32 even from bf16, where rounding a logit of 30 would change its probability by up to 6%."""
+    if weight_VH.dtype == out_CV.dtype:
+        torch.mm(x_CH, weight_VH.T, out=out_CV)
+    elif x_CH.is_cuda:
+        torch.mm(x_CH, weight_VH.T, out_dtype=out_CV.dtype, out=out_CV)
+    else:  # no such product: exact when both are widened, block by block of the vocabulary
+        wide_CH = x_CH.to(out_CV.dtype)
+        for start in range(0, len(weight_VH), _VOCABULARY_BLOCK):
+            block = slice(start, start + _VOCABULARY_BLOCK)
+            torch.mm(wide_CH, weight_VH[block].to(out_CV.dtype).T, out=out_CV[:, block])
+
+
+def accumulate(sum_VH: torch.Tensor, gradient_CV: torch.Tensor, x_CH: torch.Tensor) -> None:
+    """sum += gradientᵀ x, in the sum's dtype."""
+    if gradient_CV.dtype == sum_VH.dtype:
+        sum_VH.addmm_(gradient_CV.T, x_CH.to(sum_VH.dtype))
+    else:
+        torch.addmm(sum_VH, gradient_CV.T, x_CH, out_dtype=sum_VH.dtype, out=sum_VH)
+
+
+_VOCABULARY_BLOCK = 8192
+
+
+def _chunk_tokens(tokens: int, vocabulary: int, cuda: bool) -> int:
+    """Tokens in a chunk: equal chunks, none larger than it should be."""
+    most = GPU_TOKENS if cuda else max(CPU_TOKENS, CPU_LOGITS // vocabulary)
+    chunks = max(1, -(-tokens // most))
+    return max(1, -(-tokens // chunks))
+
+
+def _width(teacher: Teacher, student_vocabulary: int, settings: LossSettings) -> int:
+    """Teacher's logits to hold: `forward` conditions it on the student's tokens, so no others are computed."""
+    vocabulary = teacher_vocabulary(teacher)
+    if settings.divergence == "forward" and not isinstance(teacher, TopKTeacher):
+        return min(vocabulary, student_vocabulary)
+    return vocabulary
+
+
+def _teacher_logits(
+    teacher: Teacher, chunk: slice, student_vocabulary: int, settings: LossSettings, out_CV: torch.Tensor
+) -> Logits:
+    """The teacher's part of the chunk, written into `out`."""
+    width = out_CV.shape[1]
+    if isinstance(teacher, OnlineTeacher):
+        head = teacher.head
+        project(teacher.hidden[chunk], head.weight[:width], out_CV)
+        bias = None if head.bias is None else head.bias[:width].to(out_CV.dtype)
+        return Logits(out_CV, bias, head.scale, head.softcap)
+    if isinstance(teacher, DenseTeacher):
+        out_CV.copy_(teacher.logits[chunk, :width]).clamp_(min=LACKING)
+    else:
+        values = teacher.values[chunk].to(out_CV.dtype).clamp(min=LACKING)
+        out_CV.fill_(LACKING).scatter_(1, teacher.indices[chunk], values)
+        if settings.divergence == "forward":
+            out_CV = out_CV[:, :student_vocabulary]
+    return Logits(out_CV, None, 1.0, None)
+
+
+def _in(head: Head, dtype: torch.dtype) -> Head:
+    return Head(head.weight.to(dtype), head.bias, head.scale, head.softcap)

@@ -1,0 +1,130 @@
+"""Teacher outputs kept by example: in memory, or in files that jobs share; computed once, used in every epoch.
+
+A frozen teacher without dropout says the same of the same tokens every time, so a cached answer is exact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from recyclable.data.examples import LabelledTexts
+from recyclable.data.order import Item
+from recyclable.errors import InputError
+from recyclable.objectives.objective import SIGNAL_PREFIX, Batch
+from recyclable.weights.files import write_json, write_tensors
+from recyclable.weights.fingerprint import sha256_file, sha256_json
+
+_FORMAT = 1  # part of every key: raise it when the same teacher would be kept differently
+_KEY, _EXAMPLES = "key.json", "examples"
+Rows = dict[str, torch.Tensor]
+"""Name -> [examples, ...]"""
+
+
+class TeacherCache:
+    """Rows of tensors by the digest of an example's tokens.
+
+    On disk a folder holds the outputs of one teacher with one set of settings: safetensors files named by their own
+    SHA-256, written aside and renamed, so that any number of jobs may add and read at once and a damaged file is
+    known by its name. They are memory-mapped: only the rows that are asked for are read.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """`folder` None keeps everything in memory."""
+        self._folder = folder
+        self._where: dict[bytes, tuple[Rows, int]] = {}
+        self._read: set[str] = set()
+
+    def missing(self, examples: Iterable[bytes]) -> list[bytes]:
+        """The examples that are not there, each once."""
+        return [example for example in dict.fromkeys(examples) if example not in self._where]
+
+    def rows(self, examples: list[bytes]) -> Rows:
+        """Name -> [len(examples), ...], in this order."""
+        found = [self._where[example] for example in examples]
+        return {name: torch.stack([rows[name][place] for rows, place in found]) for name in found[0][0]}
+
+    def keep(self, examples: list[bytes], rows: Rows, writes: bool = True) -> None:
+        """Add examples: in memory at once; in a directory a file, which one process `writes` and `read` finds."""
+        if self._folder is None:
+            self._where.update({example: (rows, place) for place, example in enumerate(examples)})
+        elif writes:
+            digests = torch.frombuffer(bytearray(b"".join(examples)), dtype=torch.uint8).view(len(examples), -1)
+            aside = self._folder / f"{uuid.uuid4().hex}.aside"
+            write_tensors(aside, {_EXAMPLES: digests, **rows})
+            os.replace(aside, self._folder / f"{sha256_file(aside)}.safetensors")
+
+    def files(self) -> tuple[list[str], list[Path]]:
+        """Names of the files that are whole; and the files that are damaged, which it removes."""
+        whole, damaged = [], []
+        for path in sorted(self._folder.glob("*.safetensors")) if self._folder else ():
+            if path.name in self._read or sha256_file(path) == path.stem:
+                whole.append(path.name)
+            else:
+                damaged.append(path)
+                path.unlink(missing_ok=True)
+        return whole, damaged
+
+    def read(self, names: list[str]) -> None:
+        """Map files that `files` found whole; InputError where they are not to be seen, as from another host."""
+        for name in set(names) - self._read:
+            try:
+                file = safe_open(self._folder / name, framework="pt")
+                rows = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                problem = f"{self._folder / name} cannot be read on every host, expected a directory that all share"
+                raise InputError("teacher_cache", problem) from error
+            for place, example in enumerate(rows.pop(_EXAMPLES).numpy()):
+                self._where[example.tobytes()] = rows, place
+            self._read.add(name)
+
+
+class TaughtExamples:
+    """Labelled texts whose batches bring a teacher's outputs along."""
+
+    def __init__(self, examples: LabelledTexts, cache: TeacherCache) -> None:
+        self._examples, self._cache = examples, cache
+        self.labels, self.lengths = examples.labels, examples.lengths
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def batch(self, items: list[Item]) -> Batch:
+        told = self._cache.rows([self._examples.digest(index) for _, index in items])
+        return {**self._examples.batch(items), **{SIGNAL_PREFIX + name: rows for name, rows in told.items()}}
+
+
+def open_folder(root: Path, key: Mapping[str, Any]) -> tuple[Path, str | None]:
+    """The folder under `root` for outputs under this key, made if need be.
+
+    Returns also what a person should know where it is new: that others are there, and in what the likest one differs.
+    """
+    key = json.loads(json.dumps({"format": _FORMAT, **key}, default=str))
+    folder, stale = root / sha256_json(key)[:16], None
+    try:
+        others = [] if folder.is_dir() else [_other_key(path) for path in sorted(root.glob(f"*/{_KEY}"))]
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f"{uuid.uuid4().hex}.aside"
+        write_json(aside, key)
+        os.replace(aside, folder / _KEY)
+    except OSError as error:
+        raise InputError("teacher_cache", f"{root} cannot be used: {error.strerror}") from error
+    if others:
+        differing = min(([n for n in key if other.get(n) != key[n]] for other in others), key=len)
+        stale = f"{root} holds outputs for other {', '.join(differing)}: they are not used, new ones are computed"
+    return folder, stale
+
+
+def _other_key(path: Path) -> dict[str, Any]:
+    try:
+        key = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return key if isinstance(key, dict) else {}

@@ -1,0 +1,95 @@
+"""A student that is, for one pass, a point on the straight path from fixed weights to its own, mixed layer by layer.
+
+x: place on the path, 0 at the fixed end, 1 at the student's own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class WeightPath:
+    """Makes the modules of a student compute with (1 - x) fixed + x own, each inside its own forward.
+
+    Names, parameters and saved tensors of the student stay what they were: a mixed weight lives as long as the forward
+    of its module, and is mixed again when its gradient is computed, so that ZeRO-3 never holds more than a layer.
+
+    Args:
+        student: the trainable end, changed in place (the modules' `forward`).
+        fixed: models of the student's structure, the fixed ends of one path each.
+        left_out: modules of the student that keep their own weights all along.
+    """
+
+    def __init__(self, student: nn.Module, fixed: Sequence[nn.Module], left_out: Collection[nn.Module] = ()) -> None:
+        self._x, self._end = 1.0, 0
+        self._twins: dict[nn.Module, list[nn.Module]] = {}
+        self._mixed: set[nn.Module] = set()
+        apart = {inner for module in left_out for inner in module.modules()}
+        for name, module in student.named_modules():
+            if module not in apart and _own(module):
+                self._twins[module] = [model.get_submodule(name) for model in fixed]
+                module.forward = self._mixing(module, module.forward)
+        self._names = {module: name for name, module in student.named_modules()}
+
+    def go_to(self, x: float, end: int = 0) -> None:
+        """From now on the student is at `x` of the path from fixed model number `end`."""
+        self._x, self._end = x, end
+        self._mixed.clear()
+
+    def require_all_mixed(self) -> None:
+        """After a forward pass at x < 1: RuntimeError if a trained weight was used outside of its module's forward."""
+        for module in self._twins.keys() - self._mixed:
+            if any(parameter.requires_grad for parameter in _own(module).values()):
+                raise RuntimeError(
+                    f"{self._names[module]} cannot be interpolated: {type(module).__name__} does not use its weights "
+                    "in a forward of its own"
+                )
+
+    def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """(module, parameter of a fixed model that its forward uses)."""
+        for module, twins in self._twins.items():
+            for twin in twins:
+                yield from ((module, parameter) for parameter in _own(twin).values())
+
+    def _mixing(self, module: nn.Module, forward: Any) -> Any:
+        def mixed_forward(*args: Any, **kwargs: Any) -> Any:
+            x, twin = self._x, self._twins[module][self._end]
+            if x == 1:
+                return forward(*args, **kwargs)
+            self._mixed.add(module)
+
+            def mix(name: str) -> torch.Tensor:
+                return torch.lerp(getattr(twin, name), getattr(module, name), x)
+
+            mixed = {name: mix(name) for name in _own(module)}
+            name_at = {tensor.untyped_storage().data_ptr(): name for name, tensor in mixed.items()}
+
+            def pack(tensor: torch.Tensor) -> Any:
+                """For the backward pass, where a mixed weight comes from in place of its values."""
+                name = name_at.get(tensor.untyped_storage().data_ptr())
+                return tensor if name is None else (name, tensor.size(), tensor.stride(), tensor.storage_offset())
+
+            def unpack(packed: Any) -> torch.Tensor:
+                if isinstance(packed, torch.Tensor):
+                    return packed
+                name, *view = packed
+                return mix(name).as_strided(*view)
+
+            vars(module).update(mixed)  # found before the parameters of the same names
+            try:
+                with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                    return forward(*args, **kwargs)
+            finally:
+                for name in mixed:
+                    del vars(module)[name]
+
+        return mixed_forward
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that belong to a module itself."""
+    return dict(module.named_parameters(recurse=False))

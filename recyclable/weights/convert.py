@@ -1,0 +1,123 @@
+"""Tuned elsewhere, as data: a checkpoint taken apart into base and head, an adapter's effect, a codec's loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from recyclable.errors import InputError
+from recyclable.weights.base import BUFFERS, Base, canonical_name
+from recyclable.weights.checkpoint_files import Ranged, Renamed, Stored, TensorFiles
+from recyclable.weights.delta import Delta
+from recyclable.weights.digest import element_pieces, in_threads
+
+# Tensors that are zero in a fresh adapter (peft.tuners), so that it leaves its model's outputs alone.
+_OUTPUT_FACTORS = (
+    *("lora_B", "lora_embedding_B", "lora_E", "bottleneck_up", "vera_lambda_b", "pvera_lambda_b", "hada_w2_b"),
+    *("lokr_w1", "lokr_w1_b", "boft_R", "oft_R", "gralora_B", "hira_B", "delora_B", "randlora_lambda", "peanut_B"),
+)
+
+
+def split(
+    tuned: TensorFiles,
+    base: Base,
+    shapes: Mapping[str, tuple[int, ...]],
+    backbone: Iterable[str],
+    aliases: Iterable[str],
+) -> tuple[Renamed, Renamed]:
+    """A checkpoint's tensors that the base has, and those that it lacks (the head); by canonical name.
+
+    Args:
+        shapes: canonical name -> shape of every parameter of the checkpoint's architecture.
+        backbone: canonical names of those that a base must have.
+        aliases: canonical names of tied parameters that are stored under another name.
+
+    Raises InputError that lists every tensor that is missing, has no place, or is of another shape than the base's.
+    """
+    names: dict[str, str] = {}
+    problems = [f"the base lacks {n}" for n in sorted(set(backbone) - set(base.names))]
+    problems += [
+        f"the base's {n} has no place in the architecture"
+        for n in sorted(set(base.names) - shapes.keys() - {"lm_head.weight"})
+    ]
+    for stored in tuned.names:
+        name = canonical_name(stored, base.prefix)
+        if name in names:
+            problems.append(f"{stored} and {names[name]} are the same tensor's")
+        elif name in shapes:
+            names[name] = stored
+        elif name not in aliases and not name.endswith(BUFFERS):
+            problems.append(f"{stored} has no place in the architecture")
+    problems += [f"{name} is missing" for name in sorted(shapes.keys() - names.keys())]
+    for name, stored in sorted(names.items()):
+        found, owner = tuned.shape(stored), "the base's" if name in base else "the architecture's"
+        wanted = base.shape(name) if name in base else shapes[name]
+        if found != wanted:
+            problems.append(f"{stored} is {found}, {owner} {wanted}")
+    if problems:
+        raise InputError(tuned.folder, f"is no tuned form of {base.folder}: {'; '.join(problems)}")
+    return tuple(Renamed(tuned, {n: s for n, s in names.items() if (n in base) == inside}) for inside in (True, False))
+
+
+class Restored(Ranged):
+    """The tuned tensors that a delta stands for, on the very base it was made from."""
+
+    def __init__(self, delta: Delta, base: Base) -> None:
+        self.delta, self.base = delta, base
+
+    @property
+    def names(self) -> list[str]:
+        """The delta's."""
+        return self.delta.names
+
+    def stored(self, name: str) -> Stored:
+        """Dtype and shape of the tuned tensor; it lies nowhere."""
+        return Stored(self.delta.tuned_dtype(name), self.delta.shape(name))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tuned tensor, in its dtype."""
+        return self.delta.restore(name, self.base.read(name, start, stop), start, stop)
+
+
+def loss(delta: Delta, tuned: Ranged, base: Base) -> dict[str, float]:
+    """What a codec lost: norm of (restored - tuned) over the norm of the tuned weights, and over their difference's.
+
+    Norms are over all tensors of the delta, summed in float64. Elements that are equal, infinities too, lost nothing.
+    """
+
+    def squares(task: tuple[str, int, int]) -> torch.Tensor:
+        name, start, stop = task
+        from_base, want = base.read(*task), tuned.read(*task)
+        got = delta.restore(name, from_base, start, stop).double()
+        want, from_base = want.double(), from_base.double()
+        same = (got == want) | (got.isnan() & want.isnan())
+        wrong = torch.where(same, 0.0, got - want)
+        return torch.stack([wrong.square().sum(), want.square().sum(), (want - from_base).square().sum()])
+
+    pieces = in_threads(squares, element_pieces({name: delta.shape(name) for name in delta.names}))
+    wrong, whole, moved = torch.stack([torch.zeros(3, dtype=torch.float64), *pieces]).sum(0).sqrt().tolist()
+    return {"weights": _share(wrong, whole), "difference": _share(wrong, moved)}
+
+
+def _share(part: float, whole: float) -> float:
+    return 0.0 if part == 0 else part / whole if whole else math.inf
+
+
+def require_effect(folder: Path, adapter: Ranged, whole: Iterable[str]) -> None:
+    """InputError when an adapter changes no output: no numbers, or what its kind multiplies by is still 0 (IA3: 1).
+
+    Args:
+        whole: names of tensors that replace a module's own (`modules_to_save`); any of them is an effect.
+    """
+    if not any(adapter.stored(name).numel for name in adapter.names):
+        raise InputError(folder, "holds no numbers: an adapter without effect (saved without gathering its shards?)")
+    if set(whole) & set(adapter.names):
+        return
+    factors = [name for name in adapter.names if set(name.split(".")) & set(_OUTPUT_FACTORS)] or adapter.names
+    scales = [name for name in adapter.names if name.endswith("ia3_l")]
+    for names, value in ((factors, 0), (scales if len(scales) == len(adapter.names) else [], 1)):
+        if names and all((adapter[name] == value).all() for name in names):
+            raise InputError(folder, f"changes no output: {names[0]} and its like are all {value}")

@@ -1,0 +1,97 @@
+"""The store: a directory of adapted weights by name; no server, any number of writers and readers.
+
+STORE/NAME/ is a directory of adapted weights (`weights.adapted`) with the manifest's own digest beside it. It is
+written aside and renamed, and never changed: it is whole or absent. What begins with a dot is being written, or was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recyclable.errors import InputError
+from recyclable.weights.adapted import CHANGED, MANIFEST, SEAL, AdaptedWeights, read_manifest, seal
+from recyclable.weights.files import clear_leftovers, new_directory
+
+VARIABLE = "RECYCLABLE_STORE"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+class Store:
+    """The entries of a directory; None is RECYCLABLE_STORE, else ./store."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder or os.environ.get(VARIABLE) or "store")
+
+    def names(self) -> list[str]:
+        """Names of all entries, sorted; a store that is not there yet has none."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(entry.name for entry in found if _NAME.fullmatch(entry.name))
+
+    def path(self, name: str) -> Path:
+        """Where an entry lies; InputError when there is none of that name."""
+        folder = self.folder / _safe(name)
+        if not folder.is_dir() or folder.is_symlink():
+            raise InputError(self.folder, f"holds no {name!r}, only {', '.join(self.names()) or 'nothing'}")
+        return folder
+
+    @contextmanager
+    def adding(self, name: str) -> Iterator[Path]:
+        """A directory aside to fill with adapted weights; it becomes the entry `name`.
+
+        Raises InputError when the name is taken, also by somebody who was faster.
+        """
+        if (self.folder / _safe(name)).exists():
+            raise InputError(name, f"is in {self.folder} already; entries are never changed, choose another name")
+        clear_leftovers(self.folder)
+        try:
+            with new_directory(self.folder / name) as aside:
+                yield aside
+                seal(aside)
+        except FileExistsError as error:
+            raise InputError(name, f"is in {self.folder} already: it was added meanwhile") from error
+        except (NotADirectoryError, PermissionError) as error:
+            raise InputError(self.folder, f"cannot be written: {error.strerror}") from error
+
+    def damage(self, name: str) -> list[str]:
+        """What is wrong with an entry, a line per problem: any bit that is not as it was written, any file too many."""
+        folder = self.path(name)
+        try:
+            wanted = {MANIFEST, SEAL, *read_manifest(folder).files}
+        except InputError as error:
+            return [str(error)]
+        present = {entry.name for entry in folder.iterdir()}
+        problems = [f"{folder / file}: is missing" for file in sorted(wanted - present)]
+        problems += [f"{folder / file}: does not belong to the entry" for file in sorted(present - wanted)]
+        problems += [f"{folder / file}: is a link" for file in sorted(wanted) if (folder / file).is_symlink()]
+        try:
+            problems += [f"{folder / file}: {CHANGED}" for file in AdaptedWeights(folder, verify=False).changed()]
+        except InputError as error:
+            problems.append(str(error))
+        return list(dict.fromkeys(problems))
+
+
+def find(weights: str | Path, store: str | Path | None = None) -> Path:
+    """A directory of adapted weights by its path or by its name in the store; InputError when there is neither.
+
+    Args:
+        store: as for `Store`.
+    """
+    if Path(weights).is_dir():
+        return Path(weights)
+    opened = Store(store)
+    if not _NAME.fullmatch(str(weights)) or str(weights) not in opened.names():
+        known = ", ".join(opened.names()) or "nothing"
+        raise InputError(
+            weights, f"is no directory of adapted weights, nor a name in {opened.folder}, which has {known}"
+        )
+    return opened.path(str(weights))
+
+
+def _safe(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InputError("--name", f"found {name!r}, expected letters, digits and . _ + - (100 at most, no dot first)")
+    return name

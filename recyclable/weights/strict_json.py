@@ -1,0 +1,44 @@
+"""Reads JSON that anybody may have written: an object in UTF-8, each key once, or one clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recyclable.errors import InputError
+
+_MAX_BYTES = 1 << 26  # longer than any index or dev curve
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; InputError when it cannot be read, is no JSON object, or a key stands in it twice."""
+    try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise InputError(path, f"has {size} bytes, expected JSON of at most {_MAX_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"broken JSON: no UTF-8 at byte {error.start}") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, where: object) -> dict[str, Any]:
+    """As `read_json`, of text; `where` is named in the error."""
+    try:
+        content = json.loads(text, object_pairs_hook=_each_once)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, f"broken JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(where, f"broken JSON: holds {type(content).__name__}, expected an object")
+    return content
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return found

@@ -1,0 +1,128 @@
+"""Weights go straight into ZeRO's partitions and come straight out of them, on 1, 2 and 3 ranks, at every stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import SCRIPT, finish, start
+from safetensors.torch import load_file
+from worlds import make_adapter, make_base, make_outdated, make_task, make_upgraded
+
+from recyclable.weights.checkpoint_files import SafetensorsFile
+
+RANKS = (1, 2, 3)
+NOTHING_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+SOME_WHOLE = {"stage3_param_persistence_threshold": 500}  # of a model with tensors of 3 to 6400 elements
+FULL = [
+    {"case": "partitions", "kind": "outdated-full", "stage": stage, "precision": precision, "engine": True, **more}
+    for stage, more in [(0, {}), (1, {}), (2, {}), (3, NOTHING_WHOLE), (3, SOME_WHOLE)]
+    for precision in ("float32", "bfloat16")
+]
+KINDS = [
+    {"case": "partitions", "kind": kind, "stage": 3, "precision": precision, **NOTHING_WHOLE}
+    for kind in ("full", "lora", "bottleneck", "outdated-lora", "outdated-bottleneck")
+    for precision in ("float32", "bfloat16")
+] + [
+    {"case": "partitions", "kind": kind, "stage": stage, "precision": "float32", "engine": True}
+    for kind, stage in [("full", 2), ("outdated-bottleneck", 2), ("outdated-bottleneck", 3), ("lora", 3)]
+]
+TEACHER = [
+    {"case": "partitions", "kind": "outdated-full", "stage": s, "precision": p, "teacher": True, "engine": True}
+    for s, p in [(2, "float32"), (3, "float32"), (3, "bfloat16")]
+]
+EXTRACTION = [
+    {"case": "extraction", "kind": kind, "stage": stage, "precision": precision, **more}
+    for kind, stage, precision, more in [
+        *(("full", stage, precision, {}) for stage in (0, 1, 2, 3) for precision in ("float32", "bfloat16")),
+        *(("full", 3, "float32", more) for more in (NOTHING_WHOLE, SOME_WHOLE)),
+        *(("outdated-lora", stage, "bfloat16", {}) for stage in (2, 3)),
+    ]
+]
+SHARES = [{"case": "shares", "teacher": teacher} for teacher in (False, True)]
+REFUSED = [
+    {"case": "refused", "stage": stage, "damaged": damaged, "said": said, "method": method}
+    for stage in (2, 3)
+    for damaged, said, method in [
+        ("m0/model.safetensors", "belongs to base", "both"),
+        ("m0/model.safetensors", "belongs to base", "init"),
+        ("m1/model.safetensors", "does not descend from it", "both"),
+        ("outdated-full/delta.safetensors", "was changed after it was written", "both"),
+        ("outdated-full/head.safetensors", "was changed after it was written", "init"),
+    ]
+]
+TOGETHER = [{"case": "written_together"}]
+CASES = {
+    1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2],
+    2: FULL + KINDS + TEACHER + EXTRACTION + SHARES + REFUSED + TOGETHER + [{"case": "not_shared"}],
+    3: FULL[6:10:3] + KINDS[:10:2] + TEACHER[2:] + EXTRACTION[4:8] + SHARES + TOGETHER,
+}
+
+
+def name_of(case: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in case.values())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("zero")
+    make_base(root / "m0")
+    make_upgraded(root / "m0", root / "m1")
+    make_task(root / "task", train=30, dev=6, test=6)
+    make_outdated(root / "m0", root / "task", root / "outdated-full")
+    for kind in ("lora", "bottleneck"):
+        make_adapter(root / "m0", root / "task", root / f"outdated-{kind}", kind)
+    for damaged in {case["damaged"] for case in REFUSED}:
+        folder, file = Path(damaged).parts
+        if not (root / f"damaged-{folder}").exists():
+            shutil.copytree(root / folder, root / f"damaged-{folder}")
+            flip_bit(root / f"damaged-{folder}" / file)
+    return root
+
+
+def flip_bit(file: Path) -> None:
+    """In the middle of a tensor of the backbone, or of the head."""
+    names = SafetensorsFile(file).names
+    stored = SafetensorsFile(file).stored(next((n for n in names if "layer.1.output.dense.weight" in n), names[0]))
+    content = bytearray(file.read_bytes())
+    content[stored.offset + stored.nbytes // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.fixture(scope="module")
+def found(world: Path) -> dict[int, list[list[str]]]:
+    """Ranks -> for each case what went wrong on each rank."""
+    problems = {}
+    for ranks in RANKS:
+        folder = world / f"ranks-{ranks}"
+        cases = [{**case, "world": str(world)} for case in CASES[ranks]]
+        script = SCRIPT.with_name("zero_ranks.py")
+        finish(start(folder, cases, nproc=ranks if ranks > 1 else None, script=script), folder)
+        problems[ranks] = [
+            [json.loads((folder / f"{number}-{rank}.json").read_text()) for rank in range(ranks)]
+            for number in range(len(cases))
+        ]
+    return problems
+
+
+@pytest.mark.parametrize(
+    ("ranks", "number"),
+    [
+        pytest.param(ranks, number, id=f"{ranks}-{name_of(case)}")
+        for ranks in RANKS
+        for number, case in enumerate(CASES[ranks])
+    ],
+)
+def test_every_rank_finds_what_the_oracle_computes(found, ranks: int, number: int) -> None:
+    assert found[ranks][number] == [""] * ranks, next(filter(None, found[ranks][number]))
+
+
+def test_the_file_is_the_same_however_many_ranks_write_it(world: Path, found) -> None:
+    for ranks in RANKS[1:]:
+        files = [world / f"extracted-{n}-full-3-float32" / "best.safetensors" for n in (1, ranks)]
+        one, several = (load_file(file) for file in files)
+        assert list(one) == list(several)
+        assert max((one[name] - several[name]).abs().max() for name in one) < 1e-6

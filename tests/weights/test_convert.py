@@ -1,0 +1,138 @@
+"""Checkpoints taken apart: what the base has and what it lacks, every mismatch listed; what a codec loses; silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from worlds import make_base
+
+from recyclable.errors import InputError
+from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import SafetensorsFile, TensorFiles
+from recyclable.weights.convert import Restored, loss, require_effect, split
+from recyclable.weights.delta import CODECS, Codec, Delta, write_delta
+from recyclable.weights.digest import Digested
+from recyclable.weights.files import write_tensors
+
+HEAD = {"classifier.weight": (3, 16), "pooler.dense.bias": (16,)}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return Base(make_base(tmp_path_factory.mktemp("convert") / "base", hidden=16, layers=1))
+
+
+def tuned(base: Base, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """A checkpoint with a head, by the names that stand in the file."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = {f"bert.{n}": (base[n] + 0.02 * torch.randn(base.shape(n), generator=draw)).to(dtype) for n in base.names}
+    tensors["classifier.weight"] = torch.ones(3, 16, dtype=dtype)
+    tensors["bert.pooler.dense.bias"] = torch.ones(16, dtype=dtype)
+    write(folder, tensors)
+    return tensors
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shapes(base: Base) -> dict[str, tuple[int, ...]]:
+    return {**{name: base.shape(name) for name in base.names}, **HEAD}
+
+
+def test_the_base_s_tensors_and_the_head(base: Base, tmp_path: Path) -> None:
+    tensors = tuned(base, tmp_path / "t")
+    tensors["bert.embeddings.position_ids"] = torch.arange(4)
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    write(tmp_path / "t", tensors)
+    body, head = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, ["cls.predictions.decoder.weight"])
+    assert body.names == sorted(base.names) and head.names == sorted(HEAD)
+    assert all(torch.equal(body[n], tensors[f"bert.{n}"]) for n in body.names)
+
+
+def test_every_mismatch_is_listed_at_once(base: Base, tmp_path: Path) -> None:
+    tensors = tuned(base, tmp_path / "t")
+    del tensors["bert.encoder.layer.0.output.dense.weight"], tensors["classifier.weight"]
+    tensors["bert.embeddings.LayerNorm.bias"] = torch.ones(17)
+    tensors["bert.pooler.dense.bias"] = torch.ones(4)
+    tensors["bert.encoder.layer.7.output.dense.weight"] = torch.ones(2)
+    tensors["embeddings.LayerNorm.weight"] = torch.ones(16)
+    write(tmp_path / "t", tensors)
+    with pytest.raises(InputError) as caught:
+        split(TensorFiles(tmp_path / "t"), base, shapes(base), [*base.names, "encoder.layer.9.x"], [])
+    for problem in (
+        "the base lacks encoder.layer.9.x",
+        "; encoder.layer.0.output.dense.weight is missing",
+        "; classifier.weight is missing",
+        "bert.embeddings.LayerNorm.bias is (17,), the base's (16,)",
+        "bert.pooler.dense.bias is (4,), the architecture's (16,)",
+        "bert.encoder.layer.7.output.dense.weight has no place in the architecture",
+        "embeddings.LayerNorm.weight and bert.embeddings.LayerNorm.weight are the same tensor's",
+    ):
+        assert problem.lstrip("; ") in str(caught.value), problem
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_that_of_numpy_in_float64(base: Base, tmp_path: Path, codec: str, dtype: torch.dtype) -> None:
+    tensors = tuned(base, tmp_path / "t", dtype)
+    body, _ = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [])
+    write_delta(tmp_path / "d.safetensors", body, base, Codec(codec, rank=2))
+    delta = Delta(Digested(SafetensorsFile(tmp_path / "d.safetensors")))
+    found = loss(delta, body, base)
+    restored = Restored(delta, base)
+
+    def norm(values) -> float:
+        return float(np.sqrt(sum((v.double().numpy() ** 2).sum() for v in values)))
+
+    want = [tensors[f"bert.{n}"] for n in delta.names]
+    wrong = norm([restored[n].double() - w.double() for n, w in zip(delta.names, want, strict=True)])
+    moved = norm([w.double() - base[n].double() for n, w in zip(delta.names, want, strict=True)])
+    assert found["weights"] == pytest.approx(wrong / norm(want), rel=1e-9)
+    assert found["difference"] == pytest.approx(wrong / moved, rel=1e-9)
+    assert (found["weights"] == 0) == (codec == "exact")
+    assert all(restored[n].dtype == dtype for n in delta.names)
+
+
+def test_an_exact_delta_loses_no_infinity_either(base: Base, tmp_path: Path) -> None:
+    tensors = tuned(base, tmp_path / "t")
+    tensors["bert.embeddings.LayerNorm.bias"][:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    write(tmp_path / "t", tensors)
+    body, _ = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [])
+    write_delta(tmp_path / "d.safetensors", body, base, Codec())
+    lost = loss(Delta(Digested(SafetensorsFile(tmp_path / "d.safetensors"))), body, base)
+    assert lost["weights"] == 0
+
+
+def adapter(folder: Path, **tensors: torch.Tensor) -> SafetensorsFile:
+    write_tensors(folder / "a.safetensors", {name.replace("__", "."): t for name, t in tensors.items()})
+    return SafetensorsFile(folder / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({}, "holds no numbers"),
+        ({"q__lora_A__weight": torch.ones(0), "q__lora_B__weight": torch.ones(0)}, "holds no numbers"),
+        ({"q__lora_A__weight": torch.ones(2, 3), "q__lora_B__weight": torch.zeros(3, 2)}, "lora_B.* all 0"),
+        ({"q__bottleneck_down__weight": torch.ones(2), "q__bottleneck_up__weight": torch.zeros(2)}, "bottleneck_up"),
+        ({"q__ia3_l": torch.ones(3, 1), "v__ia3_l": torch.ones(3, 1)}, "ia3_l.* all 1"),
+        ({"q__unheard_of": torch.zeros(3)}, "all 0"),
+    ],
+)
+def test_an_adapter_without_effect_is_refused(tmp_path: Path, tensors: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        require_effect(tmp_path, adapter(tmp_path, **tensors), [])
+
+
+def test_any_number_or_a_trained_head_is_an_effect(tmp_path: Path) -> None:
+    silent = {"q__lora_A__weight": torch.ones(2, 3), "q__lora_B__weight": torch.zeros(3, 2)}
+    require_effect(tmp_path, adapter(tmp_path, **silent, classifier__weight=torch.ones(1)), ["classifier.weight"])
+    silent["q__lora_B__weight"][2, 1] = 1e-9
+    require_effect(tmp_path, adapter(tmp_path, **silent), [])
+    require_effect(tmp_path, adapter(tmp_path, q__ia3_l=torch.tensor([1.0, 1.0, 1.01])), [])

@@ -1,0 +1,355 @@
+"""One rank of test_zero_start.py: `zero_ranks.py runs.json`, a list of {case, world, ...arguments of the case}.
+
+What each case found on each rank is written to <case name>-<rank>.json beside runs.json: "" or the failure.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertForSequenceClassification
+
+from recyclable import models
+from recyclable.config import RecycleConfig, TrainSettings, TuningSettings
+from recyclable.data.tasks import load_task
+from recyclable.errors import InputError
+from recyclable.objectives.distillation import Distillation
+from recyclable.objectives.labelled import LabelledTask
+from recyclable.objectives.objective import Objective
+from recyclable.recipes.recycle import outdated_model, recycle
+from recyclable.training import distributed, rundir, zero
+from recyclable.training.engine import engine_for, materialize
+from recyclable.training.loop import _keep_tensors
+from recyclable.weights import digest, sources
+from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import InMemory, SafetensorsFile
+from recyclable.weights.delta import Codec, write_delta
+from recyclable.weights.sources import seed_of
+
+SEED = 20
+NOTHING_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+
+
+class World:
+    """What the test has laid out: m0, its upgrade m1, a task, a delta and adapters of m0."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.old, self.new = Base(self.folder / "m0"), Base(self.folder / "m1")
+        self.task = load_task(str(self.folder / "task"))
+
+    def start(self, kind: str) -> nn.Module:
+        """A student, unread. kind: `full`, `lora`, `bottleneck` (fresh) or `outdated-` and one of these."""
+        outdated, _, tuning = kind.rpartition("-")
+        if outdated:
+            return outdated_model(self.weights(tuning), self.old, self.new, self.task, SEED)
+        settings = TuningSettings(tuning=tuning, lora_r=3, bottleneck_size=3)
+        return models.attach_adapter(models.task_model(self.new, self.task, SEED, None), settings, SEED)
+
+    def weights(self, tuning: str) -> AdaptedWeights:
+        return AdaptedWeights(self.folder / f"outdated-{tuning}", verify=False)
+
+    def teacher(self) -> nn.Module:
+        return outdated_model(self.weights("full"), self.old, self.old, self.task, SEED)
+
+
+# ---- the oracle: whole models, whole state dicts -----------------------------------------------------------------
+
+
+def expected(world: World, kind: str) -> dict[str, torch.Tensor]:
+    """Values by the student's own names, in fp32, the way everybody loads and adds."""
+    outdated, _, tuning = kind.rpartition("-")
+    m0, m1 = (load_file(base.folder / "model.safetensors") for base in (world.old, world.new))
+    model = BertForSequenceClassification.from_pretrained(world.new.folder, num_labels=3)
+    drawn = ("bert.pooler.dense.weight", "classifier.weight")
+    for name, parameter in model.named_parameters():  # the base has a masked-LM head and no pooler
+        if name in drawn:
+            drawn_from = torch.Generator().manual_seed(seed_of(SEED, name.removeprefix("bert.")))
+            torch.nn.init.normal_(parameter, 0, 0.1, drawn_from)
+        elif name.startswith(("bert.pooler", "classifier")):
+            torch.nn.init.zeros_(parameter)
+    if tuning == "full" and outdated:
+        folder = world.weights("full").folder
+        delta, head = load_file(folder / "delta.safetensors"), load_file(folder / "head.safetensors")
+        names = {name: name.removeprefix("bert.") for name in model.state_dict()}
+        model.load_state_dict({n: m1[n] + delta[s] if s in delta else head[s] for n, s in names.items()})
+    if tuning == "lora":
+        lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=3, lora_alpha=16, modules_to_save=["classifier", "pooler"])
+        torch.manual_seed(seed_of(SEED, "lora"))
+        model = get_peft_model(model, lora)
+    if tuning == "bottleneck":
+        model = models.attach_adapter(model, TuningSettings(tuning="bottleneck", bottleneck_size=3), SEED)
+    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if tuning != "full" and outdated:
+        for name, tensor in load_file(world.weights(tuning).folder / "adapter_model.safetensors").items():
+            saved_as = [n for n in values if n.replace(".modules_to_save.default", "").replace(".default", "") == name]
+            own = name.removeprefix("base_model.model.")
+            in_base = "LayerNorm" in own
+            values[saved_as[0]] = m1[own] + (tensor - m0[own]) if in_base else tensor
+    return values
+
+
+# ---- cases -------------------------------------------------------------------------------------------------------
+
+
+def partitions(
+    world: World, kind: str, stage: int, precision: str, teacher: bool = False, engine: bool = False, **config: Any
+) -> None:
+    """What lies on this rank after `materialize`, and (`engine`) on all of them in an engine, is the oracle's."""
+    objective, ds = objective_and_config(world, kind, stage, precision, teacher, config)
+    wanted = {f"student.{name}": tensor for name, tensor in expected(world, kind).items()}
+    if teacher:
+        m0 = expected_teacher(world)
+        wanted.update({f"teacher.{name}": tensor for name, tensor in m0.items()})
+    materialize(objective, settings(), ds)
+    dtype = getattr(torch, precision)
+    trained = {n for n, p in objective.named_parameters() if p.requires_grad}
+    found = dict(objective.named_parameters())
+    assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
+    for name, parameter in found.items():
+        want = wanted[name].to(dtype).view(-1)
+        assert type(parameter) is nn.Parameter
+        if stage == 3:
+            size = -(-want.numel() // distributed.world_size())
+            start = distributed.rank() * size
+            assert parameter.numel() == 0 and parameter.ds_shape == wanted[name].shape
+            assert parameter.ds_tensor.numel() == size
+            got, want = parameter.ds_tensor, want[start : start + size]
+            assert not got[len(want) :].any(), f"{name}: padding"
+            got = got[: len(want)]
+        else:
+            got = parameter.detach().view(-1)
+        assert got.dtype == dtype and torch.equal(got, want), name
+    if not engine:
+        return
+    with engine_for(objective, settings(), ds, world.folder / "out") as started:
+        for name, parameter in started.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+                assert torch.equal(parameter.detach(), wanted[name].to(dtype)), f"{name} in the engine"
+        assert {n for n, p in started.module.named_parameters() if p.requires_grad} == trained
+
+
+def expected_teacher(world: World) -> dict[str, torch.Tensor]:
+    folder, m0 = world.weights("full").folder, load_file(world.old.folder / "model.safetensors")
+    delta, head = load_file(folder / "delta.safetensors"), load_file(folder / "head.safetensors")
+    return {n: m0[n] + delta[n[5:]] for n in m0 if n[5:] in delta} | {
+        f"bert.{n}" if n.startswith("pooler") else n: tensor for n, tensor in head.items()
+    }
+
+
+def extraction(world: World, kind: str, stage: int, precision: str, **config: Any) -> None:
+    """After a step of training, the file that all ranks write holds the gathered fp32 values, and loads again."""
+    objective, ds = objective_and_config(world, kind, stage, precision, False, config)
+    out = world.folder / "-".join(
+        map(str, ("extracted", distributed.world_size(), kind, stage, precision, *config.values()))
+    )
+    with engine_for(objective, settings(), ds, out) as engine:
+        batch = {
+            "input_ids": torch.arange(5, 21).view(2, 8),
+            "attention_mask": torch.ones(2, 8, dtype=torch.long),
+            "labels": torch.tensor([0, 2]),
+        }
+        before = gathered(engine)
+        engine.backward(engine(batch)["task"])
+        engine.step()
+        after = gathered(engine)
+        assert any(not torch.equal(after[name], before[name]) for name in after)
+        if distributed.is_main():
+            out.mkdir(exist_ok=True)
+        distributed.barrier()
+        _keep_tensors(engine.module, out / "best.safetensors")
+        found = load_file(out / "best.safetensors")
+        assert found.keys() == after.keys()
+        for name, tensor in found.items():
+            assert tensor.dtype == torch.float32 and torch.equal(tensor, after[name]), name
+        assert [path.name for path in out.glob("*.safetensors*")] == ["best.safetensors"]
+        distributed.barrier()
+        other = {
+            name: torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+            for name, tensor in found.items()
+        }
+        file = out / f"other-{distributed.rank()}.safetensors"
+        save_file(other, file)
+        zero.load_trainable(engine.module.student, SafetensorsFile(file))
+        for name, parameter in engine.module.student.named_parameters():
+            if parameter.requires_grad:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+                    assert torch.equal(parameter.detach(), other[name].to(parameter.dtype)), name
+
+
+def gathered(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """DeepSpeed's own way to whole fp32 values."""
+    trained = [(n, p) for n, p in engine.module.student.named_parameters() if p.requires_grad]
+    whole = {}
+    for name, parameter in trained:
+        full = safe_get_full_fp32_param(parameter)
+        whole[name] = (parameter if full is None else full).detach().clone().view(zero.full_shape(parameter))
+    return whole
+
+
+class Allocations(TorchDispatchMode):
+    """The largest memory behind any tensor that comes out of an operation."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return result
+
+
+def shares(world: World, teacher: bool) -> None:
+    """Each rank reads its share of base and delta, and nothing larger than the largest partition is ever in memory."""
+    leaf, world_size = 256, distributed.world_size()
+    kept = digest.LEAF, digest._ELEMENTS, sources.in_threads, SafetensorsFile.read_bytes
+    reads: list[int] = []
+
+    def counted(file: SafetensorsFile, name: str, start: int, stop: int) -> Any:
+        reads.append(stop - start)
+        return kept[3](file, name, start, stop)
+
+    objective, ds = objective_and_config(world, "outdated-full", 3, "float32", teacher, NOTHING_WHOLE)
+    sizes = [parameter.numel() * 4 for parameter in objective.parameters()]
+    digest.LEAF, digest._ELEMENTS = leaf, leaf  # the tensors of a small model lie within one leaf of the real size
+    sources.in_threads = lambda work, tasks: [work(task) for task in tasks]  # the spy sees this thread alone
+    SafetensorsFile.read_bytes = counted
+    try:
+        with Allocations() as spy:
+            materialize(objective, settings(), ds)
+    finally:
+        digest.LEAF, digest._ELEMENTS, sources.in_threads, SafetensorsFile.read_bytes = kept
+    largest_partition = max(-(-size // 4 // world_size) * 4 for size in sizes)
+    assert spy.largest <= largest_partition + leaf, (spy.largest, largest_partition, max(sizes))
+    heads = 2 * sum(p.ds_numel * 4 for n, p in objective.named_parameters() if ".pooler." in n or ".classifier." in n)
+    share = (2 * sum(sizes) - heads / 2) / world_size  # base and delta; the head comes from one file only
+    assert sum(reads) <= share + 2 * len(sizes) * 2 * leaf, (sum(reads), share)
+    assert sum(reads) >= share - 2 * len(sizes) * 2 * leaf
+    assert world_size == 1 or sum(reads) < 0.8 * sum(sizes) * 2
+
+
+def refused(world: World, stage: int, damaged: str, said: str, method: str = "both") -> None:
+    """A run whose input was damaged after it was written ends with an InputError on every rank and leaves nothing."""
+    names = {"m0": "old_base", "m1": "base", "outdated-full": "weights"}
+    changed = {names[Path(damaged).parts[0]]: str(world.folder / f"damaged-{Path(damaged).parts[0]}")}
+    out = world.folder / f"refused-{distributed.world_size()}-{stage}-{Path(damaged).parts[0]}-{method}"
+    paths = {key: str(world.folder / name) for name, key in names.items()}
+    config = RecycleConfig(
+        **settings().model_dump(exclude={"out"}),
+        out=out,
+        task=str(world.folder / "task"),
+        method=method,
+        **{**paths, **changed},
+    )
+    try:
+        recycle(config, ds_config(stage, "float32", {}))
+    except InputError as error:
+        assert said in str(error), str(error)
+    else:
+        raise AssertionError("was not refused")
+    distributed.barrier()
+    assert not out.exists()
+
+
+def written_together(world: World) -> None:
+    """A delta that all ranks wrote is, byte for byte, the one that a process writes alone; exact and bf16."""
+    draw, shapes = torch.Generator().manual_seed(3), {name: world.old.shape(name) for name in world.old.names}
+    # far smaller than the base's: the difference is about the base's own value, and has lost their last bits
+    tuned = InMemory({name: 1e-3 * torch.randn(shape, generator=draw) for name, shape in shapes.items()})
+    kept, digest._ELEMENTS = digest._ELEMENTS, 100  # many pieces, so that every rank has some of each tensor
+    files = {}
+    for codec in ("exact", "bf16"):
+        size = distributed.world_size()
+        files[codec] = [world.folder / f"{codec}-{size}-{who}.safetensors" for who in ("all", distributed.rank())]
+        write_delta(files[codec][0], tuned, world.old, Codec(codec), distributed.Ranks())
+        write_delta(files[codec][1], tuned, world.old, Codec(codec))
+    digest._ELEMENTS = kept
+    for together, alone in files.values():
+        assert together.read_bytes() == alone.read_bytes()
+    assert sum("::index" in name for name in SafetensorsFile(files["exact"][0]).names) > 10
+
+
+def not_shared(world: World) -> None:
+    """An `out` that is another directory on each rank is refused on every rank, and nothing stays in it."""
+    out = world.folder / f"host-{distributed.rank()}" / "out"
+    rundir._PATIENCE_S = 0.5
+    try:
+        rundir.claim(settings().model_copy(update={"out": out}), "manifest.json", resume=False)
+    except InputError as error:
+        assert "is not on a file system that all ranks share: not seen by rank 1 on " in str(error), str(error)
+    else:
+        raise AssertionError("was not refused")
+    assert not out.exists()
+
+
+# ---- shared ------------------------------------------------------------------------------------------------------
+
+
+def settings() -> TrainSettings:
+    return TrainSettings(
+        out=Path("unused"),
+        max_steps=1,
+        learning_rate=1e-2,
+        train_batch_size=6,
+        eval_every=1,
+        save_every=0,
+        max_length=24,
+    )
+
+
+def ds_config(stage: int, precision: str, more: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 6 // distributed.world_size(),
+        "zero_optimization": {"stage": stage, **more},
+        "tensorboard": {"enabled": False},
+    }
+    return content | ({"bf16": {"enabled": True}} if precision == "bfloat16" else {})
+
+
+def objective_and_config(
+    world: World, kind: str, stage: int, precision: str, teacher: bool, more: dict[str, Any]
+) -> tuple[Objective, dict[str, Any]]:
+    student = world.start(kind)
+    objective: Objective = LabelledTask(student)
+    if teacher:
+        objective = Distillation(student, world.teacher(), alpha=0.5, beta=1.0, temperature=2.0)
+    return objective, ds_config(stage, precision, more)
+
+
+_ALL = (partitions, extraction, shares, refused, written_together, not_shared)
+CASES: dict[str, Callable[..., None]] = {case.__name__: case for case in _ALL}
+
+
+def main(file: str) -> int:
+    distributed.init()
+    torch.set_num_threads(1)
+    for number, run in enumerate(json.loads(Path(file).read_text())):
+        problem = ""
+        try:
+            CASES[run.pop("case")](World(run.pop("world")), **run)
+        except Exception:
+            problem = traceback.format_exc()
+        Path(file).with_name(f"{number}-{distributed.rank()}.json").write_text(json.dumps(problem))
+        distributed.barrier()
+    shutil.rmtree(Path(file).parent / "out", ignore_errors=True)
+    distributed.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
