@@ -21,7 +21,7 @@ import yaml
 from recyclable.config import StudyConfig, load_config
 from recyclable.recipes.study import collect
 from recyclable.report.compare import table
-from recyclable.report.study_report import paired_gains, results
+from recyclable.report.study_report import RIVALS, paired_gains, results
 
 
 def main() -> None:
@@ -47,19 +47,20 @@ def main() -> None:
     else:
         for name, content in figures.items():
             print(f"\n{name}\n" + yaml.safe_dump(content["convergence"], sort_keys=False))
-            print(table(content["gain_over_scratch"]) if content["gain_over_scratch"] else "no pairs yet")
+            for rival in RIVALS:
+                gains = content[f"gain_over_{rival}"]
+                print(f"\nagainst {rival}, points of the test score\n" + (table(gains) if gains else "no pairs yet"))
 
 
 def measure(config: StudyConfig) -> dict[str, Any]:
     """Figures by experiment, from the runs on reported seeds."""
     rows = [row for row in results(collect(config)) if row["reported"]]
-    return {
-        name: {
-            "convergence": convergence([row for row in rows if row["experiment"] == name]),
-            "gain_over_scratch": paired_gains([row for row in rows if row["experiment"] == name]),
-        }
-        for name in config.experiments
-    }
+    figures = {}
+    for name in config.experiments:
+        of = [row for row in rows if row["experiment"] == name]
+        gains = {f"gain_over_{rival}": paired_gains(of, rival) for rival in RIVALS}
+        figures[name] = {"convergence": convergence(of), **gains}
+    return figures
 
 
 def convergence(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,8 @@ from recyclable.report.compare import Run, dev_best, plot, steps_to_target, tabl
 Record = dict[str, Any]
 """experiment, old, new, task, tuning, method, seed, setting, reported; `settings` and `run` (its manifest)."""
 
+RIVALS = ("scratch", "apply")
+"""What every method is measured against: tuning the new base anew, and doing nothing to the outdated weights."""
 _GROUP = ("experiment", "task", "tuning", "old", "new")
 
 
@@ -33,14 +35,15 @@ def write_study_report(records: list[Record], out: Path) -> dict[str, Any]:
         name: [row for row in reported if row["experiment"] == name] for name in _unique(reported, "experiment")
     }
     tables = {name: summary(of) for name, of in by_experiment.items()}
-    gains = {name: paired_gains(of) for name, of in by_experiment.items()}
+    gains = {name: {rival: paired_gains(of, rival) for rival in RIVALS} for name, of in by_experiment.items()}
     chosen = [_chosen(row) for row in reported if row["method"] not in ("tune", "apply")]
     text = ["# Results", ""]
     for name, lines in tables.items():
         text += [f"## {name}", "", table(lines), ""]
-        if gains[name]:
-            text += ["Test score against scratch, paired by seed and edge (95% t interval), in points:", ""]
-            text += [table(gains[name]), ""]
+        for rival, lines in gains[name].items():
+            if lines:
+                text += [f"Test score against {rival}, paired by seed and edge (95% t interval), in points:", ""]
+                text += [table(lines), ""]
     if chosen:
         unique = [dict(items) for items in dict.fromkeys(tuple(row.items()) for row in chosen)]
         text += ["## Settings of each method", "", table(unique), ""]
@@ -65,6 +68,7 @@ def results(records: list[Record]) -> list[dict[str, Any]]:
                 "metric": metrics["metric"],
                 "dev_best": dev_best(run),
                 "test": metrics["test"].get(metrics["metric"]),
+                **_other_tests(metrics),
                 "best_step": int(metrics["best_step"]),
                 "target": dev_best(rival) if rival else None,
                 "steps_to_target": steps_to_target(run, dev_best(rival)) if rival else None,
@@ -89,6 +93,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "runs": len(of),
                 "dev": _mean_std([row["dev_best"] for row in of]),
                 "test": _mean_std([row["test"] for row in of if row["test"] is not None]),
+                **{name: _mean_std([row[name] for row in of]) for name in of[0] if name.startswith("test_")},
                 "steps_to_target": f"{median(reached):g}" if reached else None,
                 "never": len(of) - len(reached) if known else None,
                 "seconds": round(float(np.mean([row["seconds"] for row in of])), 1),
@@ -97,15 +102,15 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def paired_gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each method's test score minus scratch's of the same seed, edge and tuning: mean, 95% t interval, in points."""
+def paired_gains(rows: list[dict[str, Any]], rival: str) -> list[dict[str, Any]]:
+    """Each method's test score minus the rival's of the same seed, edge and tuning: mean, 95% t interval, in points."""
     tests = {(tuple(row[k] for k in (*_GROUP, "seed")), row["method"]): row["test"] for row in rows}
     gains = []
-    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "scratch"):
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != rival):
         pairs = [
-            100 * (test - tests[key, "scratch"])
+            100 * (test - tests[key, rival])
             for (key, of), test in tests.items()
-            if of == method and (key, "scratch") in tests
+            if of == method and (key, rival) in tests
         ]
         if pairs:
             low, high = interval(pairs)
@@ -120,6 +125,11 @@ def interval(values: list[float], confidence: float = 0.95) -> tuple[float, floa
         return None, None
     half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values)
     return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def _other_tests(metrics: dict[str, Any]) -> dict[str, float]:
+    """`test_<score>` -> the scores on test beside the main one."""
+    return {f"test_{name}": value for name, value in metrics["test"].items() if name != metrics["metric"]}
 
 
 def _facts(record: Record) -> dict[str, Any]:

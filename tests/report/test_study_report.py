@@ -47,9 +47,21 @@ def test_targets_are_those_of_scratch_with_the_same_seed():
 def test_gains_pair_runs_by_seed_and_edge():
     other_edge = [record("scratch", 20, 0.1, [0.1], new="M2"), record("init", 20, 0.2, [0.1], new="M2")]
     rows = [row for row in results(RECORDS + other_edge) if row["reported"]]
-    (gain,) = paired_gains(rows)
+    (gain,) = paired_gains(rows, "scratch")
     assert gain["pairs"] == 3
     assert gain["gain"] == pytest.approx((20 + 10 + 10) / 3)
+    (loss,) = paired_gains(rows, "init")
+    assert (loss["method"], loss["gain"]) == ("scratch", pytest.approx(-gain["gain"]))
+
+
+def test_every_test_score_is_in_the_rows_and_the_summary():
+    with_f1 = [record("init", 20, 0.6, [0.4]), record("init", 30, 0.5, [0.4])]
+    for each, f1 in zip(with_f1, (0.3, 0.5), strict=True):
+        each["run"]["metrics"]["test"]["f1_macro"] = f1
+    rows = results(with_f1)
+    assert [row["test_f1_macro"] for row in rows] == [0.3, 0.5]
+    (line,) = summary(rows)
+    assert (line["test"], line["test_f1_macro"]) == ("0.550 ± 0.071", "0.400 ± 0.141")
 
 
 def test_summary_counts_runs_that_never_reach_the_target_and_takes_the_median_of_the_rest():
@@ -73,4 +85,5 @@ def test_the_report_writes_tidy_files_a_summary_and_a_plot(tmp_path):
     text = (tmp_path / "summary.md").read_text()
     assert "0.570 ± 0.042" in text and "0.99" not in text
     assert (tmp_path / "curves.png").stat().st_size > 0
-    assert returned["gains"]["few_shot"][0]["method"] == "init"
+    assert returned["gains"]["few_shot"]["scratch"][0]["method"] == "init"
+    assert returned["gains"]["few_shot"]["apply"] == [] and "against apply" not in text
