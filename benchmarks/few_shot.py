@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,42 +88,45 @@ class Setting:
         return Distillation(student, teacher, alpha=config.alpha, beta=config.beta, temperature=config.temperature)
 
 
-@contextmanager
-def setting(steps: int, made_here: bool = False) -> Iterator[Setting]:
-    """The real model and task where there are any, else (or with `made_here`) ones made in a temporary directory."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = os.environ.get("RECYCLABLE_DATA")
-        if data and not made_here:
-            base, source = Path(data, "models", "minilm_l3"), Path(data, "tasks", "chemprot")
-        else:
-            world = write_docstring_world(Path(folder, "world"))
-            base, source = world.base, world.task
-        config = RecycleConfig(
-            method="distill",
-            base=str(base),
-            old_base=str(base),
-            weights="",
-            task=str(source),
-            out=Path(folder, "out"),
-            max_steps=steps,
-            learning_rate=2e-5,
-            max_length=LENGTH,
-            dropout=0.0,
-            group_by_length=True,
-            alpha=0.9,
-        )
-        task = load_task(source)
-        few, _ = k_shot(task.splits["train"], 32, config.seed)
-        examples = LabelledTexts(few, load_tokenizer(base), LENGTH)
-        order = Order(len(examples), config.train_batch_size, config.seed, examples.lengths)
-        yield Setting(base, task, examples, order, config)
+def base_and_task(folder: Path, made_here: bool = False) -> tuple[Path, Path]:
+    """The real model and task where there are any, else (or with `made_here`) ones made in `folder`."""
+    data = os.environ.get("RECYCLABLE_DATA")
+    if data and not made_here:
+        return Path(data, "models", "minilm_l3"), Path(data, "tasks", "chemprot")
+    world = write_docstring_world(folder / "world")
+    return world.base, world.task
+
+
+def setting(steps: int, folder: Path, base: Path, source: Path) -> Setting:
+    """`steps` steps on a task's few examples; what a run writes goes to `folder`."""
+    config = RecycleConfig(
+        method="distill",
+        base=str(base),
+        old_base=str(base),
+        weights="",
+        task=str(source),
+        out=folder / "out",
+        max_steps=steps,
+        learning_rate=2e-5,
+        max_length=LENGTH,
+        dropout=0.0,
+        group_by_length=True,
+        alpha=0.9,
+    )
+    task = load_task(source)
+    few, _ = k_shot(task.splits["train"], 32, config.seed)
+    examples = LabelledTexts(few, load_tokenizer(base), LENGTH)
+    order = Order(len(examples), config.train_batch_size, config.seed, examples.lengths)
+    return Setting(base, task, examples, order, config)
 
 
 def measure(quick: bool) -> dict[str, float]:
     """`speedup`, `speedup_without_filling` and `max_rel_loss_diff`; seconds are reported on stderr."""
     distributed.init()
     steps = 100 if quick else 200
-    with setting(steps) as given, ours(given) as (our_step, filling):
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        given = setting(steps, Path(folder), *base_and_task(Path(folder)))
+        our_step, filling = stack.enter_context(ours(given))
         contenders = {"ours": our_step, "peer": peer(given)}
         losses: dict[str, list[float]] = {name: [] for name in contenders}
         seconds, busy = dict.fromkeys(contenders, 0.0), dict.fromkeys(contenders, 0.0)

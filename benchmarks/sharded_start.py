@@ -20,16 +20,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from weights import LABELS, make_world
+from big_models import LABELS, layers_for, make_world
+from memory import MB, anonymous_bytes, peak
 
-MB = 1e6
+from recyclable.report.compare import table
+
 RANKS = (2, 4)
 _START = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
 _TIMEOUT_S = 900
@@ -48,16 +47,30 @@ def main() -> None:
         rank(arguments.way, arguments.world)
         return
     result = measure(arguments.quick, arguments.scratch)
-    print(f"{'ranks':>5} {'way':6} {'start MB':>9} {'after initialize MB':>20} {'peak MB':>8} {'read MB':>8} {'s':>6}")
-    for ranks, figures in result.items():
-        for way, row in figures["ways"].items():
-            print(
-                f"{ranks:>5} {way:6} {row['start_mb']:9.0f} {row['after_initialize_mb']:20.0f} {row['peak_mb']:8.0f} "
-                f"{row['read_mb']:8.0f} {row['seconds']:6.1f}"
-            )
-        print(f"{'':5} peak_ratio {figures['peak_ratio']:.2f}, bytes_ratio {figures['bytes_ratio']:.2f}")
+    print(report(result))
     if arguments.json:
         print(json.dumps(result))
+
+
+def report(result: dict[str, dict[str, Any]]) -> str:
+    """What `measure` found, as text for people."""
+    named = {
+        "start_mb": "MB before optimizer",
+        "after_initialize_mb": "MB after initialize",
+        "peak_mb": "MB at most",
+        "read_mb": "MB read",
+        "start_seconds": "s to start",
+        "seconds": "s to engine",
+    }
+    rows = [
+        {"ranks": ranks, "way": way, **{name: round(row[key], 1) for key, name in named.items()}}
+        for ranks, figures in result.items()
+        for way, row in figures["ways"].items()
+    ]
+    ratios = [
+        f"{n} ranks: peak_ratio {f['peak_ratio']:.2f}, bytes_ratio {f['bytes_ratio']:.2f}" for n, f in result.items()
+    ]
+    return "\n\n".join(("sharded start, largest of all ranks; " + "; ".join(ratios), table(rows)))
 
 
 def measure(quick: bool, scratch: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -68,7 +81,7 @@ def measure(quick: bool, scratch: Path | None = None) -> dict[str, dict[str, Any
     """
     gigabytes, result = 0.25 if quick else 1.0, {}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        world = make_world(Path(folder) / "world", layers=round(gigabytes * 1e9 / 50.4e6), vocabulary=1000)
+        world = make_world(Path(folder) / "world", layers_for(gigabytes), vocabulary=1000)
         for ranks in RANKS:
             ways = {way: _run(way, world, ranks) for way in ("ours", "usual")}
             ours = ways["ours"]
@@ -116,9 +129,9 @@ def rank(way: str, world: Path) -> None:
         "tensorboard": {"enabled": False},
     }
     distributed.barrier()
-    baseline, read_before = anonymous(), _bytes_read()
+    baseline, read_before = anonymous_bytes(), _bytes_read()
     begin = time.perf_counter()
-    with _peak() as start:
+    with peak() as start:
         if way == "ours":
             old, new = Base(world / "old"), Base(world / "new")
             weights = AdaptedWeights(world / "weights", verify=False)
@@ -133,8 +146,8 @@ def rank(way: str, world: Path) -> None:
         else:
             objective = LabelledTask(_usual_way(world))
     read, start_seconds = _bytes_read() - read_before, time.perf_counter() - begin
-    with _peak() as whole, engine_for(objective, settings, ds_config, world):
-        seconds, after = time.perf_counter() - begin, anonymous()
+    with peak() as whole, engine_for(objective, settings, ds_config, world):
+        seconds, after = time.perf_counter() - begin, anonymous_bytes()
     elements = sum(getattr(p, "ds_numel", p.numel()) for p in objective.parameters())
     files = [world / "new" / "model.safetensors", world / "weights" / "delta.safetensors"]
     row = {
@@ -164,33 +177,6 @@ def _usual_way(world: Path):
             short = name.removeprefix("bert.")
             parameter.copy_(parameter + delta[short] if short in delta else head[short])
     return model
-
-
-@contextmanager
-def _peak() -> Iterator[list[int]]:
-    """A list whose one element is, at the end, the most anonymous memory the process had in the body (bytes)."""
-    most, done = [anonymous()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            most[0] = max(most[0], anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield most
-    finally:
-        done.set()
-        watcher.join()
-        most[0] = max(most[0], anonymous())
-
-
-def anonymous() -> int:
-    """Bytes of anonymous memory that this process holds now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status names no RssAnon")
 
 
 def _bytes_read() -> int:

@@ -38,7 +38,9 @@ def measure(quick: bool) -> dict[str, float]:
 
     slopes = []
     with tempfile.TemporaryDirectory() as folder:
-        if launch(__file__, ["--rank", folder, *(["--quick"] if quick else [])], nproc=RANKS):
+        # Made before there are ranks: of several, transformers saves on one alone.
+        world = map(str, few_shot.base_and_task(Path(folder), made_here=quick))
+        if launch(__file__, ["--rank", folder, *world], nproc=RANKS):
             raise RuntimeError("a rank failed")
         for rank in range(RANKS):
             held = np.array(json.loads(Path(folder, f"{rank}.json").read_text())) / 1e6
@@ -47,7 +49,7 @@ def measure(quick: bool) -> dict[str, float]:
     return {"mb_per_100_steps": float(max(slopes))}
 
 
-def one_rank(folder: Path, quick: bool) -> None:
+def one_rank(folder: Path, base: Path, task: Path) -> None:
     """Train, and write down the bytes held after every step once warm."""
     from recyclable.objectives.teachers import OnlineTeacher
     from recyclable.training import distributed
@@ -56,13 +58,13 @@ def one_rank(folder: Path, quick: bool) -> None:
 
     distributed.init()
     held = []
-    with few_shot.setting(WARM_UP + STEPS, made_here=quick) as given:
-        objective = given.objective(given.student(), OnlineTeacher(given.teacher()))
-        with engine_for(objective, given.config, DS_CONFIG, given.config.out) as engine:
-            for number in range(WARM_UP + STEPS):
-                train_step(engine, objective, given.examples, given.order.step(number), number, given.config)
-                if number >= WARM_UP:
-                    held.append(anonymous_bytes())
+    given = few_shot.setting(WARM_UP + STEPS, folder, base, task)
+    objective = given.objective(given.student(), OnlineTeacher(given.teacher()))
+    with engine_for(objective, given.config, DS_CONFIG, given.config.out) as engine:
+        for number in range(WARM_UP + STEPS):
+            train_step(engine, objective, given.examples, given.order.step(number), number, given.config)
+            if number >= WARM_UP:
+                held.append(anonymous_bytes())
     Path(folder, f"{distributed.rank()}.json").write_text(json.dumps(held))
     distributed.shutdown()
 
@@ -74,6 +76,6 @@ def anonymous_bytes() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
-        one_rank(Path(sys.argv[2]), "--quick" in sys.argv[3:])
+        one_rank(*map(Path, sys.argv[2:5]))
     else:
         few_shot.main(measure, __doc__)

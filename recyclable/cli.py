@@ -12,6 +12,7 @@ from recyclable import rank
 from recyclable.config import StartSettings, make_config
 from recyclable.errors import InputError
 from recyclable.launcher import launch
+from recyclable.probe_cli import add_parser as add_probe_parser
 from recyclable.resources import launch_script
 from recyclable.store_cli import add_parsers, add_store_argument
 
@@ -66,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="a new directory, plain transformers or PEFT"
     )
-    sub.add_argument("--scale", type=float, default=1.0, metavar="S", help="strength of the difference (default 1)")
+    text = "strength of the difference (default 1); auto finds one for each layer group on --task, by forward passes"
+    sub.add_argument("--scale", default=1.0, metavar="S", help=text)
+    sub.add_argument("--task", metavar="T", help="task directory or file for --scale auto")
+    sub.add_argument("--examples", type=int, default=128, metavar="N", help="of its training examples (default 128)")
     sub.add_argument("--ties", type=float, metavar="DENSITY", help="keep this share, the largest, of each difference")
     sub.add_argument("--dare", type=float, metavar="RATE", help="drop this share of each difference at random")
     sub.add_argument("--seed", type=int, default=20, help="of --dare (default 20)")
@@ -75,9 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--old-base", metavar="A", help="their own base, if the manifest's name for it leads nowhere")
     sub.add_argument("--allow-unrelated", action="store_true", help="use a base that is no descendant; it is recorded")
+    text = "permutation: match neurons and heads of a base that is not related (with --allow-unrelated)"
+    sub.add_argument("--align", metavar="HOW", help=text)
     sub.add_argument("--json", action="store_true", help="end with one JSON object")
     sub.set_defaults(run=_apply)
 
+    add_probe_parser(verbs)
     add_parsers(verbs)
 
     text = "where a base comes from, and bases that were upgraded elsewhere"
@@ -156,6 +163,8 @@ def _apply(arguments: argparse.Namespace) -> int:
         old_base=arguments.old_base,
         seed=arguments.seed,
         allow_unrelated=arguments.allow_unrelated,
+        task=arguments.task,
+        examples=arguments.examples,
     )
     print(f"apply: done, see {arguments.out}")
     if arguments.json:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recyclable.errors import InputError
 
-RecycleMethod = Literal["scratch", "init", "distill", "both", "interpolate", "apply"]
+RecycleMethod = Literal["scratch", "init", "distill", "both", "interpolate", "apply", "project"]
+TRAINING_FREE = ("apply", "project")
+"""The methods that train nothing."""
 
 
 class Settings(BaseModel):
-    """Base of all run configs: unknown keys are refused, values never change."""
+    """Base of all run configs: unknown keys are refused, numbers are finite, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TrainSettings(Settings):
@@ -98,6 +101,10 @@ class PretrainConfig(TrainSettings):
     beta: float = Field(0.0, ge=0)
     """With a teacher of the same layers and width: weight of the patient (first token's hidden states) loss."""
     temperature: float = Field(1.0, gt=0)
+    divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"
+    """With a teacher: forward is KL(teacher || student), reverse KL(student || teacher), jensen_shannon in between."""
+    mixing: float = Field(0.5, gt=0, lt=1)
+    """b of jensen_shannon, b KL(teacher || m) + (1 - b) KL(student || m) with m = b teacher + (1 - b) student."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the saved base."""
 
@@ -183,27 +190,57 @@ class InterpolationSettings(Settings):
 class StartSettings(Settings):
     """What happens to differences before they are added to the new base."""
 
-    scale: float = 1.0
-    """Strength: new base + scale x difference; for LoRA, of its product."""
+    scale: float | Literal["auto"] = 1.0
+    """Strength: new base + scale x difference; for LoRA, of its product. auto: one for each layer group, found on a few
+    labelled examples with forward passes only (training-free methods)."""
     ties: float | None = Field(None, gt=0, le=1)
     """TIES: the share of each tensor's elements, the largest, that is kept; several weights are merged by sign."""
     dare: float | None = Field(None, ge=0, lt=1)
     """DARE: the share of elements that is dropped at random, from `seed`."""
     skip_embeddings: bool = False
     """Leave the new base's token embeddings (and untied LM head) as they are."""
+    align: Literal["permutation"] | None = None
+    """permutation: where the bases are not related, put each neuron's and head's difference where the new base has the
+    one that is most like it; only together with allow_unrelated."""
+
+    @field_validator("scale", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, validate: Callable[[Any], float | str]) -> float | str:
+        try:
+            return validate(value)
+        except ValidationError as error:  # it would name each type of the union
+            raise ValueError(f"found {value!r}, expected: a finite number, or auto") from error
+
+    def known_scale(self) -> float:
+        """The scale, 1 where it is still to be found."""
+        return 1.0 if self.scale == "auto" else self.scale
 
     def changes_start(self) -> bool:
-        """Whether differences are added in any other way than as they are."""
-        return self.scale != 1.0 or self.ties is not None or self.dare is not None or self.skip_embeddings
+        """Whether differences are added in any other way than as they are, as far as that is known."""
+        scaled, merged = self.known_scale() != 1.0, self.ties is not None or self.dare is not None
+        return scaled or merged or self.skip_embeddings or self.align is not None
 
 
-class RecycleConfig(AdaptSettings, InterpolationSettings, StartSettings):
+class ProjectionSettings(Settings):
+    """`method: project`: outdated weights mapped by what other tasks' weights on both bases show, without training."""
+
+    project_from: list[tuple[str, str]] | None = Field(None, min_length=1)
+    """[weights on the old base, weights of the same task on the new base] of each task that is known on both."""
+    project_rank: int = Field(32, gt=0)
+    """Axes of each tensor's projection."""
+    project_with: Literal["linear", "network"] = "linear"
+    """How coefficients along the axes are mapped: ridge regression, or a small network on top of it."""
+
+
+class RecycleConfig(AdaptSettings, InterpolationSettings, StartSettings, ProjectionSettings):
     """`recyclable recycle`: outdated weights + old base + new base + task -> adapted weights of the new base."""
 
     method: RecycleMethod
     max_steps: int = Field(0, ge=0)
-    """Optimizer steps; needed by every method but apply, which trains nothing."""
+    """Optimizer steps; needed by every method but apply and project, which train nothing."""
     learning_rate: float = Field(0.0, ge=0)
+    strength_examples: int = Field(128, gt=0)
+    """Labelled training examples, at most, on which `method: project` and `scale: auto` find their strength."""
     weights: str
     """The outdated adapted weights: a directory, or a name in the store."""
     store: str | None = None
@@ -229,14 +266,27 @@ class RecycleConfig(AdaptSettings, InterpolationSettings, StartSettings):
     related_task: bool = False
     """Use another task's weights though its labels are others: the head is fresh, the KL term is left out."""
 
+    def finds_strength(self) -> bool:
+        """Whether the strength of the differences is found on labelled examples."""
+        return self.method == "project" or self.scale == "auto"
+
     @model_validator(mode="after")
     def _trains(self) -> RecycleConfig:
         for name in ("start", "second_weights"):
             if getattr(self, name) is not None and self.method != "interpolate":
                 raise ValueError(f"{name} is for method interpolate, found it with method {self.method}")
         for name in ("max_steps", "learning_rate"):
-            if self.method != "apply" and not getattr(self, name):
+            if self.method not in TRAINING_FREE and not getattr(self, name):
                 raise ValueError(f"{name} is missing or 0; method {self.method} trains")
+        if (self.project_from is None) == (self.method == "project"):
+            found = "without" if self.project_from is None else "with"
+            raise ValueError(f"project_from belongs to method project, found method {self.method} {found} it")
+        if self.scale == "auto" and self.method not in TRAINING_FREE:
+            raise ValueError(f"scale auto is for {' and '.join(TRAINING_FREE)}, found it with method {self.method}")
+        if self.align is not None and not self.allow_unrelated:
+            raise ValueError(f"align is {self.align}, which is for unrelated bases: give allow_unrelated as well")
+        if self.method == "project" and self.known_scale() != 1.0:
+            raise ValueError(f"scale is {self.scale}, but method project finds its strength itself")
         return self
 
 

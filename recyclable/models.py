@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from recyclable.adapters.bottleneck import BottleneckConfig
 from recyclable.adapters.configs import read_adapter_config
+from recyclable.analysis import permutation
 from recyclable.config import StartSettings, TuningSettings
 from recyclable.data.tasks import Task
 from recyclable.errors import InputError
@@ -40,7 +41,7 @@ from recyclable.weights.checkpoint_files import Ranged, Renamed, TensorFiles
 from recyclable.weights.differences import Differences
 from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.sources import Read, drawn, fill, is_unread, seed_of, set_source
-from recyclable.weights.starts import carried, start, start_adapter, transformed
+from recyclable.weights.starts import AdapterDifferences, carried, start, start_adapter, transformed
 from recyclable.weights.vocabulary import vocabulary_tensors
 
 transformers_logging.set_verbosity_error()
@@ -260,10 +261,32 @@ def differences_on(
     changes: StartSettings = AS_THEY_ARE,
     seed: int = 0,
 ) -> Differences:
-    """What outdated weights, a delta, add to the new base: rows aligned by token, merged, thinned and scaled."""
+    """What outdated weights add to the new base: rows aligned by token, merged, thinned and scaled.
+
+    A scale that is still to be found counts as 1.
+    """
+    if weights.is_adapter:
+        if changes.changes_start():
+            raise InputError(weights.folder, "is an adapter: scale, ties, dare, skip_embeddings, align change deltas")
+        return AdapterDifferences(weights.file(ADAPTER), old.hashed, shared_with_base(weights, old, new))
     differences, _ = carried(weights, old, new, tokenizer_digest(new))
+    if changes.align is not None:
+        differences = permutation.align(differences, old, new)
     left_out = vocabulary_tensors(new) if changes.skip_embeddings else frozenset()
-    return transformed([differences], left_out, scale=changes.scale, ties=changes.ties, dare=changes.dare, seed=seed)
+    how = {"scale": changes.known_scale(), "ties": changes.ties, "dare": changes.dare, "seed": seed}
+    return transformed([differences], left_out, **how)
+
+
+def shared_with_base(weights: AdaptedWeights, old: Base, new: Base) -> dict[str, str]:
+    """PEFT name -> canonical name of an adapter's tensors that replace the base's own (layer norms)."""
+    named = ((name, adapter_base_name(name, new)) for name in weights.file(ADAPTER).names)
+    return {name: base_name for name, base_name in named if base_name in old and base_name in new}
+
+
+def adapter_head(model: nn.Module, weights: AdaptedWeights, base: Base) -> set[str]:
+    """PEFT names of an adapter's tensors that belong to the task's head."""
+    heads = {*label_heads(model), "pooler"}
+    return {n for n in weights.file(ADAPTER).names if adapter_base_name(n, base).partition(".")[0] in heads}
 
 
 def load_adapted(
@@ -282,22 +305,26 @@ def load_adapted(
 
     Raises InputError that lists every tensor that is missing, left over or of another shape.
     """
+    load_differences(model, weights, differences_on(new, weights, old, changes, seed), old, new, head)
+
+
+def load_differences(
+    model: nn.Module, weights: AdaptedWeights, differences: Differences, old: Base, new: Base, head: bool = True
+) -> None:
+    """As `load_adapted`, with differences that were made from those of the weights."""
     skipped = () if head else tuple(f"{name}." for name in label_heads(model))
 
     def kept(names: Iterable[str]) -> list[str]:
         return [name for name in names if not name.removeprefix(_PEFT_PREFIX).startswith(skipped)]
 
     if weights.is_adapter:
-        if changes.changes_start():
-            raise InputError(weights.folder, "is an adapter: scale, ties, dare and skip_embeddings change deltas")
-        file, places, shapes = weights.file(ADAPTER), adapter_parameters(model), adapter_shapes(model)
-        require_same(weights.folder, {n: file.shape(n) for n in kept(file.names)}, {n: shapes[n] for n in kept(shapes)})
+        places, shapes, shared = adapter_parameters(model), adapter_shapes(model), shared_with_base(weights, old, new)
+        found = {n: differences.shape(n) for n in kept(differences.names)}
+        require_same(weights.folder, found, {n: shapes[n] for n in kept(shapes)})
         for name in kept(places):
-            names = name, adapter_base_name(name, new)
-            set_source(places[name], partial(start_adapter, old.hashed, new.hashed, file, *names))
+            set_source(places[name], partial(start_adapter, new.hashed, differences, name, shared.get(name)))
         return
     names, tensors = canonical_names(model), weights.file(HEAD)
-    differences = differences_on(new, weights, old, changes, seed)
     found = {n: differences.shape(n) for n in differences.names} | {n: tensors.shape(n) for n in kept(tensors.names)}
     require_same(weights.folder, found, {n: tuple(model.get_parameter(names[n]).shape) for n in kept(names)})
     own = old.folder == new.folder
@@ -324,6 +351,17 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
     if "prompt_embeddings" in saved:  # computed, not taken from the parameters that were given
         saved["prompt_embeddings"] = model.prompt_encoder["default"].embedding.weight
     return saved
+
+
+def require_adapter_fits(folder: Path, file: Ranged, config: PretrainedConfig, architecture: str | None) -> None:
+    """InputError that lists every tensor of an adapter's file that its own config and the model's do not expect so.
+
+    Args:
+        folder: where the adapter's config lies.
+        architecture: as for `structure`.
+    """
+    planned = attach_peft(structure(config, architecture=architecture), folder, "peft", seed=0)
+    require_same(folder, {name: file.shape(name) for name in file.names}, adapter_shapes(planned))
 
 
 def adapter_shapes(model: PeftModel) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,15 @@ from importlib import import_module
 from typing import Any
 
 from recyclable import machine
-from recyclable.config import PretrainConfig, RecycleConfig, Settings, StudyConfig, TuneConfig, load_config
+from recyclable.config import (
+    TRAINING_FREE,
+    PretrainConfig,
+    RecycleConfig,
+    Settings,
+    StudyConfig,
+    TuneConfig,
+    load_config,
+)
 from recyclable.errors import InputError
 from recyclable.resources import default_ds_config
 
@@ -103,7 +111,7 @@ def _require_batches(
 
     runs = [run for cell in plan(config) for run in cell.possible] if isinstance(config, StudyConfig) else [config]
     for run in runs:
-        if getattr(run, "method", None) != "apply":
+        if getattr(run, "method", None) not in TRAINING_FREE:
             machine.merge(
                 ds_config,
                 where=_ds_config(arguments),

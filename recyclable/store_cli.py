@@ -29,6 +29,11 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
 
     _verb(inner, "ls", _ls, "what is there")
 
+    sub = _verb(inner, "similar", _similar, "rank entries by how well they would start a task, without training")
+    sub.add_argument("--task", required=True, metavar="T", help="task directory or file")
+    sub.add_argument("--base", required=True, metavar="B", help="the model it will be tuned on")
+    sub.add_argument("--examples", type=int, default=200, metavar="N", help="training examples used (default 200)")
+
     sub = _verb(inner, "show", _show, "task, base, size, loss and scores of one entry")
     sub.add_argument("name", metavar="N")
     sub.add_argument("--base", metavar="B", help="say how this base is related to the entry's")
@@ -82,6 +87,21 @@ def _ls(arguments: argparse.Namespace) -> int:
     columns = ("name", "task", "base", "tuning", "method", "codec", "mb", "score")
     print(table(found, columns) if found else f"{store.folder} is empty")
     _end(arguments, {"store": str(store.folder), "entries": found})
+    return 0
+
+
+def _similar(arguments: argparse.Namespace) -> int:
+    from recyclable.recipes.similar import similar
+    from recyclable.report.compare import table
+    from recyclable.weights.store import Store
+
+    store = Store(arguments.store)
+    found = similar(store, arguments.task, arguments.base, arguments.examples)
+    print(table([row for row in found if "left_out" not in row]))
+    for row in found:
+        if "left_out" in row:
+            print(f"{row['name']}: left out: {row['left_out']}")
+    _end(arguments, {"store": str(store.folder), "task": arguments.task, "base": arguments.base, "entries": found})
     return 0
 
 

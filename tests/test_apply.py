@@ -10,18 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from worlds import WORDS, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
+from worlds import WORDS, make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
 
 from recyclable.cli import main
 from recyclable.config import StartSettings
 from recyclable.errors import InputError
 from recyclable.recipes.apply import PROVENANCE, apply
 from recyclable.weights import algebra, lineage
-from recyclable.weights.adapted import DELTA, HEAD, AdaptedWeights
+from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
 
 PREFIX = "bert."
+KINDS = ("lora", "bottleneck")
 
 
 class Chain:
@@ -36,6 +37,7 @@ class Chain:
         self.task = make_task(root / "task")
         self.weights = make_outdated(self.bases[0], self.task, root / "w")
         self.other = make_outdated(self.bases[0], self.task, root / "w2", seed=11)
+        self.adapters = {kind: make_adapter(self.bases[0], self.task, root / kind, kind) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,31 @@ def test_strength_pruning_and_embeddings_left_alone(chain: Chain, tmp_path: Path
             assert torch.allclose(tensor, base[name] + thinned, atol=1e-7), name
 
 
+@pytest.mark.parametrize("upgrades", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_goes_over_and_full_values_in_it_move_with_the_base(
+    chain: Chain, tmp_path: Path, kind: str, upgrades: int
+) -> None:
+    before, old, new = load_file(chain.adapters[kind] / ADAPTER), Base(chain.bases[0]), Base(chain.bases[upgrades])
+    for scale in (1.0, 0.5):
+        apply([chain.adapters[kind]], chain.bases[upgrades], tmp_path / str(scale), StartSettings(scale=scale))
+        weights = AdaptedWeights(tmp_path / str(scale))
+        assert weights.manifest.base["fingerprint"] == fingerprint(new).as_dict()
+        assert weights.manifest.recycled_from["relation"] == ("recorded" if upgrades else "own")
+        found = dict(weights.tensors(ADAPTER))
+        assert found.keys() == before.keys()
+        for name, tensor in before.items():
+            base_name = name.removeprefix("base_model.model.bert.")
+            if base_name in old:  # a layer norm
+                want = new[base_name] + scale * (tensor - old[base_name])
+            else:
+                want = tensor * (scale if "lora_B" in name or "bottleneck_up" in name else 1.0)
+            torch.testing.assert_close(found[name], want, rtol=0, atol=1e-6, msg=name)
+            assert torch.equal(found[name], tensor) or base_name in old or scale != 1.0
+        assert upgrades or scale != 1.0 or all(torch.equal(found[name], before[name]) for name in before)
+    assert any(name.removeprefix("base_model.model.bert.") in old for name in before) == (kind == "bottleneck")
+
+
 def test_several_are_merged_and_the_head_is_the_firsts(chain: Chain, tmp_path: Path) -> None:
     apply([chain.weights, chain.other], chain.bases[2], tmp_path / "out", StartSettings(scale=0.5))
     base, one, two = Base(chain.bases[2]), load_file(chain.weights / DELTA), load_file(chain.other / DELTA)
@@ -112,6 +139,13 @@ def test_a_stranger_is_refused_unless_allowed(chain: Chain, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
     record = apply([chain.weights], chain.stranger, tmp_path / "out", StartSettings(), allow_unrelated=True)
     assert record["weights"][0]["relation"] == "unrelated"
+    for kind in ("w", "lora"):  # of another shape: the base is named all the same
+        narrow = make_base(tmp_path / f"narrow-{kind}", hidden=16)
+        both = f"{wanted}.*{fingerprint(Base(narrow))}"
+        with pytest.raises(InputError, match=both):
+            apply([chain.root / kind], narrow, tmp_path / "no", StartSettings())
+        with pytest.raises(InputError, match=r"does not fit.*is \(32,.*; .*is \(32,"):
+            apply([chain.root / kind], narrow, tmp_path / "no", StartSettings(), allow_unrelated=True)
 
 
 @pytest.mark.parametrize("which", ["base", "delta", "head"])
@@ -162,6 +196,29 @@ def test_rows_follow_their_tokens_into_a_grown_vocabulary(chain: Chain, tmp_path
     assert "dropped tokens: 5 (w190" in capsys.readouterr().out
 
 
+def test_recycling_tells_of_tokens_too_and_no_teacher_reads_those_of_another_vocabulary(
+    chain: Chain, tmp_path: Path, capsys
+) -> None:
+    settings = {
+        "method": "apply",
+        "base": grown(chain, tmp_path / "grown"),
+        "old_base": chain.bases[0],
+        "weights": chain.weights,
+        "task": chain.task,
+        "out": tmp_path / "out",
+        "max_steps": 1,
+        "learning_rate": 1e-3,
+        "max_length": 24,
+    }
+    config = tmp_path / "run.yaml"
+    config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    assert main(["recycle", str(config)]) == 0
+    assert "dropped tokens: 5 (w190" in capsys.readouterr().out
+    assert AdaptedWeights(tmp_path / "out").manifest.recycled_from["vocabulary"]["dropped"] == WORDS[-5:]
+    assert main(["recycle", str(config), "method=distill", f"out={tmp_path / 'no'}"]) == 2
+    assert f"{settings['base']}: has another vocabulary than {chain.bases[0]}" in capsys.readouterr().err
+
+
 def test_command_line(chain: Chain, tmp_path: Path, capsys) -> None:
     argv = ["apply", "--weights", str(chain.weights), "--base", str(chain.bases[1]), "--out", str(tmp_path / "out")]
     assert main([*argv, "--scale", "0.5", "--json"]) == 0
@@ -170,6 +227,8 @@ def test_command_line(chain: Chain, tmp_path: Path, capsys) -> None:
     assert "not empty" in capsys.readouterr().err
     assert main([*argv[:-1], str(tmp_path / "no"), "--ties", "1.5"]) == 2
     assert "ties" in capsys.readouterr().err
+    assert main([*argv[:-1], str(tmp_path / "no"), "--scale", "nan"]) == 2
+    assert "scale: found 'nan', expected: a finite number" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

@@ -77,7 +77,11 @@ PLAN = {
     "recycle_both": {1: (12, ALL), 2: (3, ALL)},
 }
 RUNS = [(name, n, stage) for n in (1, 2) for name, plan in PLAN.items() if n in plan for stage in plan[n][1]]
-BF16_RUNS = [("tune", 2, 1), ("tune", 2, 2), ("tune", 2, 3), ("pretrain", 2, 3)]
+BF16_RUNS = [
+    *[(name, 2, 3, "bf16") for name in ("pretrain", "pretrain_taught", "tune")],
+    *[("tune", 2, stage, "bf16") for stage in (1, 2)],
+    *[("pretrain_taught", ranks, stage, "autocast") for ranks, stage in ((1, 0), (2, 3))],
+]
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ def run(world: World, name: str, ranks: int, stage: int, precision: str = "fp32"
         ds_config["zero_optimization"].update(STAGE_3)
     if precision == "bf16":
         ds_config["bf16"] = {"enabled": True}
+    if precision == "autocast":
+        ds_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return {"verb": verb, "config": config, "ds_config": ds_config, "lora": kind == "taught_lora"}
 
 
@@ -149,7 +155,7 @@ def trained(world: World) -> World:
     for ranks in (1, 2):
         folder = world.folder / f"ranks-{ranks}"
         runs = [run(world, *which) for which in RUNS if which[1] == ranks]
-        runs += [run(world, *which, "bf16") for which in BF16_RUNS if which[1] == ranks]
+        runs += [run(world, *which) for which in BF16_RUNS if which[1] == ranks]
         finish(start(folder, runs, nproc=ranks if ranks > 1 else None), folder)
     return world
 
@@ -438,9 +444,9 @@ def test_ranks_hold_unequal_numbers_of_masked_tokens(world):
     assert counts[0] != counts[1]
 
 
-@pytest.mark.parametrize(("name", "ranks", "stage"), BF16_RUNS)
-def test_bf16_learns_and_saves_its_fp32_master_weights(trained, oracle, name, ranks, stage):
-    expected, out = oracle(name), trained.out(name, ranks, stage, "bf16")
+@pytest.mark.parametrize(("name", "ranks", "stage", "precision"), BF16_RUNS)
+def test_bf16_learns_and_saves_its_fp32_master_weights(trained, oracle, name, ranks, stage, precision):
+    expected, out = oracle(name), trained.out(name, ranks, stage, precision)
     assert outcome(out) == {}
     losses = scalars(out, "train/loss")
     assert all(map(math.isfinite, losses))

@@ -50,6 +50,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "GPU_TOKENS", 4)
     monkeypatch.setattr(chunked, "CPU_TOKENS", 4)
     monkeypatch.setattr(chunked, "CPU_LOGITS", 1)
+    monkeypatch.setattr(chunked, "VOCABULARY_BLOCK", 32)
     monkeypatch.setattr(rows, "BLOCK", 200)
     monkeypatch.setattr(rows, "SHARED_BLOCK", 200)
     monkeypatch.setattr(fused, "BLOCK", 32)
@@ -236,7 +237,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 @pytest.mark.parametrize(
     ("how", "dtype"),
-    # Without a GPU products and gradients are fp32 whatever the inputs: the interpreter would see nothing new.
+    # Without a GPU a row's logits are fp32 whatever the inputs: the interpreter would see nothing new.
     [("torch", FP32), ("torch", BF16), ("triton", FP32), *([("triton", BF16)] if DEVICE == "cuda" else [])],
     ids=lambda value: str(value).removeprefix("torch."),
 )
@@ -443,6 +444,22 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_parameters(
     assert got.dtype == hidden.grad.dtype == head.weight.grad.dtype == head.bias.grad.dtype == torch.float32
     assert got.item() == pytest.approx(exact[0].item(), rel=0.02)
     assert ((head.weight.grad.double() * 0.37 - exact[4]).norm() / exact[4].norm()).item() < 0.05
+
+
+@pytest.mark.parametrize("tokens", [3, 12])  # one chunk, whose gradient is a sum of one addend, and several
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_one_chunk_or_several_make_no_difference(tokens: int, dtype: torch.dtype) -> None:
+    compare(Problem(tokens=tokens, dtype=dtype, bias=True, ignored=0.0), LossSettings(temperature=2.0), "torch")
+
+
+def test_gradients_are_given_away_once() -> None:
+    """They are scaled where they lie: a second pass would scale them twice."""
+    hidden, head, teacher, targets = Problem().make()
+    hidden.requires_grad_()
+    loss = distillation_loss(hidden, head, teacher, targets, LossSettings()).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward pass"):
+        loss.backward()
 
 
 def test_second_derivatives_are_refused() -> None:

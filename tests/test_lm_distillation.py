@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from objectives.test_masked_lm import batch, bert, distilbert, roberta
+from objectives.test_masked_lm import SIZE, batch, bert, distilbert, roberta
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from train_ranks import with_lora
 from transformers import BertConfig, BertForMaskedLM
@@ -22,15 +23,15 @@ from worlds import WORDS, make_base, make_corpus
 from recyclable.config import PretrainConfig
 from recyclable.errors import InputError
 from recyclable.objectives.lm_distillation import LMDistillation, MaskedLMTeacher
-from recyclable.recipes.pretrain import pretrain
+from recyclable.recipes.pretrain import _objective, pretrain
 from recyclable.training import distributed
 
-ALPHA, BETA, TEMPERATURE = 0.6, 3.0, 4.0
+ALPHA, BETA, TEMPERATURE, MIXING = 0.6, 3.0, 4.0, 0.3
 
 
-def objective(student: nn.Module, teacher: nn.Module, beta: float = BETA) -> LMDistillation:
+def objective(student: nn.Module, teacher: nn.Module, beta: float = BETA, **more) -> LMDistillation:
     taught_by = MaskedLMTeacher(teacher, with_states=beta > 0)
-    return LMDistillation(student, taught_by, alpha=ALPHA, beta=beta, temperature=TEMPERATURE)
+    return LMDistillation(student, taught_by, alpha=ALPHA, beta=beta, temperature=TEMPERATURE, **more)
 
 
 def loss(made: LMDistillation, data: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -39,7 +40,27 @@ def loss(made: LMDistillation, data: dict[str, torch.Tensor]) -> torch.Tensor:
     return sum(weight * sums[term] / counts[term] for term, weight in made.weights.items())
 
 
-def formula(student: nn.Module, teacher: nn.Module, data: dict[str, torch.Tensor], labels: torch.Tensor, beta: float):
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p * (p / q).log()).sum(-1)
+
+
+DIVERGENCES = {
+    "forward": lambda p, q: kl(p, q),
+    "reverse": lambda p, q: kl(q, p),
+    "jensen_shannon": lambda p, q: (
+        MIXING * kl(p, MIXING * p + (1 - MIXING) * q) + (1 - MIXING) * kl(q, MIXING * p + (1 - MIXING) * q)
+    ),
+}
+
+
+def formula(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    beta: float,
+    divergence: str = "forward",
+):
     """The loss over whole sequences, from the definition."""
     inputs = {name: data[name] for name in ("input_ids", "attention_mask")}
     s = student(**inputs, labels=labels, output_hidden_states=True)
@@ -47,26 +68,45 @@ def formula(student: nn.Module, teacher: nn.Module, data: dict[str, torch.Tensor
         t = teacher(**inputs, output_hidden_states=True)
     here = labels != -100
     p, q = ((out.logits[here] / TEMPERATURE).softmax(-1) for out in (t, s))
-    kl = (p * (p / q).log()).sum(-1).mean()
-    total = (1 - ALPHA) * s.loss + ALPHA * TEMPERATURE**2 * kl
+    total = (1 - ALPHA) * s.loss + ALPHA * TEMPERATURE**2 * DIVERGENCES[divergence](p, q).mean()
     if beta:
         states = [torch.stack([h[:, 0] for h in out.hidden_states[:-1]]) for out in (s, t)]
         total = total + beta * 0.5 * nn.functional.mse_loss(*states)
     return total
 
 
+def untied() -> nn.Module:
+    return BertForMaskedLM(BertConfig(**SIZE, tie_word_embeddings=False))
+
+
+def wide() -> nn.Module:
+    return BertForMaskedLM(BertConfig(**{**SIZE, "hidden_size": 24}))
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "beta"),
-    [(bert, bert, BETA), (roberta, roberta, BETA), (distilbert, distilbert, BETA), (bert, roberta, 0.0)],
+    [
+        (bert, bert, BETA),
+        (roberta, roberta, BETA),
+        (untied, untied, BETA),
+        (distilbert, distilbert, BETA),
+        (bert, roberta, 0.0),
+        (bert, wide, 0.0),
+        (wide, distilbert, 0.0),
+        (distilbert, wide, 0.0),
+    ],
 )
-def test_loss_and_gradients_are_those_of_the_formula_over_whole_sequences(student, teacher, beta: float) -> None:
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_loss_and_gradients_are_those_of_the_formula_over_whole_sequences(
+    student, teacher, beta: float, divergence: str
+) -> None:
     torch.manual_seed(0)
     student, teacher, (data, labels) = student().eval(), teacher().eval(), batch()
-    got = loss(objective(student, teacher, beta), data)
+    got = loss(objective(student, teacher, beta, divergence=divergence, mixing=MIXING), data)
     got.backward()
     gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
-    wanted = formula(student, teacher, data, labels, beta)
+    wanted = formula(student, teacher, data, labels, beta, divergence)
     wanted.backward()
     assert got.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert gradients.keys() == {name for name, p in student.named_parameters() if p.grad is not None}
@@ -87,6 +127,54 @@ def test_a_lora_student_learns_through_its_frozen_head() -> None:
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, student.get_parameter(name).grad, atol=1e-6), name
     assert any(gradient.abs().max() > 1e-4 for gradient in gradients.values())
+
+
+def test_an_adapter_on_the_last_layer_itself_learns() -> None:
+    """Its weight is no longer all that the layer computes with: the layer is called."""
+    torch.manual_seed(0)
+    plain, teacher, (data, labels) = untied().eval(), bert().eval(), batch()
+    student = get_peft_model(plain, LoraConfig(r=4, target_modules=["decoder"], init_lora_weights=False))
+    got = loss(objective(student, teacher), data)
+    got.backward()
+    gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    student.zero_grad()
+    wanted = formula(student, teacher, data, labels, BETA)
+    wanted.backward()
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert len(gradients) == 2
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, student.get_parameter(name).grad, atol=1e-5), name
+
+
+def test_last_layers_are_fused_into_the_loss_and_stay_parts_of_their_models() -> None:
+    made, (data, _) = objective(bert(), roberta(), beta=0.0), batch()
+    for layer in (made.student.cls.predictions.decoder, made.teacher.model.lm_head.decoder):
+        layer.register_forward_hook(lambda *_: pytest.fail("all logits at once"))
+    made(data)["lm"].backward()
+    assert {name.split(".")[0] for name in made.state_dict()} == {"student", "teacher"}
+    borrowed = {id(parameter) for module, parameter in made.borrowed() if module is made.over_vocabulary}
+    assert borrowed == {id(p) for layer in made.over_vocabulary._layers for p in layer.parameters()} != set()
+
+
+def test_the_parts_of_the_loss_are_told_and_not_learned_from_twice() -> None:
+    torch.manual_seed(0)
+    made, (data, _) = objective(bert().eval(), bert().eval(), beta=0.0), batch()
+    sums = made(data)
+    whole = (1 - ALPHA) * sums["mlm"] + ALPHA * TEMPERATURE**2 * sums["kd"]
+    assert sums["lm"].item() == pytest.approx(whole.item(), rel=1e-6)
+    assert [sums[term].requires_grad for term in made.weights] == [True, False, False]
+    assert made.weights == {"lm": 1.0, "mlm": 0.0, "kd": 0.0}
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_run_config_chooses_the_divergence(tmp_path: Path, divergence: str) -> None:
+    torch.manual_seed(0)
+    student, teacher, (data, labels) = bert().eval(), bert().eval(), batch()
+    settings = {"alpha": ALPHA, "beta": BETA, "temperature": TEMPERATURE, "divergence": divergence, "mixing": MIXING}
+    chosen = config(tmp_path, tmp_path, tmp_path, teacher="one", **settings)
+    made = _objective(student, MaskedLMTeacher(teacher, with_states=True), chosen)
+    wanted = formula(student, teacher, data, labels, BETA, divergence)
+    assert loss(made, data).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_the_teacher_stays_in_evaluation_and_reads_no_targets() -> None:
@@ -125,8 +213,8 @@ def test_a_batch_without_a_masked_token_costs_only_the_patient_term() -> None:
     data, _ = batch(masked=0.0)
     made = objective(bert().eval(), bert().eval())
     sums = made(data)
-    assert made.counts(data) == {"mlm": 0, "kd": 0, "patient": 3}
-    assert sums["mlm"].item() == sums["kd"].item() == 0 and sums["patient"].item() > 0
+    assert made.counts(data) == {"lm": 0, "mlm": 0, "kd": 0, "patient": 3}
+    assert sums["lm"].item() == sums["mlm"].item() == sums["kd"].item() == 0 and sums["patient"].item() > 0
 
 
 # ---- `recyclable pretrain` with a teacher ------------------------------------------------------------------------

@@ -98,6 +98,20 @@ def test_a_restart_runs_only_what_is_missing(content, finished):
     assert again["files"] == before["files"] and again["metrics"] == before["metrics"]
 
 
+def test_project_learns_from_the_other_tasks_tuned_on_both_bases(content):
+    methods = {"project": {"settings": [{"project_rank": 4}]}}
+    few = {**content["experiments"]["few"], "methods": methods, "tasks": ["three"]}
+    tasks = dict.fromkeys(("three", "four", "five"), content["tasks"]["three"])
+    config = StudyConfig.model_validate({**content, "tasks": tasks, "experiments": {"few": few}})
+    cells = {cell.name: cell for cell in plan(config)}
+    cell, out = cells["few/M0-M1/three/full/project/seed2"], Path(content["out"])
+    known = [[f"tuned/{base}/{task}/full/seed2" for base in ("M0", "M1")] for task in ("four", "five")]
+    assert cell.config().project_from == [tuple(str(out / name) for name in pair) for pair in known]
+    assert set(cell.depends) == {"bases/M1", "tuned/M0/three/full/seed2", *known[0], *known[1]}
+    order = list(cells)
+    assert all(order.index(name) < order.index(cell.name) for name in cell.depends)
+
+
 def test_a_cell_that_another_job_holds_is_left_to_it(content, finished, tmp_path):
     config = load_config(StudyConfig, finished).model_copy(update={"out": tmp_path})
     cells = [cell for cell in plan(config) if cell.name.startswith("tuned/")]

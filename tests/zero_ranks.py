@@ -37,7 +37,7 @@ from recyclable.weights import digest, sources
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import InMemory, SafetensorsFile
-from recyclable.weights.delta import Codec, write_delta
+from recyclable.weights.delta import CODECS, Codec, write_delta
 from recyclable.weights.sources import seed_of
 
 SEED = 20
@@ -267,17 +267,17 @@ def refused(world: World, stage: int, damaged: str, said: str, method: str = "bo
 
 
 def written_together(world: World) -> None:
-    """A delta that all ranks wrote is, byte for byte, the one that a process writes alone; exact and bf16."""
+    """A delta that all ranks wrote is, byte for byte, the one that a process writes alone, in every codec."""
     draw, shapes = torch.Generator().manual_seed(3), {name: world.old.shape(name) for name in world.old.names}
     # far smaller than the base's: the difference is about the base's own value, and has lost their last bits
     tuned = InMemory({name: 1e-3 * torch.randn(shape, generator=draw) for name, shape in shapes.items()})
     kept, digest._ELEMENTS = digest._ELEMENTS, 100  # many pieces, so that every rank has some of each tensor
     files = {}
-    for codec in ("exact", "bf16"):
+    for codec in CODECS:
         size = distributed.world_size()
         files[codec] = [world.folder / f"{codec}-{size}-{who}.safetensors" for who in ("all", distributed.rank())]
-        write_delta(files[codec][0], tuned, world.old, Codec(codec), distributed.Ranks())
-        write_delta(files[codec][1], tuned, world.old, Codec(codec))
+        write_delta(files[codec][0], tuned, world.old, Codec(codec, rank=2), distributed.Ranks())
+        write_delta(files[codec][1], tuned, world.old, Codec(codec, rank=2))
     digest._ELEMENTS = kept
     for together, alone in files.values():
         assert together.read_bytes() == alone.read_bytes()

@@ -17,7 +17,7 @@ from recyclable.kernels.inputs import (
     Teacher,
     TopKTeacher,
 )
-from recyclable.kernels.reference import reference_loss
+from recyclable.kernels.reference import loss_of_logits, reference_loss
 from recyclable.kernels.rows import row_gradient
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Teacher",
     "TopKTeacher",
     "distillation_loss",
+    "loss_of_logits",
     "reference_loss",
 ]
 

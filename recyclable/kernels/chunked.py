@@ -6,6 +6,7 @@ logits is a `RowGradient`: recyclable/kernels/rows.py in PyTorch, recyclable/ker
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,6 +30,7 @@ GPU_TOKENS = 2048
 # Enough for matrix products at full speed; more while a chunk's logits stay below 64 MB.
 CPU_TOKENS = 256
 CPU_LOGITS = 2**24
+VOCABULARY_BLOCK = 1024
 
 LACKING = -1e30
 """The logit of a token that the teacher lacks: finite, so that nothing needs a mask to stay free of NaN."""
@@ -74,12 +76,12 @@ def chunked_loss(
     """As `distillation_loss`, with the chunk's rows computed by `rows`."""
     hidden, teacher = select(hidden, head, teacher, targets, positions)
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, head = hidden.to(dtype), _in(head, dtype)
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if autocast is not None:
+        hidden = hidden.to(autocast)
         if isinstance(teacher, OnlineTeacher):
-            teacher = OnlineTeacher(teacher.hidden.to(dtype), _in(teacher.head, dtype))
-    if head.weight.dtype != hidden.dtype:
+            teacher = OnlineTeacher(teacher.hidden.to(autocast), _in(teacher.head, autocast))
+    elif head.weight.dtype != hidden.dtype:
         raise ValueError(f"head weight: {head.weight.dtype}, expected {hidden.dtype} as the hidden states")
     with torch.autocast(device, enabled=False):
         return LossSums(
@@ -104,19 +106,23 @@ class _Chunked(torch.autograd.Function):
         training: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wanted = [training and needed for needed in ctx.needs_input_grad[:3]]
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         precise = torch.promote_types(hidden.dtype, torch.float32)
-        dtypes = (hidden.dtype, precise, precise)
+        size = _chunk_tokens(len(hidden), len(weight), hidden.is_cuda)
+        # A sum of one addend needs no more digits than it is given away with; fp16 might not hold it unscaled.
+        summed = precise if size < len(hidden) or weight.dtype == torch.float16 else weight.dtype
+        dtypes = (hidden.dtype, summed, precise)
         grad_hidden, grad_weight, grad_bias = (
             tensor.new_zeros(tensor.shape, dtype=dtype) if want else None
             for want, tensor, dtype in zip(wanted, (hidden, weight, bias), dtypes, strict=True)
         )
+        weight = weight.to(hidden.dtype)  # under autocast; the gradient stays in the parameter's dtype
         losses = hidden.new_zeros(2, len(hidden), dtype=precise)
         precise_bias = None if bias is None else bias.to(precise)
-        size = _chunk_tokens(len(hidden), len(weight), hidden.is_cuda)
         student_CV = hidden.new_empty(size, len(weight), dtype=precise)
-        # cuBLAS takes 16-bit gradients as they are; elsewhere they stay in fp32, in the logits' place.
+        # The last two products take 16-bit gradients where the states are; others stay in the logits' place.
         gradient_CV = student_CV
-        if hidden.is_cuda and hidden.dtype != precise:
+        if hidden.dtype != precise:
             gradient_CV = torch.empty_like(student_CV, dtype=hidden.dtype)
         teacher_CV = None if teacher is None else student_CV.new_empty(size, _width(teacher, len(weight), settings))
         for start in range(0, len(hidden), size):
@@ -131,13 +137,12 @@ class _Chunked(torch.autograd.Function):
                 gradient_CV[:count] if any(wanted) else None,
             )
             if grad_hidden is not None:
-                torch.mm(gradient_CV[:count].to(weight.dtype), weight, out=grad_hidden[chunk])
+                torch.mm(gradient_CV[:count], weight, out=grad_hidden[chunk])
             if grad_weight is not None:
                 accumulate(grad_weight, gradient_CV[:count], hidden[chunk])
             if grad_bias is not None:
-                grad_bias += gradient_CV[:count].sum(0, dtype=precise)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+                grad_bias += gradient_CV[:count].sum(0)
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         hard, soft = losses.sum(1)
         loss = settings.hard_weight * hard + settings.soft_weight * settings.temperature**2 * soft
         ctx.mark_non_differentiable(hard, soft)
@@ -146,36 +151,50 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scales what the forward pass left; the scalar stays on the device."""
+        """Scales what the forward pass left, in place, hence once. The scalar stays on the device."""
+        if ctx.gradients is None:
+            raise RuntimeError("a second backward pass through the same loss: its gradients have been given away")
+        gradients, ctx.gradients = ctx.gradients, None
         scaled = (
-            None if gradient is None else torch.mul(gradient, grad_loss, out=torch.empty_like(gradient, dtype=dtype))
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else _scaled(gradient, grad_loss, dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None, None, None, None)
 
 
+def _scaled(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The product in `dtype`, without more memory or more reading than that takes."""
+    if gradient.is_cuda and gradient.dtype != dtype:
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    return gradient.mul_(factor).to(dtype)  # on a CPU a product into another dtype is several times slower
+
+
 def project(x_CH: torch.Tensor, weight_VH: torch.Tensor, out_CV: torch.Tensor) -> None:
     """out = x Wᵀ, in fp32 even from bf16, where rounding a logit of 30 would change its probability by up to 6%."""
-    if weight_VH.dtype == out_CV.dtype:
-        torch.mm(x_CH, weight_VH.T, out=out_CV)
-    elif x_CH.is_cuda:
-        torch.mm(x_CH, weight_VH.T, out_dtype=out_CV.dtype, out=out_CV)
-    else:  # no such product: exact when both are widened, block by block of the vocabulary
+    if not x_CH.is_cuda:  # no such product from bf16 there: exact when both are widened
         wide_CH = x_CH.to(out_CV.dtype)
-        for start in range(0, len(weight_VH), _VOCABULARY_BLOCK):
-            block = slice(start, start + _VOCABULARY_BLOCK)
+        for block in _vocabulary_blocks(weight_VH):
             torch.mm(wide_CH, weight_VH[block].to(out_CV.dtype).T, out=out_CV[:, block])
+    elif weight_VH.dtype == out_CV.dtype:
+        torch.mm(x_CH, weight_VH.T, out=out_CV)
+    else:
+        torch.mm(x_CH, weight_VH.T, out_dtype=out_CV.dtype, out=out_CV)
 
 
 def accumulate(sum_VH: torch.Tensor, gradient_CV: torch.Tensor, x_CH: torch.Tensor) -> None:
-    """sum += gradientᵀ x, in the sum's dtype."""
+    """sum += gradientᵀ x, in the sum's dtype; from bf16 on a CPU, what a chunk adds is rounded to bf16 first."""
     if gradient_CV.dtype == sum_VH.dtype:
-        sum_VH.addmm_(gradient_CV.T, x_CH.to(sum_VH.dtype))
-    else:
+        sum_VH.addmm_(gradient_CV.T, x_CH)
+    elif x_CH.is_cuda:
         torch.addmm(sum_VH, gradient_CV.T, x_CH, out_dtype=sum_VH.dtype, out=sum_VH)
+    else:
+        for block in _vocabulary_blocks(sum_VH):
+            sum_VH[block] += torch.mm(gradient_CV[:, block].T, x_CH)
 
 
-_VOCABULARY_BLOCK = 8192
+def _vocabulary_blocks(of_V: torch.Tensor) -> Iterator[slice]:
+    """Pieces of the vocabulary, on a CPU: their weights stay in cache between two operations."""
+    return (slice(start, start + VOCABULARY_BLOCK) for start in range(0, len(of_V), VOCABULARY_BLOCK))
 
 
 def _chunk_tokens(tokens: int, vocabulary: int, cuda: bool) -> int:

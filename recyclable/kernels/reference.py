@@ -34,9 +34,15 @@ def reference_loss(
     finite as it is. A token without any shared token adds nothing.
     """
     hidden, teacher = select(hidden, head, teacher, targets, positions)
-    student = head_logits(hidden, head)
-    valid = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-    hard = soft = student.new_zeros(len(hidden))
+    return loss_of_logits(head_logits(hidden, head), teacher, targets, settings)
+
+
+def loss_of_logits(
+    student: torch.Tensor, teacher: Teacher | None, targets: torch.Tensor | None, settings: LossSettings
+) -> LossSums:
+    """As `reference_loss`, from the student's logits [M, Vs] in fp32 or fp64: for heads that are no linear layer."""
+    valid = torch.ones(len(student), dtype=torch.bool, device=student.device)
+    hard = soft = student.new_zeros(len(student))
     if targets is not None:
         valid = targets != settings.ignore_index
         hard = -student.log_softmax(-1).gather(1, targets.where(valid, 0)[:, None]).squeeze(1)

@@ -7,14 +7,17 @@ Hoiem 2016, Learning without Forgetting, arXiv 1606.09282).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from recyclable.objectives.distillation import kd_sum, patient_sum
-from recyclable.objectives.masked_lm import MaskedStates, masked_states
+from recyclable.kernels import LossSettings
+from recyclable.objectives.distillation import patient_sum
+from recyclable.objectives.masked_lm import MaskedStates, last_layer, masked_states
 from recyclable.objectives.objective import Batch, Objective
 from recyclable.objectives.teachers import FrozenModel
+from recyclable.objectives.vocabulary_loss import VocabularyLoss
 
 
 class MaskedLMTeacher(FrozenModel):
@@ -33,41 +36,37 @@ class MaskedLMTeacher(FrozenModel):
         return masked_states(self.model, batch, self.with_states)
 
 
-def lm_sums(
-    student: MaskedStates, teacher: MaskedStates, targets: torch.Tensor, temperature: float
-) -> dict[str, torch.Tensor]:
-    """Summed over the masked tokens: cross-entropy of `targets` [M] and KL(teacher/T || student/T), in fp32.
-
-    A vocabulary may be padded to more rows than the other: a token that the teacher lacks has probability zero for it,
-    one that the student lacks is left out and the teacher's others are renormalised.
-    """
-    logits = student.head(student.hidden).float()
-    with torch.no_grad():
-        told = teacher.head(teacher.hidden).float()[:, : logits.shape[-1]]
-    known = torch.arange(told.shape[-1], device=told.device).expand_as(told) if told.shape != logits.shape else None
-    return {
-        "mlm": F.cross_entropy(logits, targets, reduction="sum"),
-        "kd": kd_sum(logits, told, temperature, known),
-    }
-
-
 class LMDistillation(Objective):
-    """L = (1 - alpha) mlm + alpha T^2 KL(teacher/T || student/T) + beta patient, the first two per masked token.
+    """L = lm + beta patient with lm = (1 - alpha) mlm + alpha T^2 D(teacher/T, student/T) per masked token.
 
-    Batches are those of `MaskedLM`. The patient term needs a teacher that tells states of the student's shape; it is
-    left out where beta is 0.
+    D is one of `kernels.LossSettings`, which also says what is meant where a vocabulary is padded to more rows than the
+    other. Terms are `lm`, which alone carries a gradient of the two, found with it in one go; its parts `mlm` and `kd`
+    (D without T^2), told but not weighted; and `patient`, which needs a teacher that tells states of the student's
+    shape and is left out where beta is 0. Batches are those of `MaskedLM`.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: MaskedLMTeacher, *, alpha: float, beta: float, temperature: float
+        self,
+        student: nn.Module,
+        teacher: MaskedLMTeacher,
+        *,
+        alpha: float,
+        beta: float,
+        temperature: float,
+        divergence: str = "forward",
+        mixing: float = 0.5,
     ) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher
-        self.temperature = temperature
-        self.weights = {"mlm": 1.0 - alpha, "kd": alpha * temperature**2}
+        settings = LossSettings(divergence, mixing, temperature, hard_weight=1.0 - alpha, soft_weight=alpha)
+        self.over_vocabulary = VocabularyLoss(last_layer(student), last_layer(teacher.model), settings)
+        self.weights = {"lm": 1.0, "mlm": 0.0, "kd": 0.0}
         if beta:
             self.weights["patient"] = beta
+
+    def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        return self.over_vocabulary.borrowed()
 
     def counts(self, batch: Batch) -> dict[str, int]:
         tokens = batch["targets"].numel()
@@ -76,7 +75,8 @@ class LMDistillation(Objective):
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
         told = self.teacher.signals(batch)
         student = masked_states(self.student, batch, "patient" in self.weights)
-        sums = lm_sums(student, told, batch["targets"], self.temperature)
+        lm = self.over_vocabulary(student.hidden, told.hidden, batch["targets"])
+        sums = {"lm": lm.loss, "mlm": lm.hard, "kd": lm.soft}
         if "patient" in self.weights:
             sums["patient"] = patient_sum(student.states, told.states)
         return sums

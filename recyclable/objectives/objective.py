@@ -22,7 +22,7 @@ class Objective(nn.Module, ABC):
     """
 
     weights: dict[str, float]
-    """Term -> its weight in the loss."""
+    """Term -> its weight in the loss; 0 for what is told but not learned from."""
     student: nn.Module
     """The model that is trained; everything else in the module is frozen."""
 

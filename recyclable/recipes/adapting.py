@@ -138,17 +138,18 @@ def save_learned(
 def save_applied(
     student: Student,
     outdated: AdaptedWeights,
-    differences: Differences | None,
+    differences: Differences,
     dev: Scores,
     test: Scores,
+    method: str,
     recycled_from: dict[str, Any],
 ) -> dict[str, Any]:
     """Write outdated weights as weights of the student's base, untrained.
 
     Args:
-        differences: what was added to the student's base; None for an adapter.
+        differences: what was added to the student's base.
     """
-    if differences is None:
+    if outdated.is_adapter:
         _write_adapter(student, InMemory(dict(student.model.named_parameters())))
     elif distributed.is_main():
         if differences is outdated.delta and student.own.weights == outdated.manifest.base["fingerprint"]["weights"]:
@@ -157,7 +158,7 @@ def save_applied(
             write_differences(student.config.out / DELTA, differences)
         shutil.copyfile(outdated.folder / HEAD, student.config.out / HEAD)
     row = {"step": 0, "examples": 0, "seconds": 0.0, **dev}
-    return _finish(student, [row], row, test, "apply", recycled_from)
+    return _finish(student, [row], row, test, method, recycled_from)
 
 
 def _finish(

@@ -8,18 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recyclable import models
+from recyclable.analysis import permutation
 from recyclable.config import StartSettings
+from recyclable.data.tasks import Task, load_task
 from recyclable.errors import InputError
+from recyclable.objectives.labelled import LabelledTask
+from recyclable.recipes.recycle import require_same_labels
+from recyclable.recipes.training_free import Trials, few_examples
 from recyclable.weights.adapted import ADAPTER, ADAPTER_CONFIG, HEAD, AdaptedWeights, write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.delta import Delta
-from recyclable.weights.differences import Differences, require_alike
+from recyclable.weights.differences import Differences, Scaled, require_alike
 from recyclable.weights.digest import Digested, element_pieces, in_threads
-from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter, new_directory, write_json, write_tensors
+from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter, new_directory, write_in_pieces, write_json
 from recyclable.weights.fingerprint import Fingerprint, fingerprint, tokenizer_digest
 from recyclable.weights.provenance import claimed_fingerprint, require_descendant, require_own_base
-from recyclable.weights.starts import carried, outdated_adapter, start, transformed
+from recyclable.weights.starts import AdapterDifferences, carried, start, start_adapter, strength_tensors, transformed
 from recyclable.weights.vocabulary import copy_tokenizer, vocabulary_tensors
 
 PROVENANCE = "recycled.json"
@@ -34,6 +41,8 @@ def apply(
     old_base: str | Path | None = None,
     seed: int = 20,
     allow_unrelated: bool = False,
+    task: str | None = None,
+    examples: int = 128,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[str, Any]:
     """Put adapted weights on `base`: their own base or a descendant, however many upgrades later.
@@ -44,11 +53,21 @@ def apply(
 
     Args:
         old_base: the weights' own base, where the manifest's name for it leads nowhere and it is needed.
+        task: where the scale is auto, the task on which it is found.
+        examples: how many of its training examples are used at most.
 
     Returns what `recycled.json` says. Raises InputError.
     """
+    if (settings.scale == "auto") != (task is not None):
+        problem = (
+            "is missing, scale auto is found on a task" if task is None else f"is {task}, only scale auto needs it"
+        )
+        raise InputError("task", problem)
+    if settings.align is not None and not allow_unrelated:
+        raise InputError("align", f"is {settings.align}, for bases that are not related: allow them as well")
     new = Base(models.locate(base))
     opened = [AdaptedWeights(folder, verify=False) for folder in weights]
+    search = task and _Search(opened[0], new, load_task(task), examples, seed)
     claimed = claimed_fingerprint(new)
     expected = claimed or _expected(opened, new, allow_unrelated)
     relations = [require_descendant(each, new, allow_unrelated, expected)[1] for each in opened]
@@ -62,21 +81,26 @@ def apply(
         with new_directory(out) as aside:
             read = Digested(new)
             if any(each.is_adapter for each in opened):
-                _adapter(opened, new, read, aside, settings, old_base, record)
+                _adapter(opened, new, read, aside, settings, old_base, record, search)
             else:
                 differences = _differences(opened, new, settings, old_base, seed, record)
+                if search:
+                    scales, record["strength"] = search.scales(differences, new)
+                    differences = Scaled(differences, scales)
                 _merged_model(opened[0], new, read, differences, relations[0] == "own", aside, max_shard_bytes)
             found = fingerprint(new, read)
             if found != expected:
-                if claimed is None:
-                    require_descendant(opened[0], new, found=found)
-                    require_own_base(opened[0], new, found)
                 raise InputError(new.folder, f"has fingerprint {found}, its lineage.json says {expected}")
             for each in opened:
                 each.verify()
             write_json(aside / PROVENANCE, record)
     except FileExistsError as error:
         raise InputError(out, "exists and is not empty, expected a new directory") from error
+    except InputError:
+        if claimed is None and not allow_unrelated:  # taken for the weights' own base, it may be another
+            require_descendant(opened[0], new)
+            require_own_base(opened[0], new)
+        raise
     return record
 
 
@@ -106,13 +130,38 @@ def _differences(
     for each in opened:
         changed = each.manifest.base["fingerprint"]["tokenizer"] != tokenizer
         differences, rows = carried(each, _old_base(each, old_base) if changed else None, new, tokenizer)
+        if settings.align is not None:
+            differences = permutation.align(differences, _old_base(each, old_base), new)
         several.append(differences)
         if rows is not None:
-            record["vocabulary"] = {"added": list(rows.added), "dropped": list(rows.dropped)}
+            record["vocabulary"] = rows.as_dict()
             print(f"notice: {each.folder}: {rows}", flush=True)
     require_alike(several, [each.folder for each in opened])
     left_out = vocabulary_tensors(new) if settings.skip_embeddings else frozenset()
-    return transformed(several, left_out, seed=seed, **settings.model_dump(include={"scale", "ties", "dare"}))
+    changes = {"scale": settings.known_scale(), "ties": settings.ties, "dare": settings.dare, "seed": seed}
+    return transformed(several, left_out, **changes)
+
+
+class _Search:
+    """The best strength of each layer group, found on a few of a task's examples with forward passes only.
+
+    Raises InputError when the weights' head is not for the task's labels.
+    """
+
+    def __init__(self, weights: AdaptedWeights, new: Base, task: Task, examples: int, seed: int) -> None:
+        require_same_labels(weights, task)
+        if examples < 1:
+            raise InputError("examples", f"found {examples}, expected at least 1")
+        length = weights.manifest.settings["max_length"]
+        models.require_length(new.folder, length)
+        self.weights, self.new = weights, new
+        self.examples = few_examples(task, new.folder, length, examples, seed, None)
+        self.model = models.attach_same(models.task_model(new, task, seed, None), weights, seed)
+
+    def scales(self, differences: Differences, old: Base) -> tuple[dict[str, float], dict[str, Any]]:
+        """Strength by tensor, and what the record says; `old` is the weights' own base (of a delta, any)."""
+        trials = Trials(LabelledTask(self.model), self.weights, differences, old, self.new)
+        return trials.strengths(self.examples, by_layer=True)
 
 
 def _old_base(weights: AdaptedWeights, named: str | Path | None) -> Base:
@@ -184,24 +233,35 @@ def _adapter(
     settings: StartSettings,
     old_base: str | Path | None,
     record: dict[str, Any],
+    search: _Search | None,
 ) -> None:
     """The adapter on the new base, in PEFT's format, with a manifest: it is adapted weights of the new base."""
     weights = opened[0]
     if len(opened) > 1:
         raise InputError(weights.folder, f"{len(opened)} weights with an adapter among them, only deltas can be merged")
-    if settings.ties is not None or settings.dare is not None or settings.skip_embeddings:
-        raise InputError(weights.folder, "is an adapter: ties, dare and skip_embeddings are for deltas")
-    adapter = dict(weights.tensors(ADAPTER))
-    base_name_of = {name: models.adapter_base_name(name, new) for name in adapter}
-    if record["weights"][0]["relation"] != "own" and any(name in new for name in base_name_of.values()):
-        adapter = outdated_adapter(_old_base(weights, old_base), read, adapter, base_name_of)
-    if settings.scale != 1.0:
-        if not any("lora_B" in name for name in adapter):
-            raise InputError("scale", f"is {settings.scale}, but {weights.folder} is no LoRA: it has no strength")
-        adapter = {n: t * settings.scale if "lora_B" in n else t for n, t in adapter.items()}
-    write_tensors(aside / ADAPTER, adapter)
+    if settings.model_copy(update={"scale": 1.0}).changes_start():
+        raise InputError(weights.folder, "is an adapter: ties, dare, skip_embeddings and align are for deltas")
+    file, own = weights.file(ADAPTER), record["weights"][0]["relation"] == "own"
+    config = models.task_config(new.folder, weights.manifest.task["labels"])
+    models.require_adapter_fits(weights.folder, file, config, weights.manifest.architecture)
+    old = _old_base(weights, old_base) if models.shared_with_base(weights, new, new) and not own else new
+    shared = models.shared_with_base(weights, old, new)
+    differences: Differences = AdapterDifferences(file, old.hashed, shared)
+    if search:
+        scales, record["strength"] = search.scales(differences, old)
+        differences = Scaled(differences, scales)
+    elif settings.scale != 1.0:
+        differences = Scaled(differences, dict.fromkeys(strength_tensors(weights, differences), settings.scale))
+    elif own:  # full values come back bit for bit only where nothing is subtracted from them
+        differences, shared = AdapterDifferences(file, old.hashed, {}), {}
+    layout = {name: (file.stored(name).dtype, file.shape(name)) for name in file.names}
+
+    def piece(name: str, begin: int, end: int) -> torch.Tensor:
+        return start_adapter(read, differences, name, shared.get(name), begin, end).to(layout[name][0])
+
+    write_in_pieces(aside / ADAPTER, layout, piece)
     peft_config = json.loads((weights.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     write_json(aside / ADAPTER_CONFIG, {**peft_config, "base_model_name_or_path": record["base"]["name"]})
-    origin = {**record["weights"][0], "settings": record["settings"]}
-    own = {"base": record["base"], "method": "apply", "recycled_from": origin, "metrics": {}, "history": []}
-    write_manifest(aside, replace(weights.manifest, **own))
+    origin = {**record["weights"][0], **{key: record[key] for key in ("settings", "strength") if key in record}}
+    changed = {"base": record["base"], "method": "apply", "recycled_from": origin, "metrics": {}, "history": []}
+    write_manifest(aside, replace(weights.manifest, **changed))

@@ -105,7 +105,7 @@ def _checkpoint(
         raise InputError(tuned / "config.json", f"is not its base's: {'; '.join(other)}")
     if any((tuned / file).is_file() for file in ("tokenizer.json", "vocab.txt", "tokenizer.model")):
         rows = align(base, Base(tuned))
-        if rows.added or rows.dropped or any(rows.old_row[row] not in (row, -1) for row in range(len(rows.old_row))):
+        if not rows.unchanged:
             raise InputError(tuned, f"has another vocabulary than {base.folder}: {rows}")
     architecture = next(iter(config.architectures or []), None)
     plan = models.structure(config, architecture=architecture)
@@ -148,8 +148,7 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     config = models.task_config(base.folder, about["labels"])
     architecture = _architecture(config, task_type, tuned)
     names = models.canonical_names(models.structure(config, architecture=architecture))
-    planned = models.attach_peft(models.structure(config, architecture=architecture), tuned, "peft", SEED)
-    models.require_same(tuned, {n: file.shape(n) for n in file.names}, models.adapter_shapes(planned))
+    models.require_adapter_fits(tuned, file, config, architecture)
     whole = [n for n in file.names if plain[n] in names]
     require_effect(tuned, file, whole)
     held = {canonical_name(n, base.prefix) for n in TensorFiles(base.folder).names} | {plain[n] for n in whole}

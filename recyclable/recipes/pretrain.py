@@ -90,7 +90,15 @@ def _objective(model: PreTrainedModel, teacher: MaskedLMTeacher | None, config: 
     """The masked tokens alone, or what a teacher says of them as well."""
     if teacher is None:
         return MaskedLM(model)
-    return LMDistillation(model, teacher, alpha=config.alpha, beta=config.beta, temperature=config.temperature)
+    return LMDistillation(
+        model,
+        teacher,
+        alpha=config.alpha,
+        beta=config.beta,
+        temperature=config.temperature,
+        divergence=config.divergence,
+        mixing=config.mixing,
+    )
 
 
 def _blocks(config: PretrainConfig, tokenizer) -> tuple[Examples, Examples, str]:

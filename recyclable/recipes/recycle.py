@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from recyclable import models
-from recyclable.config import RecycleConfig, StartSettings, TuningSettings, make_config
+from recyclable.config import TRAINING_FREE, RecycleConfig, StartSettings, TuningSettings, make_config
 from recyclable.data.tasks import Task, load_task
 from recyclable.errors import InputError
 from recyclable.objectives.distillation import Distillation
@@ -17,15 +17,25 @@ from recyclable.objectives.objective import Objective
 from recyclable.objectives.teachers import OnlineTeacher, Teacher
 from recyclable.recipes.adapting import RESULT, Student, learn, save_applied, save_learned, scores, task_data
 from recyclable.recipes.teaching import teach
+from recyclable.recipes.training_free import (
+    Trials,
+    few_examples,
+    known_tasks,
+    trials_of,
+    verify_known,
+)
 from recyclable.training import distributed, rundir
 from recyclable.training.engine import materialize
 from recyclable.weights.adapted import AdaptedWeights, read_manifest
 from recyclable.weights.base import Base
+from recyclable.weights.differences import Scaled
+from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.provenance import claimed_relation, refuse_early, require_own_base, verified
-from recyclable.weights.sources import fill
+from recyclable.weights.starts import carried
 from recyclable.weights.store import find
+from recyclable.weights.vocabulary import align
 
-STARTS_OUTDATED = {"init", "both", "apply"}
+STARTS_OUTDATED = {"init", "both", *TRAINING_FREE}
 LEARNS_FROM_TEACHER = {"distill", "both", "interpolate"}
 
 
@@ -38,6 +48,8 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
     task = load_task(config.task)
     head = _head_fits(config, weights, task)
     second = _second(config, weights)
+    if config.method in LEARNS_FROM_TEACHER:
+        _require_same_tokens(new, old)
     if config.method == "interpolate":
         _require_same_shapes(new, old)
     if config.teacher_cache is not None and config.teacher_cache.is_file():
@@ -47,16 +59,20 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
 
     if config.method in STARTS_OUTDATED or (config.method == "interpolate" and config.start != "fresh"):
         model = outdated_model(weights, old, new, task, config.seed, config.dropout, config, head)
+        moved = _moved_rows(weights, old, new)
     else:
+        moved = {}
         model = models.attach_same(models.task_model(new, task, config.seed, config.dropout), weights, config.seed)
     untrained, objective = LabelledTask(model), None
-    if config.method == "apply":
-        fill(untrained).eval().to(distributed.device())
+    known = known_tasks(config, weights, old, new, task) if config.method == "project" else []
+    if config.method in TRAINING_FREE:
+        trials, mapping = trials_of(known, untrained, weights, old, new, config)
     else:
         if not _from_cache(config):
             objective = _objective(model, weights, old, config, head, second)
         materialize(objective or untrained, config, ds_config)
     own, relation = verified(weights, old, new, config.allow_unrelated, distributed.Ranks())
+    verify_known(known, old, new)
     student = Student(model, new, own, tuning, data, config)
     if not rundir.claim(config, RESULT, resume):
         return read_manifest(config.out).metrics
@@ -69,19 +85,31 @@ def recycle(config: RecycleConfig, ds_config: dict[str, Any], resume: bool = Fal
         "weights": str(weights.folder),
         "files": weights.manifest.files,
         "relation": relation,
+        **moved,
     }
-    if config.method == "apply":
-        device = distributed.device()
-        dev, test = (
-            scores(untrained, split, task.problem, config, device) if split else {} for split in (data.dev, data.test)
-        )
-        differences = None if weights.is_adapter else models.differences_on(new, weights, old, config, config.seed)
-        return save_applied(student, weights, differences, dev, test, origin)
+    if config.method in TRAINING_FREE:
+        return _untrained(trials, student, config, {**origin, **mapping})
     if objective is None:
         teacher, student = teach(student, weights, lambda: _teacher(weights, old, config), config, ds_config)
         objective = _distillation(model, teacher, config, head)
     outcome = learn(student, objective, ds_config, resume, config.method)
     return save_learned(student, outcome, method=config.method, recycled_from=origin)
+
+
+def _untrained(trials: Trials, student: Student, config: RecycleConfig, origin: dict[str, Any]) -> dict[str, Any]:
+    """Find the strength where one is wanted, score, save; returns the metrics."""
+    data, differences = student.data, trials.differences
+    if config.finds_strength():
+        length, count = config.max_length, config.strength_examples
+        few = few_examples(data.task, student.base.folder, length, count, config.seed, config.shots)
+        scales, origin["strength"] = trials.strengths(few, by_layer=config.scale == "auto")
+        differences = Scaled(differences, scales)
+        trials.fill(differences)
+    dev, test = (
+        scores(trials.objective, split, data.task.problem, config, distributed.device()) if split else {}
+        for split in (data.dev, data.test)
+    )
+    return save_applied(student, trials.weights, differences, dev, test, config.method, origin)
 
 
 def outdated_model(
@@ -105,6 +133,16 @@ def outdated_model(
     return model
 
 
+def _moved_rows(weights: AdaptedWeights, old: Base, new: Base) -> dict[str, Any]:
+    """What the manifest says of tokens that came and went between the bases, which is told; empty where none did."""
+    rows = None if weights.is_adapter else carried(weights, old, new, tokenizer_digest(new))[1]
+    if rows is None or rows.unchanged:
+        return {}
+    if distributed.is_main():
+        print(f"notice: {weights.folder}: {rows}", flush=True)
+    return {"vocabulary": rows.as_dict()}
+
+
 def require_same_labels(weights: AdaptedWeights, task: Task, hint: str = "") -> None:
     """The head of the weights must be a head for this task's labels, in this order."""
     found, wanted = weights.manifest.task["labels"], list(task.labels)
@@ -117,8 +155,9 @@ def _head_fits(config: RecycleConfig, weights: AdaptedWeights, task: Task) -> bo
     theirs = weights.manifest.task
     if theirs["labels"] == list(task.labels):
         return True
-    if config.method == "apply" or not config.related_task:
-        hint = "related_task=true recycles all but the head" if config.method != "apply" else "apply trains no head"
+    if config.method in TRAINING_FREE or not config.related_task:
+        trained = config.method not in TRAINING_FREE
+        hint = "related_task=true recycles all but the head" if trained else f"{config.method} trains no head"
         require_same_labels(weights, task, f"; {hint}")
     if distributed.is_main():
         distilled = ", and only hidden states are distilled" if config.method in LEARNS_FROM_TEACHER else ""
@@ -149,6 +188,13 @@ def _require_same_shapes(base: Base, other: Base) -> None:
         found, wanted = (b.shape(name) if name in b else "missing" for b in (base, other))
         if found != wanted:
             raise InputError(base.folder, f"{name} is {found}, in {other.folder} {wanted}: no path to interpolate on")
+
+
+def _require_same_tokens(new: Base, old: Base) -> None:
+    """InputError where the teacher, the old base, would take the student's tokens for others."""
+    if tokenizer_digest(new) != tokenizer_digest(old) and not (rows := align(old, new)).unchanged:
+        hint = "a teacher reads the student's tokens; methods init and apply need none"
+        raise InputError(new.folder, f"has another vocabulary than {old.folder} ({rows}): {hint}")
 
 
 def _task_of(weights: AdaptedWeights) -> Task:

@@ -47,10 +47,13 @@ def plan(config: StudyConfig) -> list[Cell]:
     for edge in config.edges:
         for tuning in edge.tuning:
             first_edge.setdefault(tuning, edge)
-    olds = {(edge.old, tuning): None for edge in config.edges for tuning in edge.tuning}
+    tuned_on = {(edge.old, tuning): None for edge in config.edges for tuning in edge.tuning}
     recycled = {e.weights_from.get(t, t) for e in config.experiments.values() for t in e.tasks or config.tasks}
+    if any("project" in experiment.methods for experiment in config.experiments.values()):
+        recycled.update(config.tasks)
+        tuned_on.update({(edge.new, tuning): None for edge in config.edges for tuning in edge.tuning})
     for task in (task for task in config.tasks if task in recycled):
-        cells += [_tuned_cell(config, old, task, tuning, seed) for old, tuning in olds for seed in seeds]
+        cells += [_tuned_cell(config, base, task, tuning, seed) for base, tuning in tuned_on for seed in seeds]
     for task in config.tasks:
         for experiment, content in config.experiments.items():
             for method in content.methods if task in (content.tasks or config.tasks) else ():
@@ -163,6 +166,10 @@ class _Choice:
         name = f"{self.experiment}/{edge.old}-{edge.new}/{self.task}/{self.tuning}/{self.method}/seed{seed}{suffix}"
         source = experiment.weights_from.get(self.task, self.task)
         tuned = _tuned_name(edge.old, source, self.tuning, seed)
+        known = []
+        if self.method == "project":  # learned on the study's other tasks
+            others = (task for task in config.tasks if task != self.task)
+            known = [[_tuned_name(b, task, self.tuning, seed) for b in (edge.old, edge.new)] for task in others]
 
         def make(setting: int) -> Settings:
             content = {
@@ -179,6 +186,8 @@ class _Choice:
                 "seed": seed,
                 "out": config.out / name,
             }
+            if self.method == "project":
+                content["project_from"] = [[str(config.out / cell) for cell in pair] for pair in known]
             return make_config(RecycleConfig, content, f"experiments.{self.experiment}.{self.method}")
 
         possible = tuple(make(i) for i in range(len(self._settings)))
@@ -192,5 +201,5 @@ class _Choice:
             "seed": seed,
             "setting": setting,
         }
-        depends = (*_made_here(config, edge.old, edge.new), tuned, *after)
+        depends = (*_made_here(config, edge.old, edge.new), tuned, *(cell for pair in known for cell in pair), *after)
         return Cell(name, possible, lambda: possible[choose()], recycle, RESULT, depends, facts)

@@ -11,6 +11,7 @@ import torch
 from recyclable.data.examples import Examples
 from recyclable.objectives.objective import Batch
 from recyclable.training import distributed
+from recyclable.weights.team import Team
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -18,13 +19,23 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def predict(module: Callable, examples: Examples, batch_size: int, device: torch.device | str = "cpu") -> np.ndarray:
-    """Predictions [N, C] (fp32) of `module(batch, predict=True)` for all examples, in their order, on every rank."""
+def predict(
+    module: Callable,
+    examples: Examples,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    team: Team | None = None,
+) -> np.ndarray:
+    """Predictions [N, C] (fp32) of `module(batch, predict=True)` for all examples, in their order, on every rank.
+
+    Args:
+        team: as in `outputs`.
+    """
 
     def predictions(batch: Batch) -> dict[str, torch.Tensor]:
         return {"": module(batch, predict=True).float()}
 
-    return outputs(predictions, examples, np.arange(len(examples)), batch_size, device)[""].cpu().numpy()
+    return outputs(predictions, examples, np.arange(len(examples)), batch_size, device, team)[""].cpu().numpy()
 
 
 def outputs(
@@ -33,21 +44,26 @@ def outputs(
     rows: np.ndarray,
     batch_size: int,
     device: torch.device | str = "cpu",
+    team: Team | None = None,
 ) -> dict[str, torch.Tensor]:
     """Name -> [len(rows), ...] of what `of_batch` says of these examples, in their order, on every rank.
 
     Each rank computes its share; texts of like length share a batch.
+
+    Args:
+        team: None: all ranks; `weights.team.ALONE` for a rank that has a model of its own to ask.
     """
+    team = team or distributed.Ranks()
     lengths = getattr(examples, "lengths", np.zeros(len(examples)))[rows]
     found: dict[str, torch.Tensor] = {}
-    for places, real in _shares(np.argsort(lengths, kind="stable"), batch_size):
+    for places, real in _shares(np.argsort(lengths, kind="stable"), batch_size, team):
         with torch.no_grad():
             told = of_batch(to_device(examples.batch([(0, int(row)) for row in rows[places]]), device))
         for name, tensor in told.items():
             if name not in found:
                 found[name] = tensor.new_zeros(len(rows), *tensor.shape[1:])
             found[name][places[:real]] = tensor[:real]
-    return {name: distributed.sum_over_ranks(tensor) for name, tensor in found.items()}
+    return {name: distributed.sum_over_ranks(tensor) if team.size > 1 else tensor for name, tensor in found.items()}
 
 
 def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_size: int) -> dict[str, float]:
@@ -55,7 +71,7 @@ def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_siz
     objective, device = engine.module, engine.device
     terms = list(objective.weights)
     totals = torch.zeros(2, len(terms), dtype=torch.float64, device=device)
-    for rows, real in _shares(np.arange(len(examples)), batch_size):
+    for rows, real in _shares(np.arange(len(examples)), batch_size, distributed.Ranks()):
         batch = examples.batch([(_HELD_OUT_EPOCH, int(row)) for row in rows])
         with torch.no_grad():
             sums = engine(to_device(batch, device))
@@ -70,12 +86,11 @@ def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_siz
 _HELD_OUT_EPOCH = 2**31  # no training run gets there, so held-out masks are never training masks
 
 
-def _shares(order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+def _shares(order: np.ndarray, batch_size: int, team: Team) -> Iterator[tuple[np.ndarray, int]]:
     """This rank's batches as (rows, how many of them count): all ranks run the same number of forward passes.
 
     ZeRO-3 gathers parameters in every forward pass, so a rank that has nothing left repeats a row that counts nothing.
     """
-    world, rank = distributed.world_size(), distributed.rank()
-    for start in range(0, len(order), batch_size * world):
-        rows = order[start : start + batch_size * world][rank::world]
+    for start in range(0, len(order), batch_size * team.size):
+        rows = order[start : start + batch_size * team.size][team.rank :: team.size]
         yield (rows, len(rows)) if len(rows) else (order[:1], 0)

@@ -184,7 +184,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise InputError(folder, "is missing, expected a directory of adapted weights")
     if not file.is_file():
-        raise InputError(folder, f"holds no {MANIFEST}, expected adapted weights that recyclable wrote")
+        wanted = "expected adapted weights that recyclable wrote; `recyclable store add` takes in others'"
+        raise InputError(folder, f"holds no {MANIFEST}, {wanted}")
     content = read_json(file)
     if (folder / SEAL).is_file() and (folder / SEAL).read_bytes() != (sha256_file(file) + "\n").encode():
         raise InputError(file, CHANGED)

@@ -27,14 +27,16 @@ def subtract(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     return tuned.float() - base.float()
 
 
-def interpolate(first: torch.Tensor, second: torch.Tensor, mu: float) -> torch.Tensor:
-    """(1 - mu) first + mu second, rounded to the first's dtype; both ends are exact."""
-    return torch.lerp(first.float(), second.float(), mu).to(first.dtype)
+def weighted(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.Tensor:
+    """sum_i factors[i] tensors[i] of one shape, in fp32: a sum of differences, or with (1 - mu, mu) an interpolation.
 
-
-def total(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum of differences of one shape, in fp32."""
-    return torch.stack([delta.float() for delta in deltas]).sum(0)
+    A tensor whose factor is 1 is exact where it is the only one whose factor is not 0.
+    """
+    summed = torch.zeros(tensors[0].shape)
+    for tensor, factor in zip(tensors, factors, strict=True):
+        if factor != 0:
+            summed.add_(tensor.float(), alpha=factor)
+    return summed
 
 
 def ties(deltas: Sequence[torch.Tensor], thresholds: Sequence[float]) -> torch.Tensor:

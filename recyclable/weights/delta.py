@@ -25,7 +25,7 @@ from recyclable.weights.algebra import add, from_one_bit, low_rank, one_bit, sub
 from recyclable.weights.checkpoint_files import DTYPES, Ranged, SafetensorsFile
 from recyclable.weights.differences import Differences
 from recyclable.weights.digest import Digested, element_pieces, in_threads
-from recyclable.weights.files import SafetensorsWriter, write_in_pieces, write_tensors
+from recyclable.weights.files import Layout, SafetensorsWriter, write_in_pieces
 from recyclable.weights.team import ALONE, Team
 
 CODECS = ("exact", "bf16", "lowrank", "1bit")
@@ -164,7 +164,7 @@ class Delta:
 def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec, team: Team = ALONE) -> None:
     """Store the differences of `tuned` from `base`, whose tensors bear the same names and shapes; a collective.
 
-    exact and bf16 work in pieces of a few MiB that the team shares out, lowrank and 1bit tensor by tensor on rank 0.
+    The team shares the work out: exact and bf16 in pieces of a few MiB, lowrank and 1bit tensor by tensor.
     """
     names = sorted(tuned.names)
     dtypes = {name: tuned.stored(name).dtype for name in names}
@@ -177,12 +177,15 @@ def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec, team: Tea
     elif codec.name == "bf16":
         layout = {name: (torch.bfloat16, tuned.shape(name)) for name in names}
         write_in_pieces(path, layout, lambda *piece: _difference(tuned, base, *piece).bfloat16(), metadata, team)
-    elif team.rank == 0:
-        parts: dict[str, torch.Tensor] = {}
-        for name in names:
-            shape = tuned.shape(name)
-            parts.update(_compress(name, _difference(tuned, base, name).view(shape), codec))
-        write_tensors(path, parts, metadata)
+    else:
+        layouts = {name: _parts(name, tuned.shape(name), codec) for name in names}
+        layout = {part: form for parts in layouts.values() for part, form in parts.items()}
+        writer = SafetensorsWriter(path, layout, metadata, team)
+        for name in names[team.rank :: team.size]:
+            values = _compress(_difference(tuned, base, name).view(tuned.shape(name)), codec, len(layouts[name]))
+            for (part, (dtype, _)), tensor in zip(layouts[name].items(), values, strict=True):
+                writer.write(part, tensor.to(dtype))
+        writer.close()
 
 
 def write_differences(path: Path, differences: Differences) -> None:
@@ -195,14 +198,25 @@ def _difference(tuned: Ranged, base: Ranged, name: str, start: int = 0, stop: in
     return subtract(tuned.read(name, start, stop), base.read(name, start, stop))
 
 
-def _compress(name: str, difference: torch.Tensor, codec: Codec) -> dict[str, torch.Tensor]:
-    if difference.dim() == 2 and codec.name == "1bit":
-        signs, scales = one_bit(difference)
-        return {name + _SIGNS: signs, name + _SCALES: scales, name + _SHAPE: torch.tensor(difference.shape)}
-    if difference.dim() == 2 and codec.rank * sum(difference.shape) < difference.numel():
-        left, right = low_rank(difference, codec.rank)
-        return {name + _LEFT: left.bfloat16().contiguous(), name + _RIGHT: right.bfloat16().contiguous()}
-    return {name: difference.bfloat16()}
+def _parts(name: str, shape: tuple[int, ...], codec: Codec) -> Layout:
+    """What lowrank and 1bit store of a difference."""
+    if len(shape) == 2 and codec.name == "1bit":
+        rows, columns = shape
+        signs, scales = (torch.uint8, (rows, -(-columns // 8))), (torch.float32, (rows,))
+        return {name + _SIGNS: signs, name + _SCALES: scales, name + _SHAPE: (torch.int64, (2,))}
+    if len(shape) == 2 and codec.rank * sum(shape) < math.prod(shape):
+        rows, columns = (shape[0], codec.rank), (codec.rank, shape[1])
+        return {name + _LEFT: (torch.bfloat16, rows), name + _RIGHT: (torch.bfloat16, columns)}
+    return {name: (torch.bfloat16, shape)}
+
+
+def _compress(difference: torch.Tensor, codec: Codec, parts: int) -> tuple[torch.Tensor, ...]:
+    """The values of a difference's parts, in the order of `_parts`."""
+    if parts == 1:
+        return (difference,)
+    if codec.name == "lowrank":
+        return low_rank(difference, codec.rank)
+    return (*one_bit(difference), torch.tensor(difference.shape))
 
 
 def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str, str], team: Team) -> None:

@@ -1,11 +1,11 @@
-"""What can be done to differences before they are added to a base: sum, prune, drop, scale, align; composed lazily.
+"""What can be done to differences before they are added: sum, prune, drop, scale, align, permute; composed lazily.
 
 Everything here, like `weights.delta.Delta`, answers for any range of elements without holding a whole tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ class Differences(Protocol):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor: ...
 
 
-class _Changed:
+class Changed:
     """Differences made from others; names and shapes stay."""
 
     def __init__(self, inner: Differences) -> None:
@@ -43,7 +43,7 @@ class _Changed:
         return self.inner.shape(name)
 
 
-class Total(_Changed):
+class Total(Changed):
     """The sum of several."""
 
     def __init__(self, several: Sequence[Differences]) -> None:
@@ -52,7 +52,7 @@ class Total(_Changed):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """fp32."""
-        return algebra.total([each.read(name, start, stop) for each in self.several])
+        return algebra.weighted([each.read(name, start, stop) for each in self.several], [1.0] * len(self.several))
 
 
 class Ties(Total):
@@ -74,7 +74,7 @@ class Ties(Total):
         return algebra.ties([each.read(name, start, stop) for each in self.several], self._thresholds[name])
 
 
-class Dare(_Changed):
+class Dare(Changed):
     """DARE (arXiv 2311.03099): elements dropped at random, the others made up for it."""
 
     def __init__(self, inner: Differences, rate: float, seed: int) -> None:
@@ -86,22 +86,27 @@ class Dare(_Changed):
         return algebra.dare(self.inner.read(name, start, stop), self.rate, self.seed, name, start)
 
 
-class Scaled(_Changed):
-    """Times a strength, except for tensors that are left out, which stay zero."""
+class Scaled(Changed):
+    """Each tensor times a strength of its own; at 0 it is not read.
 
-    def __init__(self, inner: Differences, scale: float, left_out: frozenset[str] = frozenset()) -> None:
+    Args:
+        scales: tensor -> strength; tensors that are not named stay as they are.
+    """
+
+    def __init__(self, inner: Differences, scales: Mapping[str, float]) -> None:
         super().__init__(inner)
-        self.scale, self.left_out = scale, left_out
+        self.scales = scales
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """fp32."""
-        if name in self.left_out:
+        scale = self.scales.get(name, 1.0)
+        if scale == 0:
             stop = torch.Size(self.shape(name)).numel() if stop is None else stop
             return torch.zeros(stop - start)
-        return self.inner.read(name, start, stop) * self.scale
+        return self.inner.read(name, start, stop) * scale
 
 
-class Aligned(_Changed):
+class Aligned(Changed):
     """Rows of embeddings and LM heads moved to where the new vocabulary has their tokens; new tokens' rows are zero.
 
     Args:
@@ -122,16 +127,46 @@ class Aligned(_Changed):
         """fp32."""
         if name not in self.aligned:
             return self.inner.read(name, start, stop)
-        width = torch.Size(self.shape(name)[1:]).numel()
-        stop = len(self.rows) * width if stop is None else stop
+        return _from_rows(self.inner, name, self.rows, start, stop)
+
+
+class Permuted(Changed):
+    """Rows or columns of some tensors in another order.
+
+    Args:
+        rows, columns: tensor -> int64, for each row (column) here the one there.
+    """
+
+    def __init__(self, inner: Differences, rows: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]) -> None:
+        super().__init__(inner)
+        self.rows, self.columns = rows, columns
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32."""
+        if name in self.rows:
+            return _from_rows(self.inner, name, self.rows[name], start, stop)
+        if name not in self.columns:
+            return self.inner.read(name, start, stop)
+        rows, width = self.shape(name)
+        stop = rows * width if stop is None else stop
         first, last = start // width, -(-stop // width)
-        result = torch.zeros(last - first, width)
-        for at, old, count in _runs(self.rows[first:last]):
-            for some in range(0, count, step := max(1, PIECE // (4 * width))):
-                end = min(some + step, count)
-                part = self.inner.read(name, (old + some) * width, (old + end) * width)
-                result[at + some : at + end] = part.view(-1, width)
-        return result.view(-1)[start - first * width : stop - first * width]
+        part = self.inner.read(name, first * width, last * width).view(-1, width)
+        part = part[:, torch.from_numpy(self.columns[name])]
+        return part.reshape(-1)[start - first * width : stop - first * width]
+
+
+def _from_rows(inner: Differences, name: str, rows: np.ndarray, start: int, stop: int | None) -> torch.Tensor:
+    """Elements [start, stop) of the tensor whose rows are these rows of the inner one; row -1 is zeros."""
+    width = torch.Size(inner.shape(name)[1:]).numel()
+    stop = len(rows) * width if stop is None else stop
+    first, last = start // width, -(-stop // width)
+    result = torch.zeros(last - first, width)
+    for at, old, count in _runs(rows[first:last]):
+        for some in range(0, count, step := max(1, PIECE // (4 * width))):
+            end = min(some + step, count)
+            part = inner.read(name, (old + some) * width, (old + end) * width)
+            result[at + some : at + end] = part.view(-1, width)
+    return result.view(-1)[start - first * width : stop - first * width]
 
 
 def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:

@@ -47,7 +47,7 @@ def require_descendant(
             weights.folder,
             f"belongs to base {weights.manifest.base.get('name')!r} ({wanted[:12]}), and {base.folder} ({found}) "
             "does not descend from it by its lineage.json; `recyclable lineage declare` records an upgrade made "
-            "elsewhere, allow_unrelated=true uses them all the same",
+            "elsewhere, allow_unrelated (--allow-unrelated) uses them all the same",
         )
     return found, related or "unrelated"
 

@@ -8,7 +8,6 @@ difference and is added; a tensor it lacks (classifier, fresh pooler) is copied 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 
@@ -21,13 +20,8 @@ from recyclable.weights.delta import Delta
 from recyclable.weights.differences import Aligned, Dare, Differences, Scaled, Ties, Total
 from recyclable.weights.vocabulary import Rows, align, vocabulary_tensors
 
-
-class Tensors(Protocol):
-    """Canonical name -> tensor; `weights.base.Base` is one."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def __getitem__(self, name: str) -> torch.Tensor: ...
+_OUTPUT_FACTORS = ("lora_B", "lora_embedding_B", "bottleneck_up")
+"""What an adapter's effect is proportional to, by parts of its tensors' names."""
 
 
 def carried(weights: AdaptedWeights, old: Base | None, new: Base, tokenizer: str) -> tuple[Differences, Rows | None]:
@@ -73,7 +67,9 @@ def transformed(
         result = Ties(several, ties)
     if dare is not None:
         result = Dare(result, dare, seed)
-    return Scaled(result, scale, left_out) if scale != 1.0 or left_out else result
+    if scale != 1.0 or left_out:
+        result = Scaled(result, {name: 0.0 if name in left_out else scale for name in result.names})
+    return result
 
 
 def start(
@@ -90,42 +86,54 @@ def start(
     return add(base, differences.read(name, begin, end), dtype=dtype)
 
 
+class AdapterDifferences:
+    """An adapter's tensors as differences, by their names in PEFT's file.
+
+    `modules_to_save` hold full values: where they belong to the base (layer norms), the old base's are subtracted; the
+    adapter's own tensors and the head are what they are.
+
+    Args:
+        base_name_of: PEFT name -> canonical name, of the tensors that belong to the base.
+    """
+
+    def __init__(self, adapter: Ranged, old: Ranged, base_name_of: Mapping[str, str]) -> None:
+        self.adapter, self.old, self.base_name_of = adapter, old, base_name_of
+
+    @property
+    def names(self) -> list[str]:
+        """Sorted."""
+        return sorted(self.adapter.names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The adapter's."""
+        return self.adapter.shape(name)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32."""
+        tensor = self.adapter.read(name, start, stop)
+        if name not in self.base_name_of:
+            return tensor.float()
+        return subtract(tensor, self.old.read(self.base_name_of[name], start, stop))
+
+
+def strength_tensors(weights: AdaptedWeights, differences: AdapterDifferences) -> list[str]:
+    """The tensors of an adapter that its strength multiplies; InputError for a kind that has none."""
+    factors = [name for name in differences.names if set(name.split(".")) & set(_OUTPUT_FACTORS)]
+    if not factors:
+        raise InputError(weights.folder, "is neither a LoRA nor a bottleneck adapter: it has no strength")
+    return [*factors, *differences.base_name_of]
+
+
 def start_adapter(
-    old: Ranged, new: Ranged, adapter: Ranged, name: str, base_name: str, begin: int, end: int
+    new: Ranged, differences: Differences, name: str, base_name: str | None, begin: int, end: int
 ) -> torch.Tensor:
-    """Elements [begin, end) of one of an adapter's tensors on the new base, flat, fp32; see `outdated_adapter`.
+    """Elements [begin, end) of one of an adapter's tensors on the new base, flat, fp32.
 
     Args:
-        base_name: the canonical name that the tensor would have in the base.
+        differences: `AdapterDifferences`, or made from them.
+        base_name: the base's tensor that it is a difference from, if any.
     """
-    tensor = adapter.read(name, begin, end)
-    if base_name not in old or base_name not in new:
-        return tensor.float()
-    shift = subtract(tensor, old.read(base_name, begin, end))
-    return add(new.read(base_name, begin, end), shift, dtype=torch.float32)
-
-
-def outdated_adapter(
-    old: Tensors, new: Tensors, adapter: Mapping[str, torch.Tensor], base_name_of: Mapping[str, str]
-) -> dict[str, torch.Tensor]:
-    """An adapter's weights on the new base.
-
-    `modules_to_save` hold full values: where they belong to the base (layer norms), what the upgrade changed is
-    added; the adapter's own tensors and the head go over verbatim.
-
-    Args:
-        adapter: PEFT name -> tensor.
-        base_name_of: PEFT name -> canonical name it would have in the base.
-    """
-    for name, tensor in adapter.items():
-        if (base_name := base_name_of[name]) in old and base_name in new and new[base_name].shape != tensor.shape:
-            shape = tuple(new[base_name].shape)
-            raise InputError(
-                name, f"is {tuple(tensor.shape)} in the adapter, {shape} in the new base: cannot be carried"
-            )
-    return {
-        name: add(new[base_name], subtract(tensor, old[base_name]))
-        if (base_name := base_name_of[name]) in old and base_name in new
-        else tensor
-        for name, tensor in adapter.items()
-    }
+    difference = differences.read(name, begin, end)
+    if base_name is None:
+        return difference
+    return add(new.read(base_name, begin, end), difference, dtype=torch.float32)

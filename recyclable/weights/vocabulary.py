@@ -47,6 +47,16 @@ class Rows:
     dropped: tuple[str, ...]
     """Tokens that only the old one has, by row."""
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether both vocabularies have the same tokens in the same rows."""
+        rows = np.flatnonzero(self.old_row >= 0)
+        return not self.added and not self.dropped and bool((self.old_row[rows] == rows).all())
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Tokens that came and went, for JSON."""
+        return {"added": list(self.added), "dropped": list(self.dropped)}
+
     def __str__(self) -> str:
         def some(tokens: tuple[str, ...]) -> str:
             return f"{len(tokens)}" + (f" ({', '.join(tokens[:5])}{', ...' * (len(tokens) > 5)})" if tokens else "")

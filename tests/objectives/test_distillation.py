@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
 from recyclable.objectives.distillation import Distillation, kd_sum, patient_sum
@@ -116,6 +118,68 @@ def test_patient_loss_is_half_the_mse_of_first_tokens_without_the_last_layer() -
     got = patient(torch.tensor(student), torch.tensor(teacher))
     difference = (student - teacher)[:3, :, 0, :]
     assert got.item() / 5 == pytest.approx(0.5 * (difference**2).mean(), rel=1e-5)
+
+
+# Rounded inputs -> the norm-wise relative error that a loss and its gradient may have.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def error(found: torch.Tensor, exact: torch.Tensor, floor: float = 1.0) -> float:
+    """Norm-wise, relative; below `floor` as if it were that large."""
+    assert found.isfinite().all()
+    return ((found.double() - exact).norm() / max(exact.norm(), floor)).item()
+
+
+def value_and_gradient(loss, student: torch.Tensor, *others: object) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = student.clone().requires_grad_()
+    value = loss(leaf, *others)
+    (0.37 * value).backward()  # an upstream gradient that is not 1
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(shape=st.tuples(st.integers(0, 9), st.integers(1, 7), st.integers(1, 70)), seed=st.integers(0, 1000))
+def test_patient_loss_and_gradient_are_those_of_float64_on_the_same_inputs(dtype, shape, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(shape, generator=random, dtype=torch.float64).mul(9).to(dtype) for _ in range(2))
+    value, gradient = value_and_gradient(patient_sum, student, teacher)
+    difference = student.double() - teacher.double()
+    each = shape[1] * shape[2]
+    assert error(value, (difference**2).sum() / 2 / each) <= TOLERANCE[dtype]
+    assert error(gradient * each, 0.37 * difference, 0.01) <= TOLERANCE[dtype] and gradient.dtype == dtype
+
+
+def exact_kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL and its gradient from the definitions, in float64."""
+    student, teacher = (z.double() / temperature for z in (student, teacher))
+    log_q, log_p = (z - z.logsumexp(-1, keepdim=True) for z in (student, teacher))
+    return (log_p.exp() * (log_p - log_q)).sum(), (log_q.exp() - log_p.exp()) * (0.37 / temperature)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(
+    shape=st.tuples(st.integers(0, 9), st.integers(2, 40)),
+    temperature=st.floats(0.5, 20),
+    largest=st.floats(0.01, 30),
+    seed=st.integers(0, 1000),
+)
+def test_kd_and_its_gradient_are_those_of_float64_on_the_same_inputs(
+    dtype, shape, temperature: float, largest: float, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    student, teacher = ((torch.rand(shape, generator=random) * 2 - 1).mul(largest).to(dtype) for _ in range(2))
+    value, gradient = value_and_gradient(kd_sum, student, teacher, temperature)
+    exact_value, exact_gradient = exact_kd(student, teacher, temperature)
+    assert error(value, exact_value) <= TOLERANCE[dtype]
+    assert error(gradient, exact_gradient, 0.01) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("largest", [100.0, 1e3, 1e4])
+def test_kd_of_huge_logits_is_finite_and_near_float64(largest: float) -> None:
+    student, teacher = (torch.randn(6, 5, generator=torch.Generator().manual_seed(s)) * largest / 3 for s in (1, 2))
+    value, gradient = value_and_gradient(kd_sum, student, teacher, 4.0)
+    exact_value, exact_gradient = exact_kd(student, teacher, 4.0)
+    assert error(value, exact_value) <= 1e-5 and error(gradient, exact_gradient) <= 1e-4
 
 
 def test_patient_loss_sees_neither_other_tokens_nor_the_last_layer() -> None:

@@ -38,20 +38,21 @@ def test_sums_are_rounded_once(size: int, seed: int, scale: float, of_base: torc
     assert (np.abs(wide(algebra.subtract(delta, base)) - (wide(delta) - wide(base))) <= bound).all()
 
 
-@given(sizes, seeds, st.floats(0, 1))
-def test_interpolation_keeps_its_ends(size: int, seed: int, mu: float) -> None:
-    first, second = draw(seed, size), draw(seed + 1, size)
-    np.testing.assert_allclose(
-        wide(algebra.interpolate(first, second, mu)), (1 - mu) * wide(first) + mu * wide(second), atol=1e-6
-    )
-    assert torch.equal(algebra.interpolate(first, second, 0.0), first)
-    assert torch.equal(algebra.interpolate(first, second, 1.0), second)
+@given(sizes, seeds, st.floats(0, 1), st.sampled_from(DTYPES))
+def test_interpolation_keeps_its_ends(size: int, seed: int, mu: float, dtype: torch.dtype) -> None:
+    first, second = draw(seed, size, dtype=dtype), draw(seed + 1, size, dtype=dtype)
+    found = algebra.weighted([first, second], [1 - mu, mu])
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(wide(found), (1 - mu) * wide(first) + mu * wide(second), atol=1e-6)
+    assert torch.equal(algebra.weighted([first, second], [1, 0]), first.float())
+    assert torch.equal(algebra.weighted([first, second], [0, 1]), second.float())
 
 
-@given(st.integers(1, 5), sizes, seeds)
-def test_a_total_is_the_sum(count: int, size: int, seed: int) -> None:
-    deltas = [draw(seed + i, size, dtype=DTYPES[i % 3]) for i in range(count)]
-    np.testing.assert_allclose(wide(algebra.total(deltas)), sum(wide(d) for d in deltas), atol=1e-5)
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=5), sizes, seeds)
+def test_a_weighted_sum_is_that_of_numpy(factors: list[float], size: int, seed: int) -> None:
+    several = [draw(seed + i, size) for i in range(len(factors))]
+    want = sum(factor * wide(tensor) for factor, tensor in zip(factors, several, strict=True))
+    np.testing.assert_allclose(wide(algebra.weighted(several, factors)), want, atol=1e-4)
 
 
 @given(sizes, seeds, st.floats(0.01, 1), st.integers(1, 50), st.booleans())

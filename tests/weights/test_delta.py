@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.delta import CODECS, Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
-from recyclable.weights.files import write_tensors
+from recyclable.weights.files import SafetensorsWriter, write_tensors
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 SHAPES = {"matrix": (70, 40), "bias": (40,), "large": (1100, 1000), "empty": (0, 3), "scalar": ()}
@@ -89,6 +90,27 @@ def test_codecs_approximate_the_difference(tmp_path: Path) -> None:
     assert best <= found["lowrank"] < 1.05 * best
     assert abs(found["1bit"] - np.sqrt(1 - 2 / np.pi)) < 0.01  # of a normal distribution
     assert sizes["bf16"] < 0.51 and sizes["lowrank"] < 0.12 and sizes["1bit"] < 0.05
+
+
+@pytest.mark.parametrize("codec", ["lowrank", "1bit"])
+def test_a_tensor_is_written_before_the_next_is_read(tmp_path: Path, codec: str, monkeypatch) -> None:
+    tuned, base = make(tmp_path, torch.float32, torch.float32, 0.1)
+    seen: list[str] = []
+    read, write = SafetensorsFile.read_bytes, SafetensorsWriter.write
+
+    def reading(file: SafetensorsFile, name: str, *rest: int):
+        seen.append(name)
+        return read(file, name, *rest)
+
+    def writing(writer: SafetensorsWriter, part: str, *rest) -> None:
+        seen.append(part.partition("::")[0])
+        write(writer, part, *rest)
+
+    monkeypatch.setattr(SafetensorsFile, "read_bytes", reading)
+    monkeypatch.setattr(SafetensorsWriter, "write", writing)
+    write_delta(tmp_path / "d.safetensors", tuned, base, Codec(codec, rank=4))
+    assert [name for name, _ in groupby(seen)] == sorted(SHAPES)
+    assert seen.count("large") == 2 + (2 if codec == "lowrank" else 3)
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def test_rows_follow_their_tokens_in_every_range(data: st.DataObject) -> None:
     ("changed", "wanted"),
     [
         (Total([A, B]), lambda n: A.tensors[n] + B.tensors[n]),
-        (Scaled(A, 0.3), lambda n: A.tensors[n] * 0.3),
-        (Scaled(A, 0.3, frozenset({"words"})), lambda n: A.tensors[n] * 0.3 * (n != "words")),
+        (Scaled(A, {"words": 0.3}), lambda n: A.tensors[n] * (0.3 if n == "words" else 1)),
+        (Scaled(A, {"words": 0.0, "bias": 0.3}), lambda n: A.tensors[n] * 0.3 * (n != "words")),
         (Dare(A, 0.5, 3), lambda n: algebra.dare(A.tensors[n].view(-1), 0.5, 3, n)),
     ],
 )

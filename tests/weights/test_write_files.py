@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recyclable.weights import files
 from recyclable.weights.checkpoint_files import SafetensorsFile, TensorFiles
-from recyclable.weights.files import write_json, write_safetensors, write_tensors
+from recyclable.weights.files import new_directory, write_json, write_safetensors, write_tensors
 
 DTYPES = [
     torch.float32,
@@ -87,3 +88,20 @@ def test_json_replaces_in_one_go(tmp_path: Path) -> None:
     write_json(tmp_path / "f.json", {"a": 2})
     assert json.loads((tmp_path / "f.json").read_text()) == {"a": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_everything_in_a_new_directory_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch) -> None:
+    synced, rename = set(), Path.rename
+    monkeypatch.setattr(files, "sync", lambda path: synced.add(path.name))
+
+    def renaming(aside: Path, folder: Path) -> Path:
+        assert synced == {"config.json", "inner", "weights", aside.name}
+        return rename(aside, folder)
+
+    monkeypatch.setattr(Path, "rename", renaming)
+    with new_directory(tmp_path / "new") as aside:
+        (aside / "inner").mkdir()
+        for name in ("config.json", "inner/weights"):
+            (aside / name).write_text("x")
+        assert synced == set()
+    assert synced > {"config.json"} and (tmp_path / "new" / "inner" / "weights").read_text() == "x"

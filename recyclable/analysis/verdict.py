@@ -1,0 +1,126 @@
+"""The verdict of a probe: what to do with outdated weights, by a rule on what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+Method = Literal["apply", "init", "distill", "both", "scratch"]
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """All of the rule's numbers."""
+
+    keep: float = 0.95
+    """From this share of their worth on, outdated weights are applied as they are."""
+    start: float = 0.5
+    """From this share on they are a start."""
+    teach: float = 0.8
+    """Below this share a start has lost enough for the teacher to be worth its forward passes."""
+    barrier: float = 0.5
+    """Of the loss between knowing nothing and the old model; a higher barrier, and the start is another basin's."""
+    errors: float = 2.0
+    """Standard errors by which the old model must beat knowing nothing to teach anything."""
+
+
+RULE = Thresholds()
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a probe measured; None is what it did not."""
+
+    own: bool
+    """The weights belong to this very base."""
+    old: float | None = None
+    """Score of the outdated weights on their own base."""
+    new: float | None = None
+    """Their score on the new base, unchanged."""
+    floor: float | None = None
+    """Score of knowing nothing: the most frequent class; 0 for a correlation."""
+    old_error: float = 0.0
+    """Standard error of `old` (`standard_error`)."""
+    new_error: float = 0.0
+    barrier: float | None = None
+    """Loss barrier, as a share of the loss between knowing nothing and the old model."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A recommendation."""
+
+    method: Method
+    gain: float | None = None
+    """The score there is to win, over knowing nothing: what the start has before any training, or the teacher knows."""
+    confidence: float | None = None
+    """How often the rule says the same when the scores are drawn anew from their sampling errors."""
+    reason: str = ""
+
+
+def judge(features: Features, rule: Thresholds = RULE) -> Verdict:
+    """What to do with outdated weights.
+
+    Their worth is their score on their own base minus knowing nothing, and what counts is the share that is left on the
+    new base: nearly all of it, apply; most, init; about half or more, both (start and teacher); less, or a barrier on
+    the straight path from the old model, distil; no worth to begin with, start afresh. Without a task there is only the
+    finding that starting from outdated weights costs nothing.
+
+    What this rests on. The order of the methods is the paper's (arXiv 2305.08702): outdated weights stay far above
+    chance and lose more the longer the chain; they are a better start than fresh ones, models before and after an
+    upgrade being connected; a teacher helps where labels are few; both together are best. `keep` is from one chain of
+    our own (docs/chemprot.md, M0 to M1, three seeds on two machines): there 95 to 100% of the worth on test were left,
+    and the few-shot training reported so far ends below the untrained weights. `start`, `teach` and `barrier` are
+    conventions that no measurement supports yet. The rule is not fitted: a fit on at least 20 pairs of base and weights
+    would replace `Thresholds`. `confidence` knows of sampling errors alone (as if those of the two scores were
+    independent), not of how often the rule itself is wrong; from weights alone there is none.
+    """
+    if features.old is None or features.new is None or features.floor is None:
+        method, reason = _without_task(features)
+        return Verdict(method, reason=reason)
+    method, reason = _rule(features, rule)
+    gain = {"scratch": 0.0, "distill": features.old - features.floor}.get(method, features.new - features.floor)
+    return Verdict(method, gain, _confidence(features, method, rule), reason)
+
+
+def _without_task(features: Features) -> tuple[Method, str]:
+    if features.own:
+        return "apply", "The weights were tuned on this very base."
+    return "init", "Nothing but weights was looked at: to start from them costs no more than to start afresh."
+
+
+def _rule(features: Features, rule: Thresholds) -> tuple[Method, str]:
+    worth = features.old - features.floor
+    if worth <= rule.errors * features.old_error or worth <= 0:
+        return "scratch", "On their own base the old weights do not do better than knowing nothing of the task."
+    left = (features.new - features.floor) / worth
+    share = f"{100 * left:.0f}% of what the old weights are worth"
+    if left >= rule.keep:
+        return "apply", f"On the new base, unchanged, {share} is left: there is little for training to bring back."
+    if features.barrier is not None and features.barrier > rule.barrier:
+        return "distill", "A barrier lies between the old model and the new one: no start, but the old one can teach."
+    if left >= rule.teach:
+        return "init", f"{share} is left: a start that labels alone can mend."
+    if left >= rule.start:
+        return "both", f"{share} is left: a start, and the old model still has more to teach."
+    return "distill", f"Only {share} is left on the new base: a poor start, but the old model can teach."
+
+
+def _confidence(features: Features, method: Method, rule: Thresholds) -> float:
+    draw = np.random.default_rng(0)
+    errors = draw.normal(size=(_DRAWS, 2)) * (features.old_error, features.new_error)
+    drawn = (replace(features, old=features.old + old, new=features.new + new) for old, new in errors)
+    return sum(_rule(each, rule)[0] == method for each in drawn) / _DRAWS
+
+
+def standard_error(metric: str, value: float, examples: int) -> float:
+    """Of a score on so many examples: a share's sqrt(p (1 - p) / n), a correlation's (1 - r^2) / sqrt(n - 1).
+
+    For macro F1, which has no such formula, the share's.
+    """
+    if metric in ("pearson", "spearman"):
+        return (1 - value**2) / max(1, examples - 1) ** 0.5
+    return (value * (1 - value) / examples) ** 0.5

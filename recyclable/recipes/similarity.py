@@ -1,0 +1,58 @@
+"""How alike bases work: one base beside its descendants and a control, on the same texts; numbers and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from recyclable import models
+from recyclable.analysis.similarity import Similarity, compare, plot
+from recyclable.data.examples import LabelledTexts
+from recyclable.data.fewshot import limit
+from recyclable.data.tasks import load_task
+from recyclable.errors import InputError
+from recyclable.training import distributed
+from recyclable.weights.base import Base
+from recyclable.weights.fingerprint import tokenizer_digest
+from recyclable.weights.sources import fill
+from recyclable.weights.vocabulary import load_tokenizer
+
+_SEED, _LENGTH, _BATCH = 20, 128, 16
+
+
+def similarity(
+    base: str, others: Mapping[str, str], task: str, *, examples: int = 300, png: Path | None = None
+) -> dict[str, Similarity]:
+    """Title -> how alike that base is to `base`, on the task's training texts; a collective.
+
+    Two models are in memory at a time. A descendant's numbers mean something beside those of an unrelated control.
+
+    Args:
+        others: title -> base, of the same tokenizer, layers and heads.
+        png: where the heat maps are drawn, if anywhere.
+    """
+    opened = {title: Base(models.locate(name)) for title, name in {"": base, **others}.items()}
+    first = opened.pop("")
+    wanted = tokenizer_digest(first)
+    for other in opened.values():
+        if tokenizer_digest(other) != wanted:
+            raise InputError(other.folder, f"has another tokenizer than {first.folder}: no text is the same to both")
+    split = limit(load_task(task).splits["train"], examples, _SEED)
+    length = min(_LENGTH, models.positions(first.folder) or _LENGTH)
+    texts = LabelledTexts(split, load_tokenizer(first.folder), length)
+    shares = np.array_split(np.argsort(texts.lengths, kind="stable"), -(-len(texts) // _BATCH))
+    batches = [texts.batch([(0, int(row)) for row in rows]) for rows in shares]
+    one = _backbone(first)
+    found = {title: compare(one, _backbone(other), batches, distributed.Ranks()) for title, other in opened.items()}
+    if png is not None and distributed.is_main():
+        plot(found, png)
+    return found
+
+
+def _backbone(base: Base) -> nn.Module:
+    model = models.masked_lm(base, "auto", _SEED, None)[0].base_model
+    model.set_attn_implementation("eager")  # the only one that tells its patterns
+    return fill(model).eval().to(distributed.device())
