@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from weights import make_world
+from big_models import make_world
 
 from recyclable.config import make_config
 from recyclable.recipes.probe import ProbeConfig, probe

@@ -12,13 +12,13 @@ smaller ones that are made here. Linux only (/proc).
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
 
 import few_shot
 import numpy as np
+from memory import anonymous_bytes
 
 RANKS, WARM_UP, STEPS = 2, 50, 200
 DS_CONFIG = {
@@ -67,11 +67,6 @@ def one_rank(folder: Path, base: Path, task: Path) -> None:
                 held.append(anonymous_bytes())
     Path(folder, f"{distributed.rank()}.json").write_text(json.dumps(held))
     distributed.shutdown()
-
-
-def anonymous_bytes() -> int:
-    """Resident memory of this process that no file backs."""
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def _command(root: Path, given: Path, source: str) -> int:
     tuned = ["--tuned", str(root / "tuned" if source == "base" else given), "--base", str(base), "--name", "x"]
     put_on = ["apply", "--weights", str(given), "--base", str(root / "base"), "--out", str(given.parent / "made")]
     verb = put_on if source == "store/delta" else ["store", "add", "--store", str(given.parent / "made"), *tuned]
-    ended = subprocess.run([sys.executable, "-m", "recyclable.cli", *verb], capture_output=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-m", "recyclable.cli", *verb], capture_output=True, timeout=600)
     return ended.returncode
 
 

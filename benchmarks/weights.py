@@ -5,7 +5,8 @@
 `apply`: a base of fp32 and an exact delta become a model, every byte verified and the output synced to the disk. The
 usual way is three `from_pretrained`, the sum of their state dicts, `save_pretrained`, and a sync of what it saved; `cat
 cp` is `cat base delta > /dev/null` and `cp --reflink=never` of the output with a sync. Each runs in a fresh process,
-imports left out, inputs in the page cache, nothing else waiting for the disk; the fastest of several. Figures:
+imports left out, inputs in the page cache, nothing else waiting for the disk; the fastest of several. Seconds of
+processors, all threads together, are told beside it: a busy machine hardly stretches these. Figures:
 - `speedup`: seconds of the usual way over ours, 1 GB model; `speedup_before_sync`: as if the usual way need not sync;
 - `vs_cat_cp`: seconds of cat and cp over ours;
 - `peak_mb_above_baseline`: the largest peak of anonymous memory, over all sizes and one huge tensor, above what the
@@ -13,7 +14,7 @@ imports left out, inputs in the page cache, nothing else waiting for the disk; t
 `sharded_start`: see sharded_start.py. `peak_ratio` is a rank's peak above an empty DeepSpeed process until there is an
 optimizer, over 1.3 x model / ranks + 256 MB; `bytes_ratio` is bytes read over the rank's share of base + delta. Of all
 ranks the largest. 1 or less, and 1.2 or less, is what is wanted.
-`fingerprint`: GB/s of one thread, and that over what BLAKE3 alone makes of bytes in memory.
+`fingerprint`: GB per second of one core (processor time), and that over what BLAKE3 alone makes of bytes in memory.
 `flips`, `fuzz`: see store_safety.py.
 """
 
@@ -26,6 +27,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,7 @@ def apply_table(applied: dict[str, Any]) -> str:
 
 def _ways(folder: Path, times: int) -> dict[str, dict[str, float]]:
     """Way -> the least seconds and the largest peak (MB) of several runs; the ways take turns."""
-    files = [str(path) for path in sorted(folder.glob("*/*.safetensors"))]
+    files = [str(path) for name in ("old", "new", "tuned", "weights") for path in (folder / name).glob("*.safetensors")]
     works = {"apply": _apply, "usual": _usual_way, "cat cp": _cat_and_copy}
     runs: dict[str, list[tuple[dict[str, float], float]]] = {way: [] for way in works}
     for _ in range(times):
@@ -133,14 +135,14 @@ def _ways(folder: Path, times: int) -> dict[str, dict[str, float]]:
 
 def _apply(folder: Path) -> dict[str, float]:
     shutil.rmtree(folder / "out", ignore_errors=True)
-    begin = time.perf_counter()
+    taken = _clock()
     apply([folder / "weights"], folder / "new", folder / "out", StartSettings())
-    return {"seconds": time.perf_counter() - begin}
+    return taken()
 
 
 def _usual_way(folder: Path) -> dict[str, float]:
     shutil.rmtree(folder / "usual", ignore_errors=True)
-    begin = time.perf_counter()
+    taken = _clock()
     old, new, tuned = (BertForSequenceClassification.from_pretrained(folder / name) for name in ("old", "new", "tuned"))
     base, weights = old.state_dict(), tuned.state_dict()
     with torch.no_grad():
@@ -150,34 +152,40 @@ def _usual_way(folder: Path) -> dict[str, float]:
             else:
                 tensor.copy_(weights[name])
     new.save_pretrained(folder / "usual")
-    saved = time.perf_counter() - begin
+    before_sync = taken()["seconds"]
     subprocess.run(["sync", folder / "usual" / MODEL], check=True)
-    return {"seconds": time.perf_counter() - begin, "before_sync_s": saved}
+    return {**taken(), "before_sync_s": before_sync}
 
 
 def _cat_and_copy(folder: Path) -> dict[str, float]:
     """What the disk and the kernel alone take."""
     (folder / "copy").unlink(missing_ok=True)
-    begin = time.perf_counter()
+    taken = _clock()
     for command in (
         ["cat", folder / "new" / MODEL, folder / "weights" / DELTA],
         ["cp", "--reflink=never", folder / "out" / MODEL, folder / "copy"],
         ["sync", folder / "copy"],
     ):
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    return {"seconds": time.perf_counter() - begin}
+    return taken()
+
+
+def _clock() -> Callable[[], dict[str, float]]:
+    """A function that tells the seconds since now, of the wall and of processors, children's included."""
+    wall, processors = time.perf_counter(), sum(os.times()[:4])
+    return lambda: {"seconds": time.perf_counter() - wall, "cpu_s": sum(os.times()[:4]) - processors}
 
 
 def measure_hash(base: Base) -> dict[str, float]:
-    """GB/s of fingerprinting with one thread, and over BLAKE3's own speed on leaves in memory; the fastest of three."""
+    """GB per processor second of fingerprinting, and over BLAKE3's own speed in memory; the fastest of three."""
     size, data, ours, own = sum(base.stored(name).nbytes for name in base.names), os.urandom(1 << 26), [], []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()
         Digested(base).tensor_digests(threads=1)
-        ours.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
+        ours.append(time.process_time() - begin)
+        begin = time.process_time()
         blake3(data).digest()
-        own.append(time.perf_counter() - begin)
+        own.append(time.process_time() - begin)
     rate = size / min(ours) / 1e9
     return {"gb_per_s_core": rate, "vs_hash": rate / (len(data) / min(own) / 1e9)}
 

@@ -34,7 +34,7 @@ def add_parsers(verbs: argparse._SubParsersAction) -> None:
     sub.add_argument("--base", required=True, metavar="B", help="the model it will be tuned on")
     sub.add_argument("--examples", type=int, default=200, metavar="N", help="training examples used (default 200)")
 
-    sub = _verb(inner, "show", _show, "task, base, size, loss and scores of one entry")
+    sub = _verb(inner, "show", _show, "task, base and its lineage, size, loss and scores of one entry")
     sub.add_argument("name", metavar="N")
     sub.add_argument("--base", metavar="B", help="say how this base is related to the entry's")
 
@@ -110,7 +110,9 @@ def _show(arguments: argparse.Namespace) -> int:
     from recyclable.weights.store import Store
 
     shown = show(Store(arguments.store), arguments.name, arguments.base)
-    for key, value in shown.items():
+    origin = (shown["recycled_from"] or {}).get("weights")
+    told = {**shown, "lineage": " <- ".join(shown["lineage"]), "recycled_from": origin, "base": None}
+    for key, value in told.items():
         if value is not None:
             print(f"{key:14}{value:.4g}" if isinstance(value, float) else f"{key:14}{value}")
     _end(arguments, shown)

@@ -20,13 +20,15 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "tune", "recycle", "study"])
+@pytest.mark.parametrize("verb", ["pretrain", "tune", "recycle", "study", "probe"])
 def test_every_training_verb_has_a_launch_script(verb):
     assert launch_script(verb).name == f"{verb}.py"
 
 
 def test_a_verb_without_a_script_is_refused():
-    with pytest.raises(InputError, match="fly: has no launch script, expected one of pretrain, recycle, study, tune"):
+    with pytest.raises(
+        InputError, match="fly: has no launch script, expected one of pretrain, probe, recycle, study, tune"
+    ):
         launch_script("fly")
 
 
@@ -42,7 +44,7 @@ def test_a_file_of_ones_own_comes_before_a_shipped_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["7b_zero4", "nowhere/cpu.json", "."])
 def test_an_unknown_config_is_refused_with_the_list_of_shipped_ones(name):
-    with pytest.raises(InputError, match="cpu, cpu_bf16"):
+    with pytest.raises(InputError, match="cpu, cpu_autocast, cpu_bf16"):
         ds_config_path(name)
 
 

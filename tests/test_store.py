@@ -26,6 +26,7 @@ from recyclable.data.tasks import load_task
 from recyclable.recipes.recycle import outdated_model
 from recyclable.weights.adapted import ADAPTER, ADAPTER_CONFIG, AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.sources import fill
 from recyclable.weights.store import VARIABLE, Store
 
@@ -257,6 +258,15 @@ def test_tables_and_json_say_what_is_there(runs: Runs) -> None:
     size = sum(path.stat().st_size for path in Store().path("full").iterdir())
     of_tensors = sum(t.numel() * t.element_size() for t in tensors(world.root / "float32").values())
     assert shown["mb"] == size / 1e6 and shown["compression"] == of_tensors / size
+
+
+def test_the_lineage_of_an_entry_s_base_is_kept_with_it(runs: Runs) -> None:
+    world = runs.world
+    runs.run("store", "add", "--tuned", world.root / "float32", "--base", world.upgraded, "--name", "n")
+    wanted = [f"{base} ({fingerprint(Base(base)).weights[:12]})" for base in (world.upgraded, world.base)]
+    assert runs.json("store", "show", "n")["lineage"] == wanted
+    assert f"{'lineage':14}{wanted[0]} <- {wanted[1]}\n" in runs.run("store", "show", "n")
+    assert runs.json("store", "ls")["entries"][0]["base"] == wanted[0]
 
 
 def test_weights_by_name_wherever_weights_are_taken(runs: Runs) -> None:

@@ -30,6 +30,7 @@ from recyclable.weights.delta import Codec, write_delta, write_differences
 from recyclable.weights.differences import Differences
 from recyclable.weights.files import write_in_pieces
 from recyclable.weights.fingerprint import Fingerprint
+from recyclable.weights.lineage import described
 from recyclable.weights.vocabulary import load_tokenizer
 
 
@@ -182,7 +183,7 @@ def _finish(
         kind="delta" if student.tuning.tuning == "full" else "adapter",
         tuning=student.tuning.model_dump(include=set(TuningSettings.model_fields)),
         task={"name": task.name, "problem": task.problem, "labels": list(task.labels), "digest": task.digest},
-        base={"name": config.base, "fingerprint": student.own.as_dict()},
+        base=described(student.base.folder, config.base, student.own.as_dict()),
         method=method,
         metrics=metrics,
         history=history,

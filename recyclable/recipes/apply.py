@@ -25,6 +25,7 @@ from recyclable.weights.differences import Differences, Scaled, require_alike
 from recyclable.weights.digest import Digested, element_pieces, in_threads
 from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter, new_directory, write_in_pieces, write_json
 from recyclable.weights.fingerprint import Fingerprint, fingerprint, tokenizer_digest
+from recyclable.weights.lineage import described
 from recyclable.weights.provenance import claimed_fingerprint, require_descendant, require_own_base
 from recyclable.weights.starts import AdapterDifferences, carried, start, start_adapter, strength_tensors, transformed
 from recyclable.weights.vocabulary import copy_tokenizer, vocabulary_tensors
@@ -73,7 +74,7 @@ def apply(
     relations = [require_descendant(each, new, allow_unrelated, expected)[1] for each in opened]
     record: dict[str, Any] = {
         "format": 1,
-        "base": {"name": str(base), "fingerprint": expected.as_dict()},
+        "base": described(new.folder, str(base), expected.as_dict()),
         "weights": [_origin(each, relation) for each, relation in zip(opened, relations, strict=True)],
         "settings": {**settings.model_dump(), "seed": seed},
     }

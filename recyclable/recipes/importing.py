@@ -33,6 +33,7 @@ from recyclable.weights.delta import Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
 from recyclable.weights.files import write_safetensors
 from recyclable.weights.fingerprint import OUTPUT_FIELDS, fingerprint
+from recyclable.weights.lineage import described
 from recyclable.weights.provenance import require_own_base
 from recyclable.weights.vocabulary import align
 
@@ -189,6 +190,6 @@ def _task(name: str, problem: str, labels: list[str], task: Task | None) -> dict
 
 def _finish(into: Path, base: Base, base_name: str, task: dict[str, Any], about: dict[str, Any]) -> None:
     settings = {"seed": SEED, "max_length": min(MAX_LENGTH, models.positions(base.folder) or MAX_LENGTH)}
-    recorded = {"name": base_name, "fingerprint": fingerprint(base).as_dict()}
+    recorded = described(base.folder, base_name, fingerprint(base).as_dict())
     manifest = Manifest(task=task, base=recorded, method="import", metrics={}, history=[], settings=settings, **about)
     write_manifest(into, manifest)

@@ -13,10 +13,9 @@ from recyclable.weights.fingerprint import fingerprint
 def show(base: str) -> dict[str, Any]:
     """Fingerprint and ancestors of a base, nearest first; none where its lineage was written for other weights."""
     opened = Base(models.locate(base))
-    own = fingerprint(opened).as_dict()
-    recorded = lineage.read_lineage(opened.folder)
-    known = recorded is not None and recorded["fingerprint"]["weights"] == own["weights"]
-    return {"base": base, "fingerprint": own, "ancestors": recorded["ancestors"] if known else []}
+    own = fingerprint(opened)
+    ancestors = lineage.ancestors(opened.folder, own.weights)
+    return {"base": base, "fingerprint": own.as_dict(), "ancestors": ancestors}
 
 
 def declare(base: str, parent: str) -> dict[str, Any]:

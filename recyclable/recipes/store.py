@@ -45,7 +45,7 @@ def rows(store: Store) -> list[dict[str, Any]]:
             found.append({"name": name, "task": f"damaged: {error}"})
             continue
         row = {key: about[key] for key in ("name", "task", "tuning", "codec", "method", "score")}
-        row.update(base=f"{about['base']['name']} ({about['base']['fingerprint']['weights'][:12]})", mb=about["mb"])
+        row.update(base=about["lineage"][0], mb=about["mb"])
         found.append(row)
     return found
 
@@ -56,8 +56,9 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
     Args:
         base: a base to relate it to; the answer's `relation` is own, recorded, declared or None.
 
-    Returns among others `mb` (10^6 bytes on disk), `compression` (bytes of the tuned weights over those) and `loss`:
-    norm of what the codec lost over the norm of the tuned weights and of their difference from the base.
+    Returns among others `lineage` (its base, then the base's ancestors), `mb` (10^6 bytes on disk), `compression`
+    (bytes of the tuned weights over those) and `loss`: norm of what the codec lost over the norm of the tuned weights
+    and of their difference from the base.
     """
     folder = store.path(name)
     weights = AdaptedWeights(folder, verify=False)
@@ -70,6 +71,7 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
         "problem": manifest.task["problem"],
         "labels": manifest.task["labels"],
         "base": manifest.base,
+        "lineage": [_named(base) for base in (manifest.base, *manifest.base.get("ancestors", ()))],
         "method": manifest.method,
         "tuning": manifest.tuning["tuning"],
         "architecture": manifest.architecture,
@@ -95,6 +97,11 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
         own = fingerprint(opened).weights
         about["relation"] = relation(opened.folder, own, manifest.base["fingerprint"]["weights"])
     return about
+
+
+def _named(base: dict[str, Any]) -> str:
+    claimed = ", declared" if base.get("declared") else ""
+    return f"{base['name']} ({base['fingerprint']['weights'][:12]}{claimed})"
 
 
 def verify(store: Store, names: list[str]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import SafetensorsFile
@@ -52,10 +52,18 @@ class _Fingerprint(TypedDict):
     config: str
 
 
+class _Ancestor(TypedDict):
+    __pydantic_config__ = _OPEN
+    name: str
+    fingerprint: _Fingerprint
+    declared: NotRequired[bool]
+
+
 class _Base(TypedDict):
     __pydantic_config__ = _OPEN
     name: str
     fingerprint: _Fingerprint
+    ancestors: NotRequired[list[_Ancestor]]
 
 
 class _Settings(TypedDict):
@@ -85,7 +93,7 @@ class Manifest:
     task: _Task
     """name, problem, labels and digest of the task."""
     base: _Base
-    """name and fingerprint of the base the weights belong to."""
+    """name, fingerprint and recorded ancestors (nearest first) of the base the weights belong to."""
     method: str
     """`tune`, how the weights were recycled, or `import`: tuned elsewhere."""
     metrics: _Metrics

@@ -143,8 +143,6 @@ class SafetensorsWriter:
         done = 0
         while done < len(data):  # one call writes 2 GiB at most
             done += os.pwrite(self._file, data[done : done + (1 << 30)], place + done)
-        if hasattr(os, "posix_fadvise"):  # Linux begins to write to the disk now, and `close` has less to wait for
-            os.posix_fadvise(self._file, place, len(data), os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Flush to the disk and rename; what was never written is zeros."""

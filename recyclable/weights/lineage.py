@@ -28,14 +28,24 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     return lineage
 
 
-def ancestors_for_child(parent: Path, name: str, parent_fingerprint: dict[str, str]) -> list[dict[str, Any]]:
-    """The ancestors a child of `parent` has: the parent first, then the parent's own.
+def ancestors(folder: Path, own_weights: str) -> list[dict[str, Any]]:
+    """The recorded ancestors of the base in `folder`, nearest first; none for a root.
 
-    A lineage that was written for other weights than the parent's says nothing about it.
+    A lineage that was written for other weights than the base's own says nothing about it.
     """
-    lineage = read_lineage(parent)
-    known = lineage is not None and lineage["fingerprint"]["weights"] == parent_fingerprint["weights"]
-    return [{"name": name, "fingerprint": parent_fingerprint}, *(lineage["ancestors"] if known else [])]
+    lineage = read_lineage(folder)
+    return lineage["ancestors"] if lineage is not None and lineage["fingerprint"]["weights"] == own_weights else []
+
+
+def described(folder: Path, name: str, fingerprint: dict[str, str]) -> dict[str, Any]:
+    """What a manifest says of the base in `folder`: name, fingerprint, recorded ancestors."""
+    return {"name": name, "fingerprint": fingerprint, "ancestors": ancestors(folder, fingerprint["weights"])}
+
+
+def ancestors_for_child(parent: Path, name: str, parent_fingerprint: dict[str, str]) -> list[dict[str, Any]]:
+    """The ancestors a child of `parent` has: the parent first, then the parent's own."""
+    own = {"name": name, "fingerprint": parent_fingerprint}
+    return [own, *ancestors(parent, parent_fingerprint["weights"])]
 
 
 def relation(folder: Path, own_weights: str, ancestor_weights: str) -> str | None:
@@ -46,11 +56,8 @@ def relation(folder: Path, own_weights: str, ancestor_weights: str) -> str | Non
     """
     if own_weights == ancestor_weights:
         return "own"
-    lineage = read_lineage(folder)
-    if lineage is None or lineage["fingerprint"]["weights"] != own_weights:
-        return None
     kind = "recorded"
-    for ancestor in lineage["ancestors"]:
+    for ancestor in ancestors(folder, own_weights):
         if ancestor.get("declared"):
             kind = "declared"
         if ancestor["fingerprint"]["weights"] == ancestor_weights:
@@ -67,9 +74,8 @@ def declare(child: Base, parent: Base, parent_name: str) -> dict[str, Any]:
     own, of_parent = fingerprint(child), fingerprint(parent)
     if own.weights == of_parent.weights:
         raise InputError(child.folder, f"has the same weights as {parent.folder} ({own}): nothing to declare")
-    found = read_lineage(child.folder)
-    if found is not None and found["fingerprint"]["weights"] == own.weights:
-        raise InputError(child.folder / FILE, f"says already that it comes from {found['ancestors'][0]['name']!r}")
+    if known := ancestors(child.folder, own.weights):
+        raise InputError(child.folder / FILE, f"says already that it comes from {known[0]['name']!r}")
     problems = [f"{n} only in one" for n in sorted(set(child.names) ^ set(parent.names))]
     for name in sorted(set(child.names) & set(parent.names)):
         new, old = child.shape(name), parent.shape(name)
@@ -77,8 +83,8 @@ def declare(child: Base, parent: Base, parent_name: str) -> dict[str, Any]:
             problems.append(f"{name} is {new}, the parent's {old}")
     if problems:
         raise InputError(child.folder, f"cannot descend from {parent.folder}: {'; '.join(problems)}")
-    ancestors = ancestors_for_child(parent.folder, parent_name, of_parent.as_dict())
-    ancestors[0]["declared"] = True
-    record = {"format": 1, "fingerprint": own.as_dict(), "ancestors": ancestors}
+    line = ancestors_for_child(parent.folder, parent_name, of_parent.as_dict())
+    line[0]["declared"] = True
+    record = {"format": 1, "fingerprint": own.as_dict(), "ancestors": line}
     write_json(child.folder / FILE, record)
     return record

@@ -226,7 +226,7 @@ def test_predictions_are_complete_and_in_order_for_any_size_and_number_of_ranks(
         engine = Engine()
         found = predict(engine, examples, batch_size)
         calls.append(engine.calls)
-    assert len(ranks.sent) == world
+    assert len(ranks.sent) == (world if world > 1 else 0), "every rank sends its share once, one alone sends nothing"
     np.testing.assert_array_equal(found, expected_of(examples))
     assert len(set(calls)) == 1, "under ZeRO-3 a rank that runs fewer forward passes leaves the others waiting"
 
