@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import time
 from pathlib import Path
 
 import blake3
@@ -102,8 +103,9 @@ def test_a_failure_in_a_thread_is_raised_and_ends_the_rest() -> None:
     def work(i: int) -> None:
         if i == 3:
             raise ValueError("three")
+        time.sleep(0.01)  # tasks that are over before the first failure is seen could not be stopped
         done.append(i)
 
     with pytest.raises(ValueError, match="three"):
-        in_threads(work, range(100_000))
-    assert len(done) < 99_999
+        in_threads(work, range(2_000))
+    assert len(done) < 1_999
