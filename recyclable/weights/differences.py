@@ -5,7 +5,9 @@ Everything here, like `weights.delta.Delta`, answers for any range of elements w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -62,15 +64,17 @@ class Ties(Total):
         super().__init__(several)
         self.density = density
         self._thresholds: dict[str, list[float]] = {}
+        self._finding: defaultdict[str, Lock] = defaultdict(Lock)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """fp32; the first read of a tensor passes over all of it to find the threshold."""
-        if name not in self._thresholds:
-            pieces = element_pieces({name: self.shape(name)})
-            self._thresholds[name] = [
-                algebra.magnitude_threshold(lambda each=each: (each.read(*piece) for piece in pieces), self.density)
-                for each in self.several
-            ]
+        with self._finding[name]:  # threads that read one tensor's pieces wait for the one that is at it
+            if name not in self._thresholds:
+                pieces = element_pieces({name: self.shape(name)})
+                self._thresholds[name] = [
+                    algebra.magnitude_threshold(lambda each=each: (each.read(*piece) for piece in pieces), self.density)
+                    for each in self.several
+                ]
         return algebra.ties([each.read(name, start, stop) for each in self.several], self._thresholds[name])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from recyclable.errors import InputError
 from recyclable.weights import algebra
 from recyclable.weights.differences import Aligned, Dare, Scaled, Ties, Total, require_alike
+from recyclable.weights.digest import in_threads
 
 
 class Plain:
@@ -78,3 +80,19 @@ def test_differences_of_other_shapes_are_not_summed() -> None:
     other.names = ["words"]
     with pytest.raises(InputError, match="second: cannot be summed with first: bias is in only one"):
         require_alike([A, other], ["first", "second"])
+
+
+def test_threads_that_prune_one_tensor_find_its_threshold_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def slow(*arguments):
+        found.append(arguments)
+        time.sleep(0.05)
+        return magnitude_threshold(*arguments)
+
+    magnitude_threshold = algebra.magnitude_threshold
+    monkeypatch.setattr(algebra, "magnitude_threshold", slow)
+    ties = Ties([A, B], 0.3)
+    parts = in_threads(lambda row: ties.read("words", 7 * row, 7 * row + 7), range(40), threads=4)
+    assert len(found) == len(ties.several)
+    torch.testing.assert_close(torch.cat(parts), ties.read("words"), rtol=0, atol=0)
