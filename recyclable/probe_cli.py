@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from recyclable import rank
 from recyclable.config import make_config
@@ -36,10 +35,7 @@ def rank_main(argv: list[str]) -> int:
         distributed.init()
         _probe(arguments)
 
-    try:
-        return rank.guarded(work, speaks=os.environ.get("RANK", "0") == "0")
-    finally:
-        distributed.shutdown()
+    return rank.one_of_ranks(work)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

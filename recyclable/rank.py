@@ -80,6 +80,13 @@ def rank_main(verb: str, argv: list[str]) -> int:
             if arguments.json:
                 print(json.dumps(result, default=str), flush=True)
 
+    return one_of_ranks(work)
+
+
+def one_of_ranks(work: Callable[[], Any]) -> int:
+    """As `guarded`, on one of several ranks, whose process group is left at the end."""
+    from recyclable.training import distributed
+
     try:
         return guarded(work, speaks=os.environ.get("RANK", "0") == "0")
     finally:

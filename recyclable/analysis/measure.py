@@ -1,7 +1,8 @@
-"""Loss and scores of one model on labelled examples, by this process alone."""
+"""Loss and scores on labelled examples: of predictions, and of one model by this process alone."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,5 +25,14 @@ def measure(model: nn.Module, examples: LabelledTexts, problem: Problem) -> dict
     """
     device = next(model.parameters()).device
     logits = predict(LabelledTask(model), examples, BATCH, device, ALONE)
-    loss = task_sum(torch.from_numpy(logits), examples.labels) / len(examples)
-    return {"loss": float(loss), **score(problem, logits, examples.labels.numpy())}
+    return loss_and_scores(logits, examples.labels, problem)
+
+
+def loss_and_scores(predictions: np.ndarray, labels: torch.Tensor, problem: Problem) -> dict[str, float]:
+    """`loss` and the scores of predictions [N, C] against labels [N]."""
+    return {"loss": mean_loss(predictions, labels), **score(problem, predictions, labels.numpy())}
+
+
+def mean_loss(predictions: np.ndarray, labels: torch.Tensor) -> float:
+    """Mean cross-entropy, or squared error, of predictions [N, C] against labels [N]."""
+    return float(task_sum(torch.from_numpy(predictions), labels)) / len(labels)

@@ -13,19 +13,18 @@ from torch import nn
 
 from recyclable import models
 from recyclable.analysis.connectivity import barrier, connectivity, path_points, shapes
-from recyclable.analysis.measure import measure
+from recyclable.analysis.measure import loss_and_scores, measure
 from recyclable.analysis.points import measured
 from recyclable.analysis.similarity import compare
 from recyclable.analysis.verdict import Features, standard_error
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.fewshot import limit
-from recyclable.data.metrics import main_metric, score
+from recyclable.data.metrics import main_metric
 from recyclable.data.tasks import Split, Task, load_task
 from recyclable.errors import InputError
-from recyclable.objectives.labelled import task_sum
 from recyclable.recipes.recycle import outdated_model, require_same_labels
 from recyclable.training import distributed
-from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.adapted import AdaptedWeights, require_same_tuning
 from recyclable.weights.base import Base
 from recyclable.weights.digest import sha256_json
 from recyclable.weights.fingerprint import tokenizer_digest
@@ -153,9 +152,7 @@ def prepare(config: ProbeConfig, weights: AdaptedWeights, old: Base, new: Base, 
         if claimed_relation(to, new) != "own":
             raise InputError(to.folder, f"was tuned on {to.manifest.base['name']!r}, expected weights of {new.folder}")
         require_same_labels(to, task)
-        found, wanted = (w.manifest.tuning if w.is_adapter else "full" for w in (to, weights))
-        if found != wanted:
-            raise InputError(to.folder, f"its tuning is {found}, expected {wanted}: no path leads there")
+        require_same_tuning(to, weights, ": no path leads there")
     split = limit(task.splits[SPLIT], config.examples, weights.manifest.settings["seed"])
     return Trial(weights, old, new, task, split, config.points, to, own)
 
@@ -204,8 +201,7 @@ def knowing_nothing(task: Task, split: Split) -> dict[str, float]:
     else:
         constant = np.array([np.mean(task.splits["train"].labels)])
     predicted = np.tile(constant, (len(split), 1))
-    loss = float(task_sum(torch.from_numpy(predicted), labels)) / len(split)
-    return {"loss": loss, **score(task.problem, predicted, split.labels)}
+    return loss_and_scores(predicted, labels, task.problem)
 
 
 def _texts(split: Split, weights: AdaptedWeights, base: Base) -> LabelledTexts:

@@ -26,7 +26,7 @@ from recyclable.recipes.training_free import (
 )
 from recyclable.training import distributed, rundir
 from recyclable.training.engine import materialize
-from recyclable.weights.adapted import AdaptedWeights, read_manifest
+from recyclable.weights.adapted import AdaptedWeights, read_manifest, require_same_tuning
 from recyclable.weights.base import Base
 from recyclable.weights.differences import Scaled
 from recyclable.weights.fingerprint import tokenizer_digest
@@ -174,9 +174,7 @@ def _second(config: RecycleConfig, weights: AdaptedWeights) -> tuple[AdaptedWeig
         return None
     second, base = AdaptedWeights(find(config.second_weights, config.store)), Base(models.locate(config.second_base))
     require_own_base(second, base)
-    found, wanted = (w.manifest.tuning if w.is_adapter else "full" for w in (second, weights))
-    if found != wanted:
-        raise InputError(second.folder, f"its tuning is {found}, expected {wanted}")
+    require_same_tuning(second, weights)
     require_same_labels(second, _task_of(weights))
     _require_same_shapes(base, Base(models.locate(config.old_base)))
     return second, base

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from recyclable import models
 from recyclable.analysis import layers, projection, strength
+from recyclable.analysis.measure import BATCH, mean_loss
 from recyclable.config import RecycleConfig
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.fewshot import k_shot, limit
 from recyclable.data.tasks import Task
 from recyclable.errors import InputError
-from recyclable.objectives.labelled import LabelledTask, task_sum
+from recyclable.objectives.labelled import LabelledTask
 from recyclable.training import distributed
 from recyclable.training.evaluation import predict
-from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.adapted import AdaptedWeights, require_same_tuning
 from recyclable.weights.base import Base
 from recyclable.weights.differences import Differences, Scaled
 from recyclable.weights.provenance import refuse_early, require_own_base
@@ -28,8 +28,6 @@ from recyclable.weights.sources import fill
 from recyclable.weights.starts import strength_tensors
 from recyclable.weights.store import find
 from recyclable.weights.vocabulary import load_tokenizer
-
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ def known_tasks(config: RecycleConfig, weights: AdaptedWeights, old: Base, new: 
         one = KnownTask(*(AdaptedWeights(find(name, config.store), verify=False) for name in names))
         for each, base in ((one.old, old), (one.new, new)):
             refuse_early(each, base)
-            found, wanted = (w.manifest.tuning if w.is_adapter else "full" for w in (each, weights))
-            if found != wanted:
-                raise InputError(each.folder, f"its tuning is {found}, expected {wanted} as of {weights.folder}")
+            require_same_tuning(each, weights, f" as of {weights.folder}")
         of_old, of_new = ({k: w.manifest.task[k] for k in ("name", "labels")} for w in (one.old, one.new))
         if of_old != of_new:
             raise InputError(f"project_from.{place}", f"found weights of {of_old} and of {of_new}, expected one task's")
@@ -152,8 +148,7 @@ class Trials:
     def loss(self, examples: LabelledTexts, scales: Mapping[str, float]) -> float:
         """Mean loss on texts that are shared out to the ranks; a collective."""
         self.fill(Scaled(self.differences, scales))
-        logits = predict(self.objective, examples, _BATCH, distributed.device())
-        return float(task_sum(torch.from_numpy(logits), examples.labels)) / len(examples)
+        return mean_loss(predict(self.objective, examples, BATCH, distributed.device()), examples.labels)
 
     def strengths(self, examples: LabelledTexts, by_layer: bool) -> tuple[dict[str, float], dict[str, Any]]:
         """The best strength of every tensor that has one, and what the manifest says of the search; a collective.

@@ -174,6 +174,13 @@ class AdaptedWeights:
         return self._files[file].items()
 
 
+def require_same_tuning(weights: AdaptedWeights, other: AdaptedWeights, hint: str = "") -> None:
+    """InputError where weights were not tuned as the others were: an adapter of the same settings, or in full."""
+    found, wanted = (each.manifest.tuning if each.is_adapter else "full" for each in (weights, other))
+    if found != wanted:
+        raise InputError(weights.folder, f"its tuning is {found}, expected {wanted}{hint}")
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Complete a directory: digests of its weight files, then the manifest, which marks it as whole."""
     files = {name: file_digest(folder / name) for name in sorted(_FILES[manifest.kind])}
