@@ -23,6 +23,7 @@ from recyclable.data.metrics import main_metric
 from recyclable.data.tasks import Split, Task, load_task
 from recyclable.errors import InputError
 from recyclable.recipes.recycle import outdated_model, require_same_labels
+from recyclable.recipes.similarity import backbone, batches
 from recyclable.training import distributed
 from recyclable.weights.adapted import AdaptedWeights, require_same_tuning
 from recyclable.weights.base import Base
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from recyclable.recipes.probe import ProbeConfig
 
 SPLIT = "dev"
-_TEXTS = 16  # whose attention patterns are in memory at once
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,10 @@ class Trial:
         """
         if self.own or tokenizer_digest(self.old) != tokenizer_digest(self.new):
             return None
-        backbones = []
-        for base in (self.old, self.new):
-            model = models.task_model(base, self.task, self.weights.manifest.settings["seed"], None).base_model
-            model.set_attn_implementation("eager")  # the only one that tells its patterns
-            backbones.append(fill(model).eval().to(distributed.device()))
-        texts = _texts(self.split, self.weights, self.new)
-        parts = np.array_split(range(len(texts)), -(-len(texts) // _TEXTS))
-        batches = [texts.batch([(0, i) for i in part]) for part in parts]
+        backbones = [backbone(base, self.task) for base in (self.old, self.new)]
+        texts = batches(_texts(self.split, self.weights, self.new))
         try:
-            return compare(*backbones, batches, team).as_dict()
+            return compare(*backbones, texts, team).as_dict()
         except InputError:
             return None
 

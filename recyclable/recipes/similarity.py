@@ -10,9 +10,9 @@ from torch import nn
 
 from recyclable import models
 from recyclable.analysis.similarity import Similarity, compare, plot
-from recyclable.data.examples import LabelledTexts
+from recyclable.data.examples import Batch, LabelledTexts
 from recyclable.data.fewshot import limit
-from recyclable.data.tasks import load_task
+from recyclable.data.tasks import Task, load_task
 from recyclable.errors import InputError
 from recyclable.training import distributed
 from recyclable.weights.base import Base
@@ -40,19 +40,25 @@ def similarity(
     for other in opened.values():
         if tokenizer_digest(other) != wanted:
             raise InputError(other.folder, f"has another tokenizer than {first.folder}: no text is the same to both")
-    split = limit(load_task(task).splits["train"], examples, _SEED)
+    labelled = load_task(task)
+    split = limit(labelled.splits["train"], examples, _SEED)
     length = min(_LENGTH, models.positions(first.folder) or _LENGTH)
-    texts = LabelledTexts(split, load_tokenizer(first.folder), length)
-    shares = np.array_split(np.argsort(texts.lengths, kind="stable"), -(-len(texts) // _BATCH))
-    batches = [texts.batch([(0, int(row)) for row in rows]) for rows in shares]
-    one = _backbone(first)
-    found = {title: compare(one, _backbone(other), batches, distributed.Ranks()) for title, other in opened.items()}
+    texts = batches(LabelledTexts(split, load_tokenizer(first.folder), length))
+    one, team = backbone(first, labelled), distributed.Ranks()
+    found = {title: compare(one, backbone(other, labelled), texts, team) for title, other in opened.items()}
     if png is not None and distributed.is_main():
         plot(found, png)
     return found
 
 
-def _backbone(base: Base) -> nn.Module:
-    model = models.masked_lm(base, "auto", _SEED, None)[0].base_model
+def batches(texts: LabelledTexts) -> list[Batch]:
+    """The texts, those of like length side by side, as many at once as their attention patterns allow."""
+    shares = np.array_split(np.argsort(texts.lengths, kind="stable"), -(-len(texts) // _BATCH))
+    return [texts.batch([(0, int(row)) for row in rows]) for rows in shares]
+
+
+def backbone(base: Base, task: Task) -> nn.Module:
+    """A base as `compare` takes it, without the head for the task that it is made with."""
+    model = models.task_model(base, task, _SEED, None).base_model
     model.set_attn_implementation("eager")  # the only one that tells its patterns
     return fill(model).eval().to(distributed.device())
