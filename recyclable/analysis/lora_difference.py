@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from recyclable.weights.algebra import flat_range
 from recyclable.weights.checkpoint_files import Ranged
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -50,12 +51,13 @@ class LoraDifference:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements [start, stop) of the flattened difference, fp32."""
-        rows, columns = self.shape(name)
-        stop = rows * columns if stop is None else stop
-        first, last = start // columns, -(-stop // columns)
+        height, columns = self.shape(name)
         left, right = self._factors(name)
-        matrix = self.factor * (left[first:last] @ right)
-        return matrix.reshape(-1)[start - first * columns : stop - first * columns]
+
+        def rows(first: int, last: int) -> torch.Tensor:
+            return self.factor * (left[first:last] @ right)
+
+        return flat_range(rows, columns, start, height * columns if stop is None else stop)
 
     def _matrices(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(left [m, r], right [r, n]), fp32."""

@@ -25,6 +25,7 @@ from functools import lru_cache
 
 import torch
 
+from recyclable.weights.algebra import flat_range
 from recyclable.weights.differences import Changed, Differences
 from recyclable.weights.digest import PIECE, in_threads
 from recyclable.weights.sources import seed_of
@@ -98,19 +99,18 @@ class Projected(Changed):
         """fp32; the first read of a tensor whose columns are the vectors passes over all of it."""
         if name not in self.projections:
             return self.inner.read(name, start, stop)
-        project, (rows, columns, upright) = self.projections[name], _matrix(self.shape(name), self.width)
-        stop = rows * columns if stop is None else stop
-        first, last = start // columns, -(-stop // columns)
-        x = self.inner.read(name, first * columns, last * columns).view(last - first, columns)
-        if upright:
-            y = project.outside * x + project.basis[first:last] @ self._coefficients(name).T
-            y = project.length * y
-        else:
-            y = project(x)
-        return y.reshape(-1)[start - first * columns : stop - first * columns]
+        project, (height, columns, upright) = self.projections[name], _matrix(self.shape(name), self.width)
+
+        def rows(first: int, last: int) -> torch.Tensor:
+            x = self.inner.read(name, first * columns, last * columns).view(last - first, columns)
+            if not upright:
+                return project(x)
+            return project.length * (project.outside * x + project.basis[first:last] @ self._coefficients(name).T)
+
+        return flat_range(rows, columns, start, height * columns if stop is None else stop)
 
     def _of_columns(self, name: str) -> torch.Tensor:
-        vectors = (x for x in _vectors(self.inner, name, self.width))
+        vectors = _vectors(self.inner, name, self.width)
         return torch.cat([self.projections[name].coefficients(x) for x in vectors])
 
 

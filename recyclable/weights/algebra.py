@@ -39,6 +39,16 @@ def weighted(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> torch
     return summed
 
 
+def flat_range(rows: Callable[[int, int], torch.Tensor], columns: int, start: int, stop: int) -> torch.Tensor:
+    """Elements [start, stop) of a flattened matrix that only whole rows can be made of.
+
+    Args:
+        rows: (first, last) -> rows [last - first, columns].
+    """
+    first, last = start // columns, -(-stop // columns)
+    return rows(first, last).reshape(-1)[start - first * columns : stop - first * columns]
+
+
 def ties(deltas: Sequence[torch.Tensor], thresholds: Sequence[float]) -> torch.Tensor:
     """TIES: trim each difference to |d| >= its threshold, elect the sign of the sum, average what agrees with it.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from recyclable.errors import InputError
-from recyclable.weights.algebra import add, from_one_bit, low_rank, one_bit, subtract
+from recyclable.weights.algebra import add, flat_range, from_one_bit, low_rank, one_bit, subtract
 from recyclable.weights.checkpoint_files import DTYPES, Ranged, SafetensorsFile
 from recyclable.weights.differences import Differences
 from recyclable.weights.digest import Digested, element_pieces, in_threads
@@ -123,19 +123,18 @@ class Delta:
         stop = torch.Size(shape).numel() if stop is None else stop
         if stop <= start:
             return torch.empty(0)
-        columns = shape[1]
-        first, last = start // columns, -(-stop // columns)
 
-        def rows(part: str) -> torch.Tensor:
+        def part_of(part: str, first: int, last: int) -> torch.Tensor:
             stored = self.file.stored(name + part)
             width = torch.Size(stored.shape[1:]).numel()
             return self.file.read(name + part, first * width, last * width).view(last - first, *stored.shape[1:])
 
-        if _LEFT in parts:
-            matrix = rows(_LEFT).float() @ self._whole(name + _RIGHT).float()
-        else:
-            matrix = from_one_bit(rows(_SIGNS), rows(_SCALES), columns)
-        return matrix.view(-1)[start - first * columns : stop - first * columns]
+        def rows(first: int, last: int) -> torch.Tensor:
+            if _LEFT in parts:
+                return part_of(_LEFT, first, last).float() @ self._whole(name + _RIGHT).float()
+            return from_one_bit(part_of(_SIGNS, first, last), part_of(_SCALES, first, last), shape[1])
+
+        return flat_range(rows, shape[1], start, stop)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """One whole difference, fp32."""

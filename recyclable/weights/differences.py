@@ -151,26 +151,29 @@ class Permuted(Changed):
             return _from_rows(self.inner, name, self.rows[name], start, stop)
         if name not in self.columns:
             return self.inner.read(name, start, stop)
-        rows, width = self.shape(name)
-        stop = rows * width if stop is None else stop
-        first, last = start // width, -(-stop // width)
-        part = self.inner.read(name, first * width, last * width).view(-1, width)
-        part = part[:, torch.from_numpy(self.columns[name])]
-        return part.reshape(-1)[start - first * width : stop - first * width]
+        height, width = self.shape(name)
+        order = torch.from_numpy(self.columns[name])
+
+        def rows(first: int, last: int) -> torch.Tensor:
+            return self.inner.read(name, first * width, last * width).view(-1, width)[:, order]
+
+        return algebra.flat_range(rows, width, start, height * width if stop is None else stop)
 
 
 def _from_rows(inner: Differences, name: str, rows: np.ndarray, start: int, stop: int | None) -> torch.Tensor:
     """Elements [start, stop) of the tensor whose rows are these rows of the inner one; row -1 is zeros."""
     width = torch.Size(inner.shape(name)[1:]).numel()
-    stop = len(rows) * width if stop is None else stop
-    first, last = start // width, -(-stop // width)
-    result = torch.zeros(last - first, width)
-    for at, old, count in _runs(rows[first:last]):
-        for some in range(0, count, step := max(1, PIECE // (4 * width))):
-            end = min(some + step, count)
-            part = inner.read(name, (old + some) * width, (old + end) * width)
-            result[at + some : at + end] = part.view(-1, width)
-    return result.view(-1)[start - first * width : stop - first * width]
+
+    def moved(first: int, last: int) -> torch.Tensor:
+        result = torch.zeros(last - first, width)
+        for at, old, count in _runs(rows[first:last]):
+            for some in range(0, count, step := max(1, PIECE // (4 * width))):
+                end = min(some + step, count)
+                part = inner.read(name, (old + some) * width, (old + end) * width)
+                result[at + some : at + end] = part.view(-1, width)
+        return result
+
+    return algebra.flat_range(moved, width, start, len(rows) * width if stop is None else stop)
 
 
 def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
