@@ -73,9 +73,9 @@ def judge(features: Features, rule: Thresholds = RULE) -> Verdict:
     chance and lose more the longer the chain; they are a better start than fresh ones, models before and after an
     upgrade being connected; a teacher helps where labels are few; both together are best. `keep` is from one chain of
     our own (docs/chemprot.md, M0 to M1, full fine-tuning, three seeds): there 95% or more of the worth was left on
-    test, and the best few-shot training ended 0.6 points above the untrained weights. `start`, `teach` and `barrier` are
-    conventions that no measurement supports yet. The rule is not fitted: a fit on at least 20 pairs of base and weights
-    would replace `Thresholds`. `confidence` knows of sampling errors alone (as if those of the two scores were
+    test, and the best few-shot training ended 0.6 points above the untrained weights. `start`, `teach` and `barrier`
+    are conventions that no measurement supports yet. The rule is not fitted: a fit on at least 20 pairs of base and
+    weights would replace `Thresholds`. `confidence` knows of sampling errors alone (as if those of the two scores were
     independent), not of how often the rule itself is wrong; from weights alone there is none.
     """
     if features.old is None or features.new is None or features.floor is None:
