@@ -120,6 +120,8 @@ class AdaptSettings(TrainSettings):
     """Examples per class in train and dev; null uses all."""
     max_dev_examples: int | None = Field(None, gt=0)
     """A fixed random subset of dev keeps frequent evaluation cheap; null uses all."""
+    max_test_examples: int | None = Field(None, gt=0)
+    """The same of test; it depends on the seed, so compare runs of one seed."""
     group_by_length: bool = False
     """Texts of like length share a step: less padding, at the price of steps that are not quite random."""
     metric: str | None = None
@@ -315,6 +317,11 @@ class StudyEdge(Settings):
     new: str
     tuning: list[Literal["full", "lora", "bottleneck"]] = ["full"]
 
+    @property
+    def name(self) -> str:
+        """OLD-NEW: how experiments and directories call it."""
+        return f"{self.old}-{self.new}"
+
 
 class StudyMethod(Settings):
     """One method of an experiment and the settings its hyperparameters are chosen from."""
@@ -340,6 +347,8 @@ class StudyExperiment(Settings):
     methods: dict[RecycleMethod, StudyMethod]
     tasks: list[str] | None = None
     """The tasks it is run on; null: all of the study's."""
+    edges: list[str] | None = None
+    """The edges it is run on, as OLD-NEW; null: all of the study's."""
     weights_from: dict[str, str] = {}
     """Task -> the task of the study whose outdated weights it recycles; left out: its own."""
 
@@ -361,6 +370,11 @@ class StudyConfig(Settings):
     """More of them by kind of tuning, for example the adapter's learning rate."""
     experiments: dict[str, StudyExperiment]
 
+    def edges_of(self, experiment: str) -> list[StudyEdge]:
+        """The edges that an experiment is run on, in the study's order."""
+        wanted = self.experiments[experiment].edges
+        return [edge for edge in self.edges if wanted is None or edge.name in wanted]
+
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
         for edge in self.edges:
@@ -371,11 +385,14 @@ class StudyConfig(Settings):
             for task in {*(experiment.tasks or ()), *experiment.weights_from, *experiment.weights_from.values()}:
                 if task not in self.tasks:
                     raise ValueError(f"experiments.{name}: {task!r} is not one of tasks {sorted(self.tasks)}")
+            known = [edge.name for edge in self.edges]
+            if strange := set(experiment.edges or ()) - set(known):
+                raise ValueError(f"experiments.{name}: {min(strange)!r} is not one of edges {known}")
         several = any(
             len(method.candidates(tuning)) > 1
-            for experiment in self.experiments.values()
+            for name, experiment in self.experiments.items()
             for method in experiment.methods.values()
-            for edge in self.edges
+            for edge in self.edges_of(name)
             for tuning in edge.tuning
         )
         if several and self.selection_seed is None:

@@ -47,6 +47,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, metavar="N", help="of dev (default 300)")
     parser.add_argument("--points", type=int, metavar="N", help="of the path from old to new model (default 11)")
     parser.add_argument("--to", metavar="W2", help="weights tuned on the new base: the path leads to them")
+    parser.add_argument("--allow-unrelated", action="store_true", help="the new base need be no descendant of theirs")
     parser.add_argument("--out", metavar="DIR", help="where a page, TensorBoard files and probe.json go")
     parser.add_argument("--resume", action="store_true", help="go on with the probe in --out")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -56,9 +57,10 @@ def _start(arguments: argparse.Namespace) -> int:
     if arguments.nproc in (None, 1):
         _probe(arguments)
         return 0
-    argv = [f"--{flag}" for flag in ("resume", "json") if getattr(arguments, flag)]
+    argv = [f"--{flag.replace('_', '-')}" for flag in ("resume", "json", "allow_unrelated") if getattr(arguments, flag)]
     for name, value in _chosen(arguments).items():
-        argv += [f"--{name.replace('_', '-')}", str(value)]
+        if not isinstance(value, bool):
+            argv += [f"--{name.replace('_', '-')}", str(value)]
     return launch(launch_script("probe"), argv, nproc=arguments.nproc)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from worlds import WORDS, make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
 
+from recyclable import probe_cli
 from recyclable.cli import main
 from recyclable.config import StartSettings, make_config
 from recyclable.data.tasks import load_task
@@ -335,6 +336,23 @@ def test_the_old_base_is_found_by_the_lineage_or_named(world: World, tmp_path: P
     assert main(command(world, weights=moved, base=lost, old_base=world.m0)) == 0
     assert main(command(world, weights=moved, base=lost, old_base=world.stranger)) == 2
     assert fingerprint(Base(world.m0)).weights[:12] in capsys.readouterr().err
+
+
+def test_a_base_that_is_not_related_is_tried_where_that_is_allowed(world: World, capsys) -> None:
+    argv = command(world, base=world.stranger, task=world.task, points=2, examples=9)
+    assert main(argv) == 2
+    assert main([*argv, "--allow-unrelated", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"old", "new"} <= found["evidence"]["compatibility"].keys()
+
+
+def test_ranks_are_told_what_the_command_line_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(probe_cli, "launch", lambda script, argv, nproc: told.extend(argv) or 0)
+    assert main(command(world, "--nproc", 2, "--json", "--allow-unrelated", points=2)) == 0
+    options = [f"--weights {world.full}", f"--base {world.m1}", "--points 2"]
+    assert " ".join(told) == " ".join(["--json --allow-unrelated", *options])
+    assert main(command(world, "--nproc", 2)) == 0 and "unrelated" not in " ".join(told[8:])
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,19 @@ def test_project_learns_from_the_other_tasks_tuned_on_both_bases(content):
     assert all(order.index(name) < order.index(cell.name) for name in cell.depends)
 
 
+def test_an_experiment_may_be_run_on_some_edges_alone(content):
+    few, edge = content["experiments"]["few"], content["edges"][0]
+    bases = {**content["bases"], "M2": {**content["bases"]["M1"], "parent": "M1"}}
+    last = {"shots": 4, "edges": ["M0-M2"], "methods": {"project": {}}}
+    edges = [edge, {**edge, "new": "M2"}]
+    tasks = dict.fromkeys(("three", "four"), content["tasks"]["three"])
+    changed = {"bases": bases, "edges": edges, "tasks": tasks, "experiments": {"few": few, "last": last}}
+    cells = [cell.name for cell in plan(StudyConfig.model_validate({**content, **changed}))]
+    assert {name.split("/")[1] for name in cells if name.startswith("last/")} == {"M0-M2"}
+    assert {name.split("/")[1] for name in cells if name.startswith("few/")} == {"M0-M1", "M0-M2"}
+    assert {name.split("/")[1] for name in cells if name.startswith("tuned/")} == {"M0", "M2"}
+
+
 def test_a_cell_that_another_job_holds_is_left_to_it(content, finished, tmp_path):
     config = load_config(StudyConfig, finished).model_copy(update={"out": tmp_path})
     cells = [cell for cell in plan(config) if cell.name.startswith("tuned/")]
@@ -141,6 +154,7 @@ def test_a_cell_waits_for_what_it_depends_on(content, finished, tmp_path):
         ({"selection_seed": 1}, "is also one of the reported seeds"),
         ({"edges": [{"old": "M0", "new": "M7"}]}, "'M7' is not one of bases"),
         ({"experiments": {"few": {"methods": {}, "tasks": ["four"]}}}, "experiments.few: 'four' is not one of tasks"),
+        ({"experiments": {"few": {"methods": {}, "edges": ["M1-M0"]}}}, "few: 'M1-M0' is not one of edges"),
         ({"bases": {"M0": {}, "M1": {"path": "x"}}}, "needs either `path`, or `parent` and `corpus`"),
     ],
 )

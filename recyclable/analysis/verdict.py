@@ -81,7 +81,7 @@ def judge(features: Features, rule: Thresholds = RULE) -> Verdict:
     if features.old is None or features.new is None or features.floor is None:
         method, reason = _without_task(features)
         return Verdict(method, reason=reason)
-    method, reason = _rule(features, rule)
+    method, reason = recommend(features, rule)
     gain = {"scratch": 0.0, "distill": features.old - features.floor}.get(method, features.new - features.floor)
     return Verdict(method, gain, _confidence(features, method, rule), reason)
 
@@ -92,7 +92,8 @@ def _without_task(features: Features) -> tuple[Method, str]:
     return "init", "Nothing but weights was looked at: to start from them costs no more than to start afresh."
 
 
-def _rule(features: Features, rule: Thresholds) -> tuple[Method, str]:
+def recommend(features: Features, rule: Thresholds) -> tuple[Method, str]:
+    """The method that the rule names where a task was tried, and why."""
     worth = features.old - features.floor
     if worth <= rule.errors * features.old_error or worth <= 0:
         return "scratch", "On their own base the old weights do not do better than knowing nothing of the task."
@@ -113,7 +114,7 @@ def _confidence(features: Features, method: Method, rule: Thresholds) -> float:
     draw = np.random.default_rng(0)
     errors = draw.normal(size=(_DRAWS, 2)) * (features.old_error, features.new_error)
     drawn = (replace(features, old=features.old + old, new=features.new + new) for old, new in errors)
-    return sum(_rule(each, rule)[0] == method for each in drawn) / _DRAWS
+    return sum(recommend(each, rule)[0] == method for each in drawn) / _DRAWS
 
 
 def standard_error(metric: str, value: float, examples: int) -> float:

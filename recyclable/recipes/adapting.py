@@ -67,6 +67,8 @@ def task_data(config: AdaptSettings, task: Task, folder: Path) -> TaskData:
         splits.update({name: _few(splits[name], config, task, name) for name in ("train", "dev")})
     if config.max_dev_examples is not None:
         splits["dev"] = limit(splits["dev"], config.max_dev_examples, config.seed)
+    if config.max_test_examples is not None and "test" in splits:
+        splits["test"] = limit(splits["test"], config.max_test_examples, config.seed)
     if len(splits["train"]) < distributed.world_size():
         raise InputError(config.task, f"{len(splits['train'])} training examples for {distributed.world_size()} ranks")
     metric = config.metric or main_metric(task.problem)

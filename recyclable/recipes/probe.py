@@ -22,7 +22,7 @@ from recyclable.weights.differences import Aligned
 from recyclable.weights.files import write_json
 from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.lineage import read_lineage
-from recyclable.weights.provenance import claimed_relation, refuse_early, verified
+from recyclable.weights.provenance import claimed_relation, refuse_early, require_descendant, verified
 from recyclable.weights.store import find
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.vocabulary import align, vocabulary_tensors
@@ -44,6 +44,8 @@ class ProbeConfig(Settings):
     to: str | None = None
     """Weights of the same kind tuned on the new base: the path then leads to them, not to the weights unchanged."""
     store: str | None = None
+    allow_unrelated: bool = False
+    """Try them on a base that is no recorded descendant of their own."""
     examples: int = Field(300, gt=0)
     """Of dev, a fixed random subset."""
     points: int = Field(11, ge=2)
@@ -61,7 +63,8 @@ def probe(config: ProbeConfig, resume: bool = False) -> tuple[dict[str, Any], Ve
     """
     new, team = Base(models.locate(config.base)), distributed.Ranks()
     weights = AdaptedWeights(find(config.weights, config.store), verify=False)
-    own = claimed_relation(weights, new) == "own"
+    relation = require_descendant(weights, new, True)[1] if config.allow_unrelated else claimed_relation(weights, new)
+    own = relation == "own"
     old = new if own else _old_base(weights, new, config.old_base)
     trial = None
     if config.task is not None:
@@ -71,7 +74,7 @@ def probe(config: ProbeConfig, resume: bool = False) -> tuple[dict[str, Any], Ve
     elif config.to is not None:
         raise InputError("to", f"is {config.to!r}, but there is no task to walk the path with")
     evidence: dict[str, Any] = {"distance": movement(weights, old, new)}
-    verified(weights, old, new, team=team)
+    verified(weights, old, new, config.allow_unrelated, team)
     if config.out is not None and not rundir.claim(config, RESULT, resume):
         result = read_json(config.out / RESULT)
         return result, Verdict(result["verdict"], result.get("expected_gain"), result.get("confidence"))

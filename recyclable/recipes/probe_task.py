@@ -106,7 +106,7 @@ class Trial:
         if self.own or tokenizer_digest(self.old) != tokenizer_digest(self.new):
             return None
         backbones = [backbone(base, self.task) for base in (self.old, self.new)]
-        texts = batches(_texts(self.split, self.weights, self.new))
+        texts = batches(examples_of(self.split, self.weights, self.new))
         try:
             return compare(*backbones, texts, team).as_dict()
         except InputError:
@@ -117,7 +117,7 @@ class Trial:
         return outdated_model(weights, old, base, self.task, weights.manifest.settings["seed"])
 
     def _along(self, ends: tuple[nn.Module, nn.Module], metric: str, file: Path | None, team: Team) -> dict[str, Any]:
-        examples = {SPLIT: _texts(self.split, self.weights, self.new)}
+        examples = {SPLIT: examples_of(self.split, self.weights, self.new)}
         rows = connectivity(
             ends,
             examples,
@@ -169,7 +169,7 @@ def compatibility(
 
     def on(base: Base) -> dict[str, float]:
         model = fill(outdated_model(weights, bases[0], base, task, seed)).eval().to(distributed.device())
-        return measure(model, _texts(split, weights, base), task.problem)
+        return measure(model, examples_of(split, weights, base), task.problem)
 
     found = measured(
         {str(i): base for i, base in enumerate(bases)},
@@ -198,7 +198,8 @@ def knowing_nothing(task: Task, split: Split) -> dict[str, float]:
     return loss_and_scores(predicted, labels, task.problem)
 
 
-def _texts(split: Split, weights: AdaptedWeights, base: Base) -> LabelledTexts:
+def examples_of(split: Split, weights: AdaptedWeights, base: Base) -> LabelledTexts:
+    """Tokenised as the weights' own examples were."""
     return LabelledTexts(split, load_tokenizer(base.folder), weights.manifest.settings["max_length"])
 
 

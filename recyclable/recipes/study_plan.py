@@ -43,26 +43,32 @@ def plan(config: StudyConfig) -> list[Cell]:
     """All cells in an order in which each comes after what it depends on; every run config is checked here."""
     cells = [_base_cell(config, name) for name in config.bases if config.bases[name].path is None]
     seeds = [*config.seeds, *([] if config.selection_seed is None else [config.selection_seed])]
-    first_edge: dict[str, StudyEdge] = {}
-    for edge in config.edges:
-        for tuning in edge.tuning:
-            first_edge.setdefault(tuning, edge)
     tuned_on = {(edge.old, tuning): None for edge in config.edges for tuning in edge.tuning}
     recycled = {e.weights_from.get(t, t) for e in config.experiments.values() for t in e.tasks or config.tasks}
-    if any("project" in experiment.methods for experiment in config.experiments.values()):
-        recycled.update(config.tasks)
-        tuned_on.update({(edge.new, tuning): None for edge in config.edges for tuning in edge.tuning})
+    for name, experiment in config.experiments.items():
+        if "project" in experiment.methods:  # it learns from all tasks, tuned on both bases
+            recycled.update(config.tasks)
+            tuned_on.update({(edge.new, tuning): None for edge in config.edges_of(name) for tuning in edge.tuning})
     for task in (task for task in config.tasks if task in recycled):
         cells += [_tuned_cell(config, base, task, tuning, seed) for base, tuning in tuned_on for seed in seeds]
     for task in config.tasks:
         for experiment, content in config.experiments.items():
-            for method in content.methods if task in (content.tasks or config.tasks) else ():
-                for tuning, selection_edge in first_edge.items():
-                    chosen = _Choice(config, experiment, method, task, tuning, selection_edge)
-                    cells += chosen.candidates()
-                    for edge in config.edges:
-                        if tuning in edge.tuning:
-                            cells += [chosen.reported(edge, seed) for seed in config.seeds]
+            if task in (content.tasks or config.tasks):
+                cells += [
+                    cell for method in content.methods for cell in _method_cells(config, experiment, method, task)
+                ]
+    return cells
+
+
+def _method_cells(config: StudyConfig, experiment: str, method: str, task: str) -> list[Cell]:
+    """Candidates of a method on the first edge that has the kind of tuning, then every edge and seed."""
+    edges = config.edges_of(experiment)
+    first_edge = {tuning: edge for edge in reversed(edges) for tuning in edge.tuning}
+    cells = []
+    for tuning in dict.fromkeys(tuning for edge in edges for tuning in edge.tuning):
+        chosen = _Choice(config, experiment, method, task, tuning, first_edge[tuning])
+        cells += chosen.candidates()
+        cells += [chosen.reported(edge, seed) for edge in edges if tuning in edge.tuning for seed in config.seeds]
     return cells
 
 
@@ -163,7 +169,7 @@ class _Choice:
         setting: int | None,
     ) -> Cell:
         config, experiment = self.config, self.config.experiments[self.experiment]
-        name = f"{self.experiment}/{edge.old}-{edge.new}/{self.task}/{self.tuning}/{self.method}/seed{seed}{suffix}"
+        name = f"{self.experiment}/{edge.name}/{self.task}/{self.tuning}/{self.method}/seed{seed}{suffix}"
         source = experiment.weights_from.get(self.task, self.task)
         tuned = _tuned_name(edge.old, source, self.tuning, seed)
         known = []

@@ -1,0 +1,120 @@
+"""How good the probe's verdict is: its thresholds chosen on some tasks, tested on another, beside constant advice.
+
+A pair is outdated weights and a base they may be recycled for: what a probe measured, and the test score and seconds of
+every method. Advice is judged by the score of the method it names; within one point of the best method is as good as
+the best. Thresholds are those with the least shortfall beyond that point, and of these the least seconds. The rival
+always names one method: the one that is best in the mean of the same tasks. Figures, over all pairs, each judged by
+thresholds from the other tasks:
+- `within_1_point`: share of pairs in which the named method is within one point of the best;
+- `mean_test`, `mean_seconds`: of the named methods;
+- the same three for the rival (`constant_...`), and for each method if it were always named (`always`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from recyclable.analysis.verdict import RULE, Features, Thresholds, recommend, standard_error
+
+METHODS = ("apply", "init", "distill", "both", "scratch")
+POINT = 0.01
+GRID = {
+    "keep": (0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0, np.inf),
+    "teach": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, np.inf),
+    "start": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    "barrier": (0.1, 0.25, 0.5, 1.0, np.inf),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Outdated weights and a new base."""
+
+    task: str
+    tuning: str
+    new: str
+    evidence: dict[str, Any]
+    """What a probe's JSON says."""
+    scores: dict[str, dict[str, float]]
+    """Method -> `test`, `seconds`."""
+
+    @property
+    def features(self) -> Features:
+        """What the rule sees."""
+        told, path = self.evidence["compatibility"], self.evidence.get("connectivity")
+        metric, known = told["metric"], told["majority"]["loss"] - told["old"]["loss"]
+        old, new = (told[when][metric] for when in ("old", "new"))
+        errors = [standard_error(metric, score, told["examples"]) for score in (old, new)]
+        blocked = path["barrier"] / known if path and known > 0 else None
+        return Features(False, old, new, told["majority"][metric], *errors, blocked)
+
+
+def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The figures; a row per pair under `pairs`. Pairs without a score of every method are left out."""
+    pairs = [pair for pair in pairs if set(METHODS) <= pair.scores.keys()]
+    if len({pair.task for pair in pairs}) < 2:
+        return {"pairs": len(pairs)}
+    advised, constant, rows = [], [], []
+    for task in dict.fromkeys(pair.task for pair in pairs):
+        others, held = ([p for p in pairs if (p.task == task) == mine] for mine in (False, True))
+        rule, rival = fit(others), _best_constant(others)
+        for pair in held:
+            named = recommend(pair.features, rule)[0]
+            advised.append((pair, named))
+            constant.append((pair, rival))
+            rows.append(_row(pair, named, rival))
+    fitted = fit(pairs)
+    return {
+        "count": len(pairs),
+        "tasks": len({pair.task for pair in pairs}),
+        **judged(advised),
+        **{f"constant_{name}": value for name, value in judged(constant).items()},
+        "always": {method: judged([(pair, method) for pair in pairs]) for method in METHODS},
+        "best": judged([(pair, max(METHODS, key=lambda m: pair.scores[m]["test"])) for pair in pairs]),
+        "thresholds": asdict(fitted),
+        "with_them": judged([(pair, recommend(pair.features, fitted)[0]) for pair in pairs]),
+        "rule_now": judged([(pair, recommend(pair.features, RULE)[0]) for pair in pairs]),
+        "pairs": rows,
+    }
+
+
+def fit(pairs: Sequence[Pair]) -> Thresholds:
+    """The thresholds of the grid whose advice falls least short; of equal ones the cheapest, then the most cautious."""
+    features = [pair.features for pair in pairs]
+
+    def cost(rule: Thresholds) -> tuple[float, float]:
+        named = [(pair, recommend(seen, rule)[0]) for pair, seen in zip(pairs, features, strict=True)]
+        short = [max(0.0, _best(pair) - pair.scores[method]["test"] - POINT) for pair, method in named]
+        return round(float(np.mean(short)), 6), float(np.mean([pair.scores[m]["seconds"] for pair, m in named]))
+
+    rules = [Thresholds(**dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
+    return min((rule for rule in rules if rule.start <= rule.teach), key=cost)
+
+
+def judged(named: Sequence[tuple[Pair, str]]) -> dict[str, float]:
+    """Shares and means of advice."""
+    scores = [pair.scores[method] for pair, method in named]
+    near = [_best(pair) - score["test"] <= POINT for (pair, _), score in zip(named, scores, strict=True)]
+    means = {f"mean_{name}": float(np.mean([score[name] for score in scores])) for name in ("test", "seconds")}
+    return {"within_1_point": float(np.mean(near)), **means}
+
+
+def _best(pair: Pair) -> float:
+    return max(pair.scores[method]["test"] for method in METHODS)
+
+
+def _best_constant(pairs: Sequence[Pair]) -> str:
+    return max(METHODS, key=lambda method: np.mean([pair.scores[method]["test"] for pair in pairs]))
+
+
+def _row(pair: Pair, named: str, rival: str) -> dict[str, Any]:
+    seen, scores = pair.features, {method: pair.scores[method]["test"] for method in METHODS}
+    left = (seen.new - seen.floor) / (seen.old - seen.floor)
+    short = 100 * (_best(pair) - scores[named])
+    facts = {"task": pair.task, "tuning": pair.tuning, "new": pair.new, "left": left, "barrier": seen.barrier}
+    return {**facts, **scores, "named": named, "constant": rival, "short_of_best": short}
