@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import re
 import threading
@@ -17,6 +19,13 @@ _EVERY_S = 0.002
 def anonymous_bytes() -> int:
     """What this process holds now."""
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def used_bytes() -> int:
+    """What is in use of it: free memory that the allocator keeps for later is given back first (glibc only)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return anonymous_bytes()
 
 
 @contextmanager

@@ -4,9 +4,10 @@
 
 A student and its frozen teacher in one module, partitioned over two ranks, nothing kept whole (persistence threshold
 and max live parameters 0): steps as `recyclable recycle` runs them with `teacher: online`, after a warm-up.
-`mb_per_100_steps` is the slope of a straight line (least squares) through a rank's anonymous resident memory at each
-step, in 10^6 bytes per 100 steps; of the two ranks the larger. Model and task are few_shot.py's; --quick takes the
-smaller ones that are made here. Linux only (/proc).
+`mb_per_100_steps` is the slope of a straight line (least squares) through a rank's anonymous memory in use, every tenth
+step, in 10^6 bytes per 100 steps; of the two ranks the larger. In use: batches differ in length, and what the allocator
+keeps of freed memory goes up and down by tens of MB; it is given back before each look. Model and task: few_shot.py's;
+--quick takes the smaller ones that are made here. Linux with glibc only.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 
 import few_shot
 import numpy as np
-from memory import anonymous_bytes
+from memory import used_bytes
 
-RANKS, WARM_UP, STEPS = 2, 50, 200
+RANKS, WARM_UP, STEPS, EVERY = 2, 50, 200, 10
 DS_CONFIG = {
     "zero_optimization": {
         "stage": 3,
@@ -44,13 +45,13 @@ def measure(quick: bool) -> dict[str, float]:
             raise RuntimeError("a rank failed")
         for rank in range(RANKS):
             held = np.array(json.loads(Path(folder, f"{rank}.json").read_text())) / 1e6
-            slopes.append(100 * np.polyfit(np.arange(len(held)), held, 1)[0])
+            slopes.append(100 / EVERY * np.polyfit(np.arange(len(held)), held, 1)[0])
             print(f"sharded teacher, rank {rank}: {held[0]:.1f} MB, {held[-1]:.1f} MB after {STEPS}", file=sys.stderr)
     return {"mb_per_100_steps": float(max(slopes))}
 
 
 def one_rank(folder: Path, base: Path, task: Path) -> None:
-    """Train, and write down the bytes held after every step once warm."""
+    """Train, and write down the bytes in use after every few steps once warm."""
     from recyclable.objectives.teachers import OnlineTeacher
     from recyclable.training import distributed
     from recyclable.training.engine import engine_for
@@ -63,8 +64,8 @@ def one_rank(folder: Path, base: Path, task: Path) -> None:
     with engine_for(objective, given.config, DS_CONFIG, given.config.out) as engine:
         for number in range(WARM_UP + STEPS):
             train_step(engine, objective, given.examples, given.order.step(number), number, given.config)
-            if number >= WARM_UP:
-                held.append(anonymous_bytes())
+            if number >= WARM_UP and number % EVERY == 0:
+                held.append(used_bytes())
     Path(folder, f"{distributed.rank()}.json").write_text(json.dumps(held))
     distributed.shutdown()
 
