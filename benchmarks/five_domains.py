@@ -215,12 +215,12 @@ def _step(chain: Chain, step: tuple[str, str, tuple[str, str]]) -> dict[str, Any
 
 
 def _tests(config: StudyConfig) -> dict[tuple[str, str, str], dict[str, dict[str, float]]]:
-    """(task, tuning, new base) -> method -> test score and seconds, of what is finished."""
+    """(task, tuning, new base) -> method -> test score and training examples seen, of what is finished."""
     found: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for row in results(collect(config)):
         if row["experiment"] in (EXPERIMENT, PROJECTION):
             of = found.setdefault((row["task"], row["tuning"], row["new"]), {})
-            of[row["method"]] = {"test": row["test"], "seconds": row["seconds"]}
+            of[row["method"]] = {"test": row["test"], "examples": row["examples"]}
     return found
 
 

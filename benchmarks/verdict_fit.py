@@ -1,12 +1,12 @@
 """How good the probe's verdict is: its thresholds chosen on some tasks, tested on another, beside constant advice.
 
-A pair is outdated weights and a base they may be recycled for: what a probe measured, and the test score and seconds of
-every method. Advice is judged by the score of the method it names; within one point of the best method is as good as
-the best. Thresholds are those with the least shortfall beyond that point, and of these the least seconds. The rival
-always names one method: the one that is best in the mean of the same tasks. Figures, over all pairs, each judged by
-thresholds from the other tasks:
+A pair is outdated weights and a base they may be recycled for: what a probe measured, and of every method the test
+score and its cost, the training examples it sees. Advice is judged by the score of the method it names; within one point
+of the best method is as good as the best. Thresholds are those with the least shortfall beyond that point, and of these
+the cheapest. The rival always names one method: the one that is best in the mean of the same tasks. Figures, over all
+pairs, each judged by thresholds from the other tasks:
 - `within_1_point`: share of pairs in which the named method is within one point of the best;
-- `mean_test`, `mean_seconds`: of the named methods;
+- `mean_test`, `mean_examples`: of the named methods;
 - the same three for the rival (`constant_...`), and for each method if it were always named (`always`).
 """
 
@@ -41,7 +41,7 @@ class Pair:
     evidence: dict[str, Any]
     """What a probe's JSON says."""
     scores: dict[str, dict[str, float]]
-    """Method -> `test`, `seconds`."""
+    """Method -> `test`, `examples`."""
 
     @property
     def features(self) -> Features:
@@ -90,7 +90,7 @@ def fit(pairs: Sequence[Pair]) -> Thresholds:
     def cost(rule: Thresholds) -> tuple[float, float]:
         named = [(pair, recommend(seen, rule)[0]) for pair, seen in zip(pairs, features, strict=True)]
         short = [max(0.0, _best(pair) - pair.scores[method]["test"] - POINT) for pair, method in named]
-        return round(float(np.mean(short)), 6), float(np.mean([pair.scores[m]["seconds"] for pair, m in named]))
+        return round(float(np.mean(short)), 6), float(np.mean([pair.scores[m]["examples"] for pair, m in named]))
 
     rules = [Thresholds(**dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
     return min((rule for rule in rules if rule.start <= rule.teach), key=cost)
@@ -100,7 +100,7 @@ def judged(named: Sequence[tuple[Pair, str]]) -> dict[str, float]:
     """Shares and means of advice."""
     scores = [pair.scores[method] for pair, method in named]
     near = [_best(pair) - score["test"] <= POINT for (pair, _), score in zip(named, scores, strict=True)]
-    means = {f"mean_{name}": float(np.mean([score[name] for score in scores])) for name in ("test", "seconds")}
+    means = {f"mean_{name}": float(np.mean([score[name] for score in scores])) for name in ("test", "examples")}
     return {"within_1_point": float(np.mean(near)), **means}
 
 

@@ -11,8 +11,8 @@ def pair(task: str, left: float, best: str, test: float = 0.8) -> Pair:
     """Weights worth .5 over .3, of which a share is left; one method scores `test`, the others .5."""
     told = {"metric": "accuracy", "examples": 10**6, "old": {"accuracy": 0.8, "loss": 0.5}}
     told |= {"new": {"accuracy": 0.3 + 0.5 * left, "loss": 0.6}, "majority": {"accuracy": 0.3, "loss": 1.0}}
-    scores = {method: {"test": 0.5, "seconds": 60.0} for method in verdict_fit.METHODS}
-    scores["apply"]["seconds"] = 1.0
+    scores = {method: {"test": 0.5, "examples": 60.0} for method in verdict_fit.METHODS}
+    scores["apply"]["examples"] = 1.0
     scores[best]["test"] = test
     return Pair(task, "full", "M1", {"compatibility": told, "connectivity": {"barrier": 0.0}}, scores)
 
@@ -39,7 +39,7 @@ def test_each_task_is_judged_by_thresholds_from_the_others() -> None:
 def test_within_a_point_of_the_best_the_cheapest_is_as_good() -> None:
     close = pair("a", 0.97, "both", test=0.509)
     assert fit([close]).keep <= 0.97
-    assert judged([(close, "apply")]) == {"within_1_point": 1.0, "mean_test": 0.5, "mean_seconds": 1.0}
+    assert judged([(close, "apply")]) == {"within_1_point": 1.0, "mean_test": 0.5, "mean_examples": 1.0}
 
 
 def test_pairs_that_lack_a_method_are_left_out() -> None:
