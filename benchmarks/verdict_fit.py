@@ -1,8 +1,8 @@
 """How good the probe's verdict is: its thresholds chosen on some tasks, tested on another, beside constant advice.
 
 A pair is outdated weights and a base they may be recycled for: what a probe measured, and of every method the test
-score and its cost, the training examples it sees. Advice is judged by the score of the method it names; within one point
-of the best method is as good as the best. Thresholds are those with the least shortfall beyond that point, and of these
+score and its cost, the training examples it sees. Advice is judged by the score of the method it names; within a point
+of the best method is as good as it. Thresholds are those with the least shortfall beyond that point, and of these
 the cheapest. The rival always names one method: the one that is best in the mean of the same tasks. Figures, over all
 pairs, each judged by thresholds from the other tasks:
 - `within_1_point`: share of pairs in which the named method is within one point of the best;
