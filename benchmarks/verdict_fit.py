@@ -3,8 +3,8 @@
 A pair is outdated weights and a base they may be recycled for: what a probe measured, and of every method the test
 score and its cost, the training examples it sees. Advice is judged by the score of the method it names; within a point
 of the best method is as good as it. Thresholds are those with the least shortfall beyond that point, and of these
-the cheapest. The rival always names one method: the one that is best in the mean of the same tasks. Figures, over all
-pairs, each judged by thresholds from the other tasks:
+the cheapest, and of these the middle. The rival always names one method: the one that is best in the mean of the same
+tasks. Figures, over all pairs, each judged by thresholds from the other tasks:
 - `within_1_point`: share of pairs in which the named method is within one point of the best;
 - `mean_test`, `mean_examples`: of the named methods;
 - the same three for the rival (`constant_...`), and for each method if it were always named (`always`).
@@ -24,7 +24,7 @@ from recyclable.analysis.verdict import RULE, Features, Thresholds, recommend, s
 METHODS = ("apply", "init", "distill", "both", "scratch")
 POINT = 0.01
 GRID = {
-    "keep": (0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0, np.inf),
+    "keep": (0.7, 0.8, 0.85, 0.875, 0.9, 0.925, 0.95, 0.975, 1.0, np.inf),
     "teach": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, np.inf),
     "start": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
     "barrier": (0.1, 0.25, 0.5, 1.0, np.inf),
@@ -84,7 +84,7 @@ def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def fit(pairs: Sequence[Pair]) -> Thresholds:
-    """The thresholds of the grid whose advice falls least short; of equal ones the cheapest, then the most cautious."""
+    """The thresholds of the grid whose advice falls least short; of equal ones the cheapest, of these the middle."""
     features = [pair.features for pair in pairs]
 
     def cost(rule: Thresholds) -> tuple[float, float]:
@@ -92,8 +92,15 @@ def fit(pairs: Sequence[Pair]) -> Thresholds:
         short = [max(0.0, _best(pair) - pair.scores[method]["test"] - POINT) for pair, method in named]
         return round(float(np.mean(short)), 6), float(np.mean([pair.scores[m]["examples"] for pair, m in named]))
 
+    def places(rule: Thresholds) -> np.ndarray:
+        return np.array([values.index(getattr(rule, name)) for name, values in GRID.items()])
+
     rules = [Thresholds(**dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
-    return min((rule for rule in rules if rule.start <= rule.teach), key=cost)
+    costs = {rule: cost(rule) for rule in rules if rule.start <= rule.teach}
+    least = min(costs.values())
+    equal = [rule for rule, of in costs.items() if of == least]
+    middle = np.median([places(rule) for rule in equal], axis=0)
+    return min(equal, key=lambda rule: float(np.abs(places(rule) - middle).sum()))
 
 
 def judged(named: Sequence[tuple[Pair, str]]) -> dict[str, float]:
