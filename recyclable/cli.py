@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "strength of the difference (default 1); auto finds one for each layer group on --task, by forward passes"
     sub.add_argument("--scale", default=1.0, metavar="S", help=text)
     sub.add_argument("--task", metavar="T", help="task directory or file for --scale auto")
-    sub.add_argument("--examples", type=int, default=128, metavar="N", help="of its training examples (default 128)")
+    sub.add_argument("--examples", type=int, default=128, metavar="N", help="of its dev examples (default 128)")
     sub.add_argument("--ties", type=float, metavar="DENSITY", help="keep this share, the largest, of each difference")
     sub.add_argument("--dare", type=float, metavar="RATE", help="drop this share of each difference at random")
     sub.add_argument("--seed", type=int, default=20, help="of --dare (default 20)")

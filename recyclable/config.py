@@ -194,7 +194,7 @@ class StartSettings(Settings):
 
     scale: float | Literal["auto"] = 1.0
     """Strength: new base + scale x difference; for LoRA, of its product. auto: one for each layer group, found on a few
-    labelled examples with forward passes only (training-free methods)."""
+    labelled dev examples with forward passes only (training-free methods)."""
     ties: float | None = Field(None, gt=0, le=1)
     """TIES: the share of each tensor's elements, the largest, that is kept; several weights are merged by sign."""
     dare: float | None = Field(None, ge=0, lt=1)
@@ -242,7 +242,8 @@ class RecycleConfig(AdaptSettings, InterpolationSettings, StartSettings, Project
     """Optimizer steps; needed by every method but apply and project, which train nothing."""
     learning_rate: float = Field(0.0, ge=0)
     strength_examples: int = Field(128, gt=0)
-    """Labelled training examples, at most, on which `method: project` and `scale: auto` find their strength."""
+    """Labelled dev examples, at most, on which `method: project` and `scale: auto` find their strength; the training
+    examples are what the outdated weights were tuned on."""
     weights: str
     """The outdated adapted weights: a directory, or a name in the store."""
     store: str | None = None

@@ -17,7 +17,7 @@ from recyclable.data.tasks import Task, load_task
 from recyclable.errors import InputError
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.recipes.recycle import require_same_labels
-from recyclable.recipes.training_free import Trials, few_examples
+from recyclable.recipes.training_free import Trials, few_examples, unseen_split
 from recyclable.weights.adapted import ADAPTER, ADAPTER_CONFIG, HEAD, AdaptedWeights, write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.delta import Delta
@@ -55,7 +55,7 @@ def apply(
     Args:
         old_base: the weights' own base, where the manifest's name for it leads nowhere and it is needed.
         task: where the scale is auto, the task on which it is found.
-        examples: how many of its training examples are used at most.
+        examples: how many of its dev examples (training examples where there is no dev) are used at most.
 
     Returns what `recycled.json` says. Raises InputError.
     """
@@ -156,7 +156,7 @@ class _Search:
         length = weights.manifest.settings["max_length"]
         models.require_length(new.folder, length)
         self.weights, self.new = weights, new
-        self.examples = few_examples(task, new.folder, length, examples, seed, None)
+        self.examples = few_examples(task, new.folder, length, examples, seed, split=unseen_split(task))
         self.model = models.attach_same(models.task_model(new, task, seed, None), weights, seed)
 
     def scales(self, differences: Differences, old: Base) -> tuple[dict[str, float], dict[str, Any]]:

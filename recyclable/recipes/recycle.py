@@ -22,6 +22,7 @@ from recyclable.recipes.training_free import (
     few_examples,
     known_tasks,
     trials_of,
+    unseen_split,
     verify_known,
 )
 from recyclable.training import distributed, rundir
@@ -101,7 +102,8 @@ def _untrained(trials: Trials, student: Student, config: RecycleConfig, origin: 
     data, differences = student.data, trials.differences
     if config.finds_strength():
         length, count = config.max_length, config.strength_examples
-        few = few_examples(data.task, student.base.folder, length, count, config.seed, config.shots)
+        split = unseen_split(data.task)
+        few = few_examples(data.task, student.base.folder, length, count, config.seed, config.shots, split)
         scales, origin["strength"] = trials.strengths(few, by_layer=config.scale == "auto")
         differences = Scaled(differences, scales)
         trials.fill(differences)

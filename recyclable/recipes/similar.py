@@ -40,7 +40,7 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
         raise InputError("--examples", f"found {examples}, expected at least 2")
     new, labelled = Base(models.locate(base)), load_task(task)
     length = min(_LENGTH, models.positions(new.folder) or _LENGTH)
-    few = few_examples(labelled, new.folder, length, examples, _SEED, None)
+    few = few_examples(labelled, new.folder, length, examples, _SEED)
     bare = {"name": BARE, "task": None, "tuning": None}
     rows = [{**bare, **_scores(fill(models.task_model(new, labelled, _SEED, None)), few, labelled.problem)}]
     left = []

@@ -197,9 +197,19 @@ def trials_of(
     return trials, told
 
 
-def few_examples(task: Task, folder: Path, max_length: int, count: int, seed: int, shots: int | None) -> LabelledTexts:
-    """At most `count` labelled training texts, out of the few-shot sample where there is one."""
-    split = task.splits["train"]
+def few_examples(
+    task: Task, folder: Path, max_length: int, count: int, seed: int, shots: int | None = None, split: str = "train"
+) -> LabelledTexts:
+    """At most `count` labelled texts of a split, out of the few-shot sample where there is one."""
+    texts = task.splits[split]
     if shots is not None:
-        split, _ = k_shot(split, shots, seed, task.problem)
-    return LabelledTexts(limit(split, count, seed), load_tokenizer(folder), max_length)
+        texts, _ = k_shot(texts, shots, seed, task.problem)
+    return LabelledTexts(limit(texts, count, seed), load_tokenizer(folder), max_length)
+
+
+def unseen_split(task: Task) -> str:
+    """Where a strength is found: dev, or train where there is none.
+
+    Outdated weights were tuned on the training texts, and the more they are exaggerated the lower the loss is there.
+    """
+    return "dev" if "dev" in task.splits else "train"
