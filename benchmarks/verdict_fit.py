@@ -25,9 +25,7 @@ METHODS = ("apply", "init", "distill", "both", "scratch")
 POINT = 0.01
 GRID = {
     "keep": (0.7, 0.8, 0.85, 0.875, 0.9, 0.925, 0.95, 0.975, 1.0, np.inf),
-    "teach": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, np.inf),
-    "start": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-    "barrier": (0.1, 0.25, 0.5, 1.0, np.inf),
+    "start": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6),
 }
 
 
@@ -46,12 +44,11 @@ class Pair:
     @property
     def features(self) -> Features:
         """What the rule sees."""
-        told, path = self.evidence["compatibility"], self.evidence.get("connectivity")
-        metric, known = told["metric"], told["majority"]["loss"] - told["old"]["loss"]
+        told = self.evidence["compatibility"]
+        metric = told["metric"]
         old, new = (told[when][metric] for when in ("old", "new"))
         errors = [standard_error(metric, score, told["examples"]) for score in (old, new)]
-        blocked = path["barrier"] / known if path and known > 0 else None
-        return Features(False, old, new, told["majority"][metric], *errors, blocked)
+        return Features(False, old, new, told["majority"][metric], *errors)
 
 
 def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -96,7 +93,7 @@ def fit(pairs: Sequence[Pair]) -> Thresholds:
         return np.array([values.index(getattr(rule, name)) for name, values in GRID.items()])
 
     rules = [Thresholds(**dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
-    costs = {rule: cost(rule) for rule in rules if rule.start <= rule.teach}
+    costs = {rule: cost(rule) for rule in rules}
     least = min(costs.values())
     equal = [rule for rule, of in costs.items() if of == least]
     middle = np.median([places(rule) for rule in equal], axis=0)
@@ -123,5 +120,5 @@ def _row(pair: Pair, named: str, rival: str) -> dict[str, Any]:
     seen, scores = pair.features, {method: pair.scores[method]["test"] for method in METHODS}
     left = (seen.new - seen.floor) / (seen.old - seen.floor)
     short = 100 * (_best(pair) - scores[named])
-    facts = {"task": pair.task, "tuning": pair.tuning, "new": pair.new, "left": left, "barrier": seen.barrier}
+    facts = {"task": pair.task, "tuning": pair.tuning, "new": pair.new, "left": left}
     return {**facts, **scores, "named": named, "constant": rival, "short_of_best": short}

@@ -74,15 +74,12 @@ class Trial:
                 evidence["connectivity"][name] = path
         if (similarity := self._similarity(team)) is not None:
             evidence["similarity"] = similarity
-        blocked, known = None, floor["loss"] - scores[0]["loss"]
-        if paths and known > 0:
-            blocked = evidence["connectivity"]["barrier"] / known
         errors = {
             f"{when}_error": standard_error(metric, scores[i][metric], len(self.split))
             for i, when in enumerate(("old", "new"))
         }
         values = {"old": scores[0][metric], "new": scores[1][metric], "floor": floor[metric]}
-        return Features(self.own, **values, **errors, barrier=blocked)
+        return Features(self.own, **values, **errors)
 
     def _paths(self) -> dict[str, tuple[nn.Module, nn.Module]]:
         """The ends of each path there is: from the old model to the new one; an adapter's alone, on the new base.

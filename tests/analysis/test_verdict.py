@@ -8,9 +8,9 @@ import pytest
 from recyclable.analysis.verdict import RULE, Features, judge, standard_error
 
 
-def features(left: float, barrier: float | None = 0.0, error: float = 0.0, old: float = 0.8) -> Features:
+def features(left: float, error: float = 0.0, old: float = 0.8) -> Features:
     """Weights worth `old` - 0.3, of which a share is left on the new base."""
-    return Features(False, old, 0.3 + left * (old - 0.3), 0.3, error, error, barrier)
+    return Features(False, old, 0.3 + left * (old - 0.3), 0.3, error, error)
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,9 @@ def features(left: float, barrier: float | None = 0.0, error: float = 0.0, old: 
     [
         (1.1, "apply"),
         (0.96, "apply"),
-        (0.9, "init"),
-        (0.81, "init"),
-        (0.6, "both"),
-        (0.4, "distill"),
+        (0.9, "both"),
+        (0.21, "both"),
+        (0.1, "distill"),
         (-0.2, "distill"),
     ],
 )
@@ -29,12 +28,6 @@ def test_the_share_of_their_worth_that_is_left_decides(left: float, method: str)
     found = judge(features(left))
     assert found.method == method and found.confidence == 1
     assert found.gain == pytest.approx(0.5 if method == "distill" else 0.5 * left)
-
-
-def test_a_barrier_makes_a_start_worthless_but_not_a_teacher() -> None:
-    assert judge(features(0.9, barrier=RULE.barrier + 0.01)).method == "distill"
-    assert judge(features(0.9, barrier=None)).method == "init"
-    assert judge(features(0.99, barrier=RULE.barrier + 0.01)).method == "apply"
 
 
 def test_weights_that_know_nothing_are_left_alone() -> None:
