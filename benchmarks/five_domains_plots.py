@@ -29,7 +29,7 @@ def _panels(columns: int, rows: int = 1, **options: Any) -> tuple[plt.Figure, An
 
 
 def _compatibility(figures: dict[str, Any]) -> plt.Figure:
-    """The share of their worth that outdated weights keep, base by base; the control stands apart."""
+    """The share of their worth that outdated weights keep, base by base; the control stands apart, at -0.5 at least."""
     rows = figures["compatibility"]
     tunings = list(dict.fromkeys(row["tuning"] for row in rows))
     figure, axes = _panels(len(tunings), sharey=True)
@@ -39,7 +39,13 @@ def _compatibility(figures: dict[str, Any]) -> plt.Figure:
             chain = {name: value for name, value in left.items() if name.startswith("M")}
             (line,) = axis.plot(["M0", *chain], [1.0, *chain.values()], marker="o", label=row["task"])
             apart = {name: value for name, value in left.items() if name not in chain}
-            axis.plot(list(apart), list(apart.values()), marker="x", linestyle="", color=line.get_color())
+            axis.plot(
+                list(apart),
+                [max(-0.5, value) for value in apart.values()],
+                marker="x",
+                linestyle="",
+                color=line.get_color(),
+            )
         axis.axhline(0, linestyle=":", color="gray")
         axis.set(title=tuning, xlabel="base (C: unrelated)", ylabel="share of worth left" if axis is axes[0, 0] else "")
         axis.grid(alpha=0.3)
@@ -73,10 +79,11 @@ def _steps(figures: dict[str, Any]) -> plt.Figure:
     """The barrier over one upgrade beside how far its text is from the task's, and from the text before."""
     figure, axes = _panels(2, sharey=True)
     titles = {"task_to_text": "task to the upgrade's text", "text_to_text": "text before to the upgrade's text"}
+    looks = {"full": {"s": 90, "facecolors": "none", "edgecolors": "C0"}, "bottleneck": {"c": "C1"}}
     for axis, (name, title) in zip(axes[0], titles.items(), strict=True):
-        for tuning, marker in (("full", "o"), ("bottleneck", "s")):
+        for tuning, look in looks.items():
             of = [row for row in figures["steps"] if row["tuning"] == tuning and row["of_known"] is not None]
-            axis.scatter([row[name] for row in of], [row["of_known"] for row in of], marker=marker, label=tuning)
+            axis.scatter([row[name] for row in of], [row["of_known"] for row in of], label=tuning, **look)
         axis.set(title=title, xlabel="Jensen-Shannon divergence, bits")
         axis.grid(alpha=0.3)
     axes[0, 0].set(ylabel="barrier, share of what the old model knows")
