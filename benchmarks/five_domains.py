@@ -19,25 +19,26 @@ well, a path of 26 points leads there. Figures:
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import verdict_fit
+from scipy.spatial.distance import jensenshannon
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from recyclable.analysis.connectivity import POINTS, barrier, connectivity, path_points
 from recyclable.analysis.similarity import Similarity, plot
 from recyclable.config import StudyConfig, load_config, make_config
 from recyclable.data.fewshot import limit
+from recyclable.data.files import read_rows
 from recyclable.data.tasks import Task, load_task
 from recyclable.recipes.probe import RESULT, ProbeConfig, probe
 from recyclable.recipes.probe_task import SPLIT, examples_of, knowing_nothing
@@ -158,12 +159,12 @@ def measure(chain: Chain, jobs: int) -> dict[str, Any]:
         stepped = dict(zip(steps, pool.map(_step, [chain] * len(steps), steps), strict=True))
     tests = _tests(chain.config)
     return {
-        "distance": _distance(probed, chain),
+        "distance": _means(probed, lambda evidence: evidence["distance"]["whole"]),
         "compatibility": _compatibility(probed, chain),
         "paths": _paths(joined),
         "paths_by_point": {key: found["evidence"]["connectivity"] for key, found in joined.items()},
         "steps": _steps(stepped, chain),
-        "similarity": _similarity(probed),
+        "similarity": _means(probed, lambda evidence: evidence["similarity"]),
         "heads": _heads(probed, chain),
         "projection": _projection(tests),
         "verdict": verdict_fit.measure([_pair(key, found, tests) for key, found in probed.items() if key in tests]),
@@ -229,19 +230,6 @@ def _pair(key: tuple[str, str, str], found: dict[str, Any], tests: dict) -> verd
     return verdict_fit.Pair(*key, found["evidence"], scores)
 
 
-def _distance(probed: dict, chain: Chain) -> list[dict[str, Any]]:
-    """How far each base is from the first, beside the mean of what tuning moved (full fine-tuning)."""
-    rows = []
-    for new in dict.fromkeys(new for _, _, new in probed):
-        of = [
-            p["evidence"]["distance"]["whole"] for (_, tuning, n), p in probed.items() if n == new and "full" in tuning
-        ]
-        if of:
-            means = {name: float(np.mean([row[name] for row in of])) for name in of[0] if of[0][name] is not None}
-            rows.append({"base": new, **means})
-    return rows
-
-
 def _worth(told: dict[str, Any], when: str) -> float:
     return told[when][told["metric"]]
 
@@ -285,8 +273,8 @@ def _steps(stepped: dict, chain: Chain) -> list[dict[str, Any]]:
             "task": task,
             "tuning": tuning,
             "upgrade": "-".join(link),
-            "task_to_text": jensen_shannon(tasks[task], corpora[link[1]]),
-            "text_to_text": jensen_shannon(corpora[link[0]], corpora[link[1]]),
+            "task_to_text": _divergence(tasks[task], corpora[link[1]]),
+            "text_to_text": _divergence(corpora[link[0]], corpora[link[1]]),
             **found,
         }
         for (task, tuning, link), found in stepped.items()
@@ -305,33 +293,26 @@ def _counter(folder: Path) -> Callable[[list[str]], np.ndarray]:
     return count
 
 
-def _documents(corpus: str | Path | list) -> list[str]:
-    with gzip.open(str(corpus), "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line, _ in zip(lines, range(DOCUMENTS), strict=False)]
+def _documents(corpus: str) -> list[str]:
+    return [row["text"] for _, row in islice(read_rows(Path(corpus), ["text"]), DOCUMENTS)]
 
 
 def _texts(task: Task) -> list[str]:
     return limit(task.splits["train"], DOCUMENTS, 0).texts
 
 
-def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Divergence of two distributions in bits: 0 the same, 1 nothing in common."""
-    middle = (p + q) / 2
-
-    def relative(one: np.ndarray) -> float:
-        there = one > 0
-        return float((one[there] * np.log2(one[there] / middle[there])).sum())
-
-    return (relative(p) + relative(q)) / 2
+def _divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Jensen-Shannon, of two distributions in bits: 0 the same, 1 nothing in common."""
+    return float(jensenshannon(p, q, base=2) ** 2)
 
 
-def _similarity(probed: dict) -> list[dict[str, Any]]:
-    """Means over tasks, layers and heads, base by base."""
+def _means(probed: dict, of: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Base by base, the means of what the probes of fully tuned weights tell: over tasks, and over lists."""
     rows = []
     for new in dict.fromkeys(new for _, _, new in probed):
-        of = [p["evidence"]["similarity"] for (_, tuning, n), p in probed.items() if n == new and tuning == "full"]
-        if of:
-            rows.append({"base": new, **{name: float(np.mean([each[name] for each in of])) for name in of[0]}})
+        told = [of(p["evidence"]) for (_, tuning, n), p in probed.items() if (n, tuning) == (new, "full")]
+        if told:
+            rows.append({"base": new, **{name: float(np.mean([each[name] for each in told])) for name in told[0]}})
     return rows
 
 

@@ -117,8 +117,7 @@ def _best_constant(pairs: Sequence[Pair]) -> str:
 
 
 def _row(pair: Pair, named: str, rival: str) -> dict[str, Any]:
-    seen, scores = pair.features, {method: pair.scores[method]["test"] for method in METHODS}
-    left = (seen.new - seen.floor) / (seen.old - seen.floor)
+    scores = {method: pair.scores[method]["test"] for method in METHODS}
     short = 100 * (_best(pair) - scores[named])
-    facts = {"task": pair.task, "tuning": pair.tuning, "new": pair.new, "left": left}
+    facts = {"task": pair.task, "tuning": pair.tuning, "new": pair.new, "left": pair.features.left}
     return {**facts, **scores, "named": named, "constant": rival, "short_of_best": short}

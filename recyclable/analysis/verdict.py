@@ -42,6 +42,16 @@ class Features:
     """Standard error of `old` (`standard_error`)."""
     new_error: float = 0.0
 
+    @property
+    def worth(self) -> float:
+        """What the outdated weights score on their own base, over knowing nothing; where a task was tried."""
+        return self.old - self.floor
+
+    @property
+    def left(self) -> float:
+        """The share of their worth that is left on the new base."""
+        return (self.new - self.floor) / self.worth
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -72,7 +82,7 @@ def judge(features: Features, rule: Thresholds = RULE) -> Verdict:
         method, reason = _without_task(features)
         return Verdict(method, reason=reason)
     method, reason = recommend(features, rule)
-    gain = {"scratch": 0.0, "distill": features.old - features.floor}.get(method, features.new - features.floor)
+    gain = {"scratch": 0.0, "distill": features.worth}.get(method, features.new - features.floor)
     return Verdict(method, gain, _confidence(features, method, rule), reason)
 
 
@@ -84,10 +94,9 @@ def _without_task(features: Features) -> tuple[Method, str]:
 
 def recommend(features: Features, rule: Thresholds) -> tuple[Method, str]:
     """The method that the rule names where a task was tried, and why."""
-    worth = features.old - features.floor
-    if worth <= rule.errors * features.old_error or worth <= 0:
+    if features.worth <= rule.errors * features.old_error or features.worth <= 0:
         return "scratch", "On their own base the old weights do not do better than knowing nothing of the task."
-    left = (features.new - features.floor) / worth
+    left = features.left
     share = f"{100 * left:.0f}% of what the old weights are worth"
     if left >= rule.keep:
         return "apply", f"On the new base, unchanged, {share} is left: there is little for training to bring back."
