@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -29,3 +30,19 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HF_DATASETS_CACHE", folder)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         yield
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test that reads files sees what another one cached."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with tasks/ and corpora/ that RECYCLABLE_DATA names; the test is skipped without it."""
+    if not os.environ.get("RECYCLABLE_DATA"):
+        pytest.skip("RECYCLABLE_DATA is not set")
+    return Path(os.environ["RECYCLABLE_DATA"])

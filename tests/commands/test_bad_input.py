@@ -16,10 +16,19 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
+from this_process import own_environment
 from transformers import RobertaConfig, RobertaModel
-from worlds import make_base, make_corpus, make_outdated, make_task, make_tokenizer, make_upgraded
+from worlds import (
+    make_base,
+    make_corpus,
+    make_outdated,
+    make_task,
+    make_tokenizer,
+    make_upgraded,
+    rewrite_rows,
+    write_config,
+)
 
 from recyclable.cli import main
 from recyclable.training import distributed
@@ -59,12 +68,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(autouse=True)
-def own_environment() -> Iterator[None]:
-    """A run alone describes itself in the environment; the next test starts without that."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+def environment() -> Iterator[None]:
+    with own_environment():
+        yield
 
 
 class Runs:
@@ -89,10 +95,7 @@ class Runs:
             },
         }[verb]
         content = {"out": self.out, **TRAINING, **own, **changed}
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in content.items() if v is not None}
-        path = self.tmp / "run.yaml"
-        path.write_text(yaml.safe_dump(plain))
-        return path
+        return write_config(self.tmp / "run.yaml", content)
 
     def run(self, *argv: object) -> tuple[int, str, str]:
         """Exit status, standard output and standard error of `recyclable argv`."""
@@ -138,13 +141,6 @@ def rewrite_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def rewrite_rows(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        change(row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 # ---- the run config
 
 
@@ -169,8 +165,7 @@ def test_a_setting_that_is_wrong_is_named(runs: Runs, changed: dict[str, Any], s
 
 def test_the_mean_squared_error_does_not_select_since_less_of_it_is_better(runs: Runs) -> None:
     task = runs.copy(runs.world.task)
-    for file in task.glob("*.jsonl"):
-        rewrite_rows(file, lambda row: row.update(label=len(row["text"]) + 0.5))
+    rewrite_rows(task, lambda row: row.update(label=len(row["text"]) + 0.5))
     said = runs.refused_run("tune", task=task, metric="mse")
     assert "metric: is 'mse', expected pearson or spearman for regression" in said
 
@@ -415,8 +410,7 @@ def test_more_shots_than_a_class_has_takes_all_and_says_so(runs: Runs) -> None:
 
 def test_more_shots_than_a_regression_has_takes_all_and_says_so(runs: Runs) -> None:
     task = runs.copy(runs.world.task, "lengths")
-    for file in task.glob("*.jsonl"):
-        rewrite_rows(file, lambda row: row.update(label=len(row["text"]) / 10 + 0.05))
+    rewrite_rows(task, lambda row: row.update(label=len(row["text"]) / 10 + 0.05))
     status, out, err = runs.run("tune", runs.config("tune", task=task, shots=20))
     assert status == 0, err
     assert "notice: fewer than 20 dev examples, all are taken: lengths (12)" in out
@@ -458,8 +452,7 @@ def test_a_lineage_that_is_broken(runs: Runs) -> None:
 
 def test_weights_for_other_labels(runs: Runs) -> None:
     task = runs.copy(runs.world.task)
-    for file in task.glob("*.jsonl"):
-        rewrite_rows(file, lambda row: row.update(label=row["label"].upper()))
+    rewrite_rows(task, lambda row: row.update(label=row["label"].upper()))
     said = runs.refused_run("recycle", task=task)
     assert f"{runs.world.outdated}: was tuned for labels ['left', 'middle', 'right'], the task " in said
     assert "['LEFT', 'MIDDLE', 'RIGHT']" in said

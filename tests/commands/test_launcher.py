@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import ROOT, SUPPORT
 
 from recyclable.errors import InputError
 from recyclable.launcher import _environment, launch
 
-RANKS = Path(__file__).parent / "ranks.py"
+RANKS = SUPPORT / "ranks.py"
 COMMAND = "import sys; from recyclable.launcher import launch; sys.exit(launch({script!r}, sys.argv[1:], nproc=2))"
 TIMEOUT_S = 120  # on a busy machine; a launch takes about 8 s
 LAUNCHES = {
@@ -32,7 +33,7 @@ def start(*args: str, cwd: Path) -> subprocess.Popen:
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
     environment.pop("RECYCLABLE_VERBOSE", None)
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-c", COMMAND.format(script=str(RANKS)), *args]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

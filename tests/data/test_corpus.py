@@ -5,18 +5,19 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from rows import write_rows
 from transformers import ByT5Tokenizer
 
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 TEXTS = ["a b c", "d e, “f”", "g h"]
 ROWS = [{"text": text, "id": i} for i, text in enumerate(TEXTS)]
 FORMATS = ["txt", "jsonl", "json", "csv", "tsv"]
@@ -30,33 +31,33 @@ def corpus(texts: list[str]) -> datasets.Dataset:
 
 
 @pytest.mark.parametrize("suffix", [*FORMATS, *(f"{suffix}.gz" for suffix in FORMATS), "parquet"])
-def test_every_format_gives_the_same_documents(suffix: str, tmp_path: Path, write_rows: Callable) -> None:
+def test_every_format_gives_the_same_documents(suffix: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path / f"docs.{suffix}", ROWS)
     dataset = load_corpus(str(path))
     assert dataset.column_names == ["text"]
     assert dataset["text"][:] == TEXTS
 
 
-def test_json_may_also_hold_an_object_per_line(tmp_path: Path, write_rows: Callable) -> None:
+def test_json_may_also_hold_an_object_per_line(tmp_path: Path) -> None:
     write_rows(tmp_path / "docs.jsonl", ROWS).rename(tmp_path / "docs.json")
     assert load_corpus(tmp_path / "docs.json")["text"][:] == TEXTS
 
 
-def test_a_directory_gives_the_files_of_the_split(tmp_path: Path, write_rows: Callable) -> None:
+def test_a_directory_gives_the_files_of_the_split(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl.gz", ROWS)
     write_rows(tmp_path / "heldout.txt", [{"text": "held out"}])
     assert load_corpus(str(tmp_path))["text"][:] == TEXTS
     assert load_corpus(str(tmp_path), split="heldout")["text"][:] == ["held out"]
 
 
-def test_a_glob_and_a_list_join_files_of_different_formats(tmp_path: Path, write_rows: Callable) -> None:
+def test_a_glob_and_a_list_join_files_of_different_formats(tmp_path: Path) -> None:
     one = write_rows(tmp_path / "part1.txt", ROWS[:2])
     two = write_rows(tmp_path / "part2.parquet", ROWS[2:])
     assert load_corpus(str(tmp_path / "part*"))["text"][:] == TEXTS
     assert load_corpus([str(two), str(one)])["text"][:] == [TEXTS[2], *TEXTS[:2]]
 
 
-def test_another_text_column_comes_out_as_text(tmp_path: Path, write_rows: Callable) -> None:
+def test_another_text_column_comes_out_as_text(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "docs.jsonl", [{"body": "a b", "text": "c"}])
     assert load_corpus(str(path))["text"][:] == ["c"]
     assert load_corpus(str(path), text_column="body")["text"][:] == ["a b"]
@@ -137,7 +138,7 @@ def test_a_bad_file_is_an_input_error(tmp_path: Path, name: str, content: bytes,
         load_corpus(str(tmp_path / name))
 
 
-def test_a_parquet_file_without_the_column_lists_what_it_has(tmp_path: Path, write_rows: Callable) -> None:
+def test_a_parquet_file_without_the_column_lists_what_it_has(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.parquet", ROWS)
     with pytest.raises(InputError, match=r"no column 'body', found \['id', 'text'\]"):
         load_corpus(str(path), text_column="body")

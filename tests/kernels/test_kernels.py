@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import SUPPORT
 from torch.nn import functional as F
 
 from recyclable import kernels
@@ -523,7 +524,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
 def test_the_kernel_compiles_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     """The interpreter accepts what the compiler may not."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, str(Path(__file__).with_name("compile_kernels.py"))]
+    command = [sys.executable, str(SUPPORT / "compile_kernels.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["80", "forward", "80", "jensen_shannon", "90", "forward", "90", "jensen_shannon"]

@@ -10,28 +10,31 @@ from typing import Any
 
 import pytest
 import torch
-from processes import finish, outcome, start
-from test_equality import (
+from plain import (
+    ADAPTER_RATE,
     ALPHA,
+    BATCH,
     BETA,
     COMMON,
     LENGTH,
     LOSS_TOLERANCE,
+    POINTS,
     RATE,
     SEED,
-    STAGE_3,
+    SHARE,
     TEMPERATURE,
     WARMUP,
     WEIGHT_TOLERANCE,
+    at,
     largest_difference,
     plain_training,
     saved_tensors,
-    scalars,
     short,
 )
+from processes import STAGE_3, finish, outcome, scalars, start
+from this_process import one_thread
 from torch import nn
-from torch.func import functional_call
-from worlds import make_base, make_outdated, make_task, make_upgraded
+from worlds import Chain, make_outdated
 
 from recyclable import models
 from recyclable.config import TrainSettings, TuningSettings
@@ -48,20 +51,15 @@ from recyclable.weights.base import Base
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
-STEPS, BATCH, SHARE = 6, 12, 0.4
-POINTS = (0.3, 0.7)
+STEPS = 6
 KINDS = ("full", "lora", "bottleneck")
-ADAPTER_RATE = 2e-2
 
 
-class World:
+class World(Chain):
     """Where the small world of this file lies, and runs in it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.base = make_base(folder / "base")
-        self.upgraded = make_upgraded(self.base, folder / "upgraded")
-        self.task = make_task(folder / "task")
+        super().__init__(folder)
         make_outdated(self.base, self.task, folder / "full")
         make_outdated(self.base, self.task, folder / "second", seed=33)
 
@@ -99,22 +97,11 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield World(tmp_path_factory.mktemp("interpolation"))
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield World(tmp_path_factory.mktemp("interpolation"))
 
 
 # ---- the oracle --------------------------------------------------------------------------------------------------
-
-
-def at(x: float, student: nn.Module, fixed: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-    """What the student answers with x own + (1 - x) fixed weights, all of them mixed beforehand."""
-    ends = dict(student.named_parameters()), dict(fixed.named_parameters())
-    assert ends[0].keys() == ends[1].keys()
-    mixed = {name: x * own + (1 - x) * ends[1][name].detach() for name, own in ends[0].items()}
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    return functional_call(student, mixed, kwargs={**inputs, "output_hidden_states": True})
 
 
 def soft_loss(student: Any, teacher: Any, alpha: float, beta: float) -> torch.Tensor:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from plain import ALPHA, BETA, COMMON, LENGTH, POINTS, SEED, SHARE, TEMPERATURE, at
+from processes import scalars
 from safetensors.torch import load_file
-from test_equality import scalars
-from test_interpolation import ALPHA, BETA, COMMON, LENGTH, POINTS, SEED, SHARE, TEMPERATURE, at
+from this_process import one_thread, own_environment
 from torch import nn
-from worlds import make_base, make_outdated, make_task, make_upgraded
+from worlds import Chain, make_base, make_outdated, make_task, rewrite_rows, write_config
 
 from recyclable import models
 from recyclable.cli import main
@@ -32,20 +30,14 @@ NAMES = {"left": "up", "middle": "down", "right": "up"}
 TRAINED = ("scratch", "init", "distill", "both", "interpolate")
 
 
-class World:
+class World(Chain):
     """A base, its upgrade, weights tuned for three labels, and two other tasks: of the same labels, and of two."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.base = make_base(folder / "base")
-        self.upgraded = make_upgraded(self.base, folder / "upgraded")
-        self.task = make_task(folder / "task")
+        super().__init__(folder)
         self.similar = make_task(folder / "similar", seed=44)
         self.other = make_task(folder / "other", seed=55)
-        for file in self.other.glob("*.jsonl"):
-            rows = [json.loads(line) for line in file.read_text().splitlines()]
-            rows = [{**row, "label": NAMES[row["label"]]} for row in rows]
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rewrite_rows(self.other, lambda row: row.update(label=NAMES[row["label"]]))
         self.full = make_outdated(self.base, self.task, folder / "full")
         self.lora = folder / "lora"
         settings = {"task": self.task, "tuning": "lora", "lora_r": 4, "learning_rate": 2e-2, "max_steps": 12}
@@ -54,8 +46,7 @@ class World:
     def run(self, verb: str, out: Path, *options: str, **settings: Any) -> tuple[int, Path]:
         """Exit status of `recyclable verb`, and where its result is."""
         config = {**COMMON, "max_steps": 2, "eval_every": 2, "train_batch_size": 12, "out": out, **settings}
-        file = self.folder / f"{out.name}.yaml"
-        file.write_text(yaml.safe_dump(json.loads(json.dumps(config, default=str))))
+        file = write_config(self.folder / f"{out.name}.yaml", config)
         return main([verb, str(file), *options]), out
 
     def recycle(self, out: str, task: Path, weights: Path, **settings: Any) -> tuple[int, Path]:
@@ -74,12 +65,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    before, threads = dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield World(tmp_path_factory.mktemp("related"))
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(before)
+    with one_thread(), own_environment():
+        yield World(tmp_path_factory.mktemp("related"))
 
 
 def start(world: World, weights: Path) -> nn.Module:

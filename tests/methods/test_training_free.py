@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from processes import finish, outcome
 from processes import start as start_ranks
 from safetensors.torch import load_file
+from this_process import one_thread, own_environment
 from transformers import AutoTokenizer, BertForSequenceClassification
-from worlds import LABELS, make_adapter, make_base, make_outdated, make_task, make_upgraded
+from worlds import LABELS, make_adapter, make_base, make_outdated, make_task, make_upgraded, rewrite_rows, write_config
 
 from recyclable.cli import main
 from recyclable.data.fewshot import limit
@@ -49,7 +48,7 @@ class World:
         self.stranger = make_outdated(make_base(root / "stranger", seed=9), self.known_task, root / "on-stranger")
 
     def config(self, out: str, **changed: Any) -> dict[str, Any]:
-        content = {
+        return {
             "method": "project",
             "base": self.new,
             "old_base": self.old,
@@ -62,22 +61,16 @@ class World:
             "out": self.root / out,
             **changed,
         }
-        return json.loads(json.dumps({k: v for k, v in content.items() if v is not None}, default=str))
 
     def recycle(self, out: str, **changed: Any) -> tuple[int, Path]:
-        file = self.root / f"{out}.yaml"
-        file.write_text(yaml.safe_dump(self.config(out, **changed)))
+        file = write_config(self.root / f"{out}.yaml", self.config(out, **changed))
         return main(["recycle", str(file)]), self.root / out
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    before, threads = dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield World(tmp_path_factory.mktemp("training-free"))
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(before)
+    with one_thread(), own_environment():
+        yield World(tmp_path_factory.mktemp("training-free"))
 
 
 def plain_loss(world: World, strength: float) -> float:
@@ -219,8 +212,7 @@ def test_a_pair_that_was_changed_after_it_was_written_is_found(world: World, cap
 
 def test_other_labels_are_refused(world: World, capsys) -> None:
     other = make_task(world.root / "other")
-    for file in other.glob("*.jsonl"):
-        file.write_text(file.read_text().replace(LABELS[0], "up"))
+    rewrite_rows(other, lambda row: row.update(label=row["label"].replace(LABELS[0], "up")))
     status, out = world.recycle("refused", task=other)
     assert status == 2 and "project trains no head" in capsys.readouterr().err and not out.exists()
 

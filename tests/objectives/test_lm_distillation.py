@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from objectives.test_masked_lm import SIZE, batch, bert, distilbert, roberta
+from masked_models import SIZE, batch, bert, distilbert, roberta
 from peft import LoraConfig, get_peft_model
+from this_process import own_environment
 from torch import nn
 from train_ranks import with_lora
 from transformers import BertConfig, BertForMaskedLM
@@ -221,13 +221,10 @@ def test_a_batch_without_a_masked_token_costs_only_the_patient_term() -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_environment() -> Iterator[None]:
-    """A run alone describes itself in the environment; the next test starts without that."""
-    before = dict(os.environ)
-    yield
-    distributed.shutdown()
-    os.environ.clear()
-    os.environ.update(before)
+def environment() -> Iterator[None]:
+    with own_environment():
+        yield
+        distributed.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import finish, outcome, scalars, start
+from processes import STAGE_3, finish, outcome, scalars, start
 from torch import nn
 from worlds import make_base, make_outdated, make_task, make_upgraded
 
@@ -42,8 +42,6 @@ COMMON = {
     "beta": 3.0,
     "temperature": 4.0,
 }
-# Nothing stays whole on a rank at stage 3, however small.
-STAGE_3 = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0}
 KINDS: dict[str, dict[str, Any]] = {
     "online": {"teacher": "online"},
     "cached": {"teacher": "cached"},

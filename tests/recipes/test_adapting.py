@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from worlds import make_base, make_task
+
 from recyclable.config import TuneConfig
 from recyclable.data.tasks import load_task
 from recyclable.recipes.adapting import task_data
-from tests.worlds import make_base, make_task
 
 
 def test_dev_and_test_are_limited_to_fixed_subsets(tmp_path: Path) -> None:

@@ -17,8 +17,28 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from processes import finish, outcome, scalars, start
+from plain import (
+    ADAPTER_RATE,
+    ALPHA,
+    BATCH,
+    BETA,
+    COMMON,
+    LENGTH,
+    LOSS_TOLERANCE,
+    RATE,
+    SEED,
+    STEPS,
+    TEMPERATURE,
+    WARMUP,
+    WEIGHT_TOLERANCE,
+    largest_difference,
+    plain_training,
+    saved_tensors,
+    short,
+)
+from processes import STAGE_3, finish, outcome, scalars, start
 from safetensors.torch import load_file
+from this_process import one_thread
 from torch import nn
 from train_ranks import with_lora
 from transformers import BertForMaskedLM, BertForSequenceClassification
@@ -34,34 +54,7 @@ from recyclable.data.tasks import load_task
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
-STEPS, WARMUP, BATCH, SEED, LENGTH = 20, 4, 12, 7, 24
-RATE, DECAY, CLIP, BETAS, EPSILON = 5e-3, 0.1, 0.5, (0.9, 0.99), 1e-6
-ALPHA, BETA, TEMPERATURE, SHOTS = 0.6, 3.0, 4.0, 16
-HEAD_STEPS, HEAD_RATE = 5, 5e-3
-ADAPTER_RATE = 2e-2
-LOSS_TOLERANCE = 1e-4  # relative, at every step
-WEIGHT_TOLERANCE = 1e-4  # absolute, after 20 steps of up to 5e-3 each
-
-COMMON = {
-    "max_steps": STEPS,
-    "train_batch_size": BATCH,
-    "learning_rate": RATE,
-    "warmup_steps": WARMUP,
-    "weight_decay": DECAY,
-    "adam_beta1": BETAS[0],
-    "adam_beta2": BETAS[1],
-    "adam_epsilon": EPSILON,
-    "max_grad_norm": CLIP,
-    "seed": SEED,
-    "max_length": LENGTH,
-    "dropout": 0.0,
-    "eval_every": STEPS,
-    "eval_batch_size": 7,
-    "save_every": 0,
-    "log_every": 1,
-}
-# Nothing stays whole on a rank at stage 3, however small.
-STAGE_3 = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0}
+SHOTS, HEAD_STEPS, HEAD_RATE = 16, 5, 5e-3
 # What is trained -> micro-batch per rank on 1 and on 2 ranks (less than 12 / ranks means accumulation), ZeRO stages.
 ALL = (0, 1, 2, 3)
 PLAN = {
@@ -166,42 +159,6 @@ def largest_relative_difference(found: list[float], expected: list[float]) -> fl
 
 
 # ---- the oracle --------------------------------------------------------------------------------------------------
-
-
-def plain_training(
-    model: nn.Module, trainable: list[str], loss_of: Callable[[int], torch.Tensor], rate: float, warmup: int, steps: int
-) -> list[float]:
-    """`steps` steps of AdamW with linear warm-up and decay in the manner of a tutorial; the loss of each."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
-    decayed = {n: p for n, p in model.named_parameters() if n in trainable and "bias" not in n and "LayerNorm" not in n}
-    rest = [p for n, p in model.named_parameters() if n in trainable and n not in decayed]
-    groups = [{"params": list(decayed.values()), "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, eps=EPSILON)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: (t + 1) / warmup if t < warmup else (steps - t) / (steps - warmup)
-    )
-    losses = []
-    model.eval()  # dropout off
-    for step in range(steps):
-        loss = loss_of(step)
-        losses.append(loss.item())
-        loss.backward()
-        nn.utils.clip_grad_norm_([*decayed.values(), *rest], CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return losses
-
-
-def short(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """By names without the prefix of the model, and without what PEFT puts between the parts of a name."""
-
-    def plain(name: str) -> str:
-        name = name.replace(".modules_to_save", "").replace(".default", "")
-        return name.removeprefix("base_model.model.").removeprefix("bert.")
-
-    return {plain(name): tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def pretrain_oracle(world: World, kind: str) -> Expected:
@@ -367,37 +324,11 @@ def oracle(world: World) -> Iterator[Callable[[str], Expected]]:
                 known[name] = tune_oracle(world, kind) if verb == "tune" else both_oracle(world)
         return known[name]
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield expected
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield expected
 
 
 # ---- what a run left behind, and the claims ----------------------------------------------------------------------
-
-
-def saved_tensors(out: Path, base: Path) -> dict[str, torch.Tensor]:
-    """The values a run learned, from the files that users get, by the oracle's names."""
-    if (out / "model.safetensors").is_file():
-        saved = short(load_file(out / "model.safetensors"))
-        return {
-            name: tensor for name, tensor in saved.items() if not name.startswith("pooler.")
-        }  # goes along untrained
-    for adapter in (out / "adapter_model.safetensors", out / "lora.safetensors"):
-        if adapter.is_file():
-            return short(load_file(adapter))
-    theta = short(load_file(base / "model.safetensors"))
-    delta = load_file(out / "delta.safetensors")
-    tuned = {
-        name: theta[name] + d for name, d in delta.items() if "::" not in name
-    }  # without its last bit's corrections
-    return {**tuned, **load_file(out / "head.safetensors")}
-
-
-def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
-    return max((found[name] - expected[name]).abs().max().item() for name in found)
 
 
 def base_of(world: World, name: str) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
-from worlds import make_base, make_corpus, make_roberta, make_task
+from this_process import own_environment
+from worlds import make_base, make_corpus, make_roberta, make_task, write_config
 
 from recyclable.cli import main
 from recyclable.data.corpus import load_corpus, pack
@@ -35,18 +35,14 @@ FAMILIES = ("bert", "roberta")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+def environment() -> Iterator[None]:
+    with own_environment():
+        yield
 
 
 def run(verb: str, out: Path, **settings: Any) -> Path:
     """`recyclable verb` with these settings; its result's directory."""
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    file = out.with_name(f"{out.name}.yaml")
-    file.write_text(yaml.safe_dump({**plain, "out": str(out)}))
+    file = write_config(out.with_name(f"{out.name}.yaml"), {**settings, "out": out})
     assert main([verb, str(file)]) == 0
     return out
 

@@ -33,8 +33,6 @@ from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.lineage import declare
 
-SCRIPT = Path(__file__).with_name("probe_ranks.py")
-
 
 class World:
     """M0, its upgrades M1 and M2, a stranger, a task, and weights of M0 and M1 of several kinds."""
@@ -288,7 +286,7 @@ def test_two_ranks_find_what_one_finds(world: World, whole: dict[str, Any], tmp_
         world.config(task=world.task, out=adapter, weights=world.root / "lora", to=world.root / "lora-1", points=4)
     ]
     runs = [{"config": json.loads(config.model_dump_json())} for config in configs]
-    finish(start(tmp_path, runs, nproc=2, script=SCRIPT), tmp_path)
+    finish(start(tmp_path, runs, nproc=2, script="probe_ranks.py"), tmp_path)
     results = [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in (0, 1)]
     assert results[0] == results[1]
     similarity = [each["evidence"].pop("similarity") for each in (results[0], json.loads(json.dumps(whole)))]

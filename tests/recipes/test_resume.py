@@ -11,25 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import TIMEOUT_S, finish, kill, outcome, start
-from worlds import make_base, make_corpus, make_outdated, make_task, make_upgraded
+from processes import STAGE_3, TIMEOUT_S, finish, kill, outcome, start
+from worlds import Chain, make_corpus, make_outdated
 
 STEPS, SAVE_EVERY = 20, 4
 RAISE_AT = 10  # the last checkpoint is then step 8's
 SLOW_S = 0.1  # a step of a run that is about to be killed, so that it is not over first
 VERBS = ("pretrain", "tune", "recycle")
 RESULTS = {"pretrain": "lineage.json", "tune": "manifest.json", "recycle": "manifest.json"}
-STAGE_3 = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0}
 
 
-class World:
+class World(Chain):
     """Where the small world of this file lies, and runs in it. Dropout is on: its draws have to be resumed as well."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.base = make_base(folder / "base")
-        self.upgraded = make_upgraded(self.base, folder / "upgraded")
-        self.task = make_task(folder / "task")
+        super().__init__(folder)
         self.corpus = make_corpus(folder / "corpus")
         self.outdated = make_outdated(self.base, self.task, folder / "outdated")
 

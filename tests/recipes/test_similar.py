@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from this_process import one_thread, own_environment
 from transformers import AutoModel, AutoTokenizer
-from worlds import make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
+from worlds import make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded, write_config
 
 from recyclable.analysis.similarity import compare
 from recyclable.analysis.transferability import logme
@@ -39,8 +38,7 @@ class World:
         self.stranger = make_base(root / "stranger", seed=9)
         tune = {"base": self.old, "task": self.task, "max_steps": 40, "learning_rate": 1e-2, "train_batch_size": 16}
         config = {**tune, "out": root / "tuned", "max_length": 24, "save_every": 0, "eval_every": 40}
-        (root / "tune.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config, default=str))))
-        assert main(["tune", str(root / "tune.yaml")]) == 0
+        assert main(["tune", str(write_config(root / "tune.yaml", config))]) == 0
         entries = {
             "tuned": root / "tuned",
             "noise": make_outdated(self.old, self.task, root / "noise", scale=0.5),
@@ -60,12 +58,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    before, threads = dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield World(tmp_path_factory.mktemp("similar"))
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(before)
+    with one_thread(), own_environment():
+        yield World(tmp_path_factory.mktemp("similar"))
 
 
 def test_weights_tuned_on_the_task_come_first_and_what_does_not_fit_last_with_the_reason(world: World, capsys) -> None:

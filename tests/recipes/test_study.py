@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from worlds import make_base, make_corpus, make_task
 
 from recyclable.cli import main
 from recyclable.config import StudyConfig, load_config
@@ -16,7 +17,6 @@ from recyclable.errors import InputError
 from recyclable.recipes import study as study_module
 from recyclable.recipes.study_plan import plan
 from recyclable.weights.adapted import read_manifest
-from tests.worlds import make_base, make_corpus, make_task
 
 
 @pytest.fixture(scope="module")

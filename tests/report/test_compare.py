@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from records import run
 
 from recyclable.report.compare import compare, plot, steps_to_target, table
-
-
-def run(method: str, curve: list[float], test: float = 0.5, every: int = 10) -> dict:
-    history = [
-        {"step": i * every, "examples": i * every * 4, "seconds": float(i), "accuracy": score}
-        for i, score in enumerate(curve)
-    ]
-    best = max(curve)
-    metrics = {
-        "metric": "accuracy",
-        "dev": {"accuracy": best},
-        "test": {"accuracy": test},
-        "best_step": curve.index(best) * every,
-        "examples": history[-1]["examples"],
-        "seconds": history[-1]["seconds"],
-    }
-    return {"method": method, "metrics": metrics, "history": history}
 
 
 def test_the_first_evaluation_at_the_target_counts_not_a_later_one():

@@ -7,9 +7,9 @@ import statistics
 
 import pandas as pd
 import pytest
+from records import run
 
 from recyclable.report.study_report import interval, paired_gains, results, summary, write_study_report
-from tests.report.test_compare import run
 
 
 def record(method: str, seed: int, test: float, curve: list[float], reported: bool = True, new: str = "M1") -> dict:

@@ -12,27 +12,32 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SCRIPT = Path(__file__).with_name("train_ranks.py")
+SUPPORT = Path(__file__).parent
+ROOT = SUPPORT.parents[1]  # of the repository
 LAUNCH = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_S = 400  # for a whole list of runs, on a busy machine
+# Nothing stays whole on a rank at stage 3, however small.
+NOTHING_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+STAGE_3 = {**NOTHING_WHOLE, "stage3_prefetch_bucket_size": 0}
 
 
 def start(
-    folder: Path, runs: list[dict[str, Any]], nproc: int | None = None, script: Path = SCRIPT
+    folder: Path, runs: list[dict[str, Any]], nproc: int | None = None, script: str = "train_ranks.py"
 ) -> subprocess.Popen:
     """Start `runs` (see the script) in a session of their own; what they print goes to folder/log.
 
     Args:
         nproc: ranks, started by the deepspeed launcher; None is one process without any launcher.
+        script: a file in this folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "runs.json").write_text(json.dumps(runs, default=str))
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
+    environment["PYTHONPATH"] = str(ROOT)
     environment["OMP_NUM_THREADS"] = "1"
     launch = ["-c", LAUNCH.format(nproc)] if nproc else []
-    command = [sys.executable, *launch, str(script), str(folder / "runs.json")]
+    command = [sys.executable, *launch, str(SUPPORT / script), str(folder / "runs.json")]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -39,12 +41,28 @@ WORDS = [f"w{i}" for i in range(195)]
 LABELS = ("left", "middle", "right")
 
 
+class Chain:
+    """A base, its upgrade and a task, made in a folder: what the worlds of tests start from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = make_base(folder / "base")
+        self.upgraded = make_upgraded(self.base, folder / "upgraded")
+        self.task = make_task(folder / "task")
+
+
 def make_tokenizer(
-    words: list[str] = WORDS, kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    words: list[str] = WORDS, kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast, *, bert: bool = True
 ) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer in the manner of BERT's: ids 0 to 4 are the special tokens, then the words in order."""
+    """A word-level tokenizer: ids 0 to 4 are the special tokens, then the words in order.
+
+    Args:
+        bert: in the manner of BERT's, else one that adds nothing to the text.
+    """
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIALS, *words])}, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
+    if not bert:
+        return kind(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
     backend.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -205,3 +223,19 @@ def make_corpus(folder: Path, *, documents: int = 100, seed: int = 5) -> Path:
         lines.append(" ".join(line))
     (folder / "train.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def rewrite_rows(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change every row of a task's directory, or of one file, in place."""
+    for file in folder.glob("*.jsonl") if folder.is_dir() else [folder]:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            change(row)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_config(path: Path, settings: dict[str, Any]) -> Path:
+    """A run config with these settings; paths become strings, and what is None is left out. Returns `path`."""
+    kept = {name: value for name, value in settings.items() if value is not None}
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(kept, default=str))))
+    return path

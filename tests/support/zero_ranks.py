@@ -17,6 +17,7 @@ import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from peft import LoraConfig, TaskType, get_peft_model
+from processes import NOTHING_WHOLE
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,7 +42,6 @@ from recyclable.weights.delta import CODECS, Codec, write_delta
 from recyclable.weights.sources import seed_of
 
 SEED = 20
-NOTHING_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
 
 
 class World:

@@ -9,16 +9,18 @@ from typing import Any
 
 import datasets
 import pytest
+from rows import write_rows
 
 from recyclable.data.tasks import Split, load_task
 from recyclable.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 ROWS = [{"text": f'text, "{i}" é', "label": ["no", "yes"][i % 2]} for i in range(6)]
 FORMATS = ["jsonl", "json", "csv", "tsv", "jsonl.gz", "json.gz", "csv.gz", "tsv.gz", "parquet"]
 
 
 @pytest.fixture
-def write_task(tmp_path: Path, write_rows: Callable) -> Callable[..., Path]:
+def write_task(tmp_path: Path) -> Callable[..., Path]:
     """Write splits as .jsonl from lists of labels (or of rows) into one folder; returns the folder."""
 
     def write(suffix: str = "jsonl", **splits: list[Any]) -> Path:
@@ -105,7 +107,7 @@ def test_class_label_features_become_names(tmp_path: Path) -> None:
     assert (task.labels, task.splits["train"].labels) == (("neg", "pos"), [1, 0])
 
 
-def test_a_task_file_names_paths_columns_and_labels(tmp_path: Path, write_rows: Callable) -> None:
+def test_a_task_file_names_paths_columns_and_labels(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     rows = [{"premise": "a", "hypothesis": "b", "gold": 1}, {"premise": "c", "hypothesis": "d", "gold": 0}]
     write_rows(tmp_path / "data" / "first.csv", rows)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import SCRIPT, finish, start
+from processes import NOTHING_WHOLE, finish, start
 from safetensors.torch import load_file
 from worlds import make_adapter, make_base, make_outdated, make_task, make_upgraded
 
 from recyclable.weights.checkpoint_files import SafetensorsFile
 
 RANKS = (1, 2, 3)
-NOTHING_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
 SOME_WHOLE = {"stage3_param_persistence_threshold": 500}  # of a model with tensors of 3 to 6400 elements
 FULL = [
     {"case": "partitions", "kind": "outdated-full", "stage": stage, "precision": precision, "engine": True, **more}
@@ -99,8 +98,7 @@ def found(world: Path) -> dict[int, list[list[str]]]:
     for ranks in RANKS:
         folder = world / f"ranks-{ranks}"
         cases = [{**case, "world": str(world)} for case in CASES[ranks]]
-        script = SCRIPT.with_name("zero_ranks.py")
-        finish(start(folder, cases, nproc=ranks if ranks > 1 else None, script=script), folder)
+        finish(start(folder, cases, nproc=ranks if ranks > 1 else None, script="zero_ranks.py"), folder)
         problems[ranks] = [
             [json.loads((folder / f"{number}-{rank}.json").read_text()) for rank in range(ranks)]
             for number in range(len(cases))

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 from worlds import make_base, make_outdated, make_task
 
 from recyclable.errors import InputError
@@ -161,7 +162,7 @@ with Store(store).adding(name) as aside:
 
 
 def test_who_is_killed_in_the_middle_leaves_what_was_there(store: Store, run: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for point in ("copying", "renaming"):
         arguments = [sys.executable, "-c", KILLED, str(run), str(store.folder), "second", point]
         assert subprocess.run(arguments, env=environment, capture_output=True, timeout=120).returncode == -9
