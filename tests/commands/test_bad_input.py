@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import ROOT
 from safetensors.torch import load_file, save_file
 from this_process import own_environment
 from transformers import RobertaConfig, RobertaModel
@@ -596,7 +597,7 @@ def test_a_batch_that_the_ranks_cannot_share(runs: Runs, monkeypatch: pytest.Mon
 
 
 def command(*argv: object) -> subprocess.CompletedProcess:
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "recyclable.cli", *map(str, argv)]
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=400)
 
