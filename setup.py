@@ -12,7 +12,8 @@ setup(
     name="recyclable",
     version="0.1.0",
     description="Upgrade a base model by continual pre-training and bring everything tuned on the old one along",
-    python_requires=">=3.10",
+    license="Apache-2.0",
+    python_requires=">=3.11",
     packages=[*find_packages(include=["recyclable", "recyclable.*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={name: ["*"] for name in SHIPPED},
@@ -40,6 +41,9 @@ setup(
         "pydantic>=2.9,<3",
         "typing_extensions>=4.12,<5",  # pydantic wants its TypedDict before Python 3.12
     ],
-    extras_require={"triton": [TRITON], "test": [TRITON, "pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<1"]},
+    extras_require={
+        "triton": [TRITON],
+        "test": [TRITON, "pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<1", "mypy>=1.15,<3", "setuptools>=70.1"],
+    },
     entry_points={"console_scripts": ["recyclable=recyclable.cli:main"]},
 )

@@ -34,22 +34,23 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from recyclable import models
-from recyclable.config import RecycleConfig
+from recyclable import distributed
 from recyclable.data.docstrings import write_docstring_world
-from recyclable.data.examples import LabelledTexts
-from recyclable.data.fewshot import k_shot
+from recyclable.data.examples import TaskExamples
 from recyclable.data.order import Item, Order
-from recyclable.data.tasks import Task, load_task
 from recyclable.machine import load_ds_config
+from recyclable.methods.distill import Distill
+from recyclable.models.tasks import task_model
 from recyclable.objectives.distillation import Distillation
 from recyclable.objectives.teacher_cache import TaughtExamples, TeacherCache
-from recyclable.objectives.teachers import CachedTeacher, Teacher
-from recyclable.recipes.teaching import fill
-from recyclable.training import distributed
+from recyclable.objectives.teachers import CachedTeacher, OnlineTeacher, Signals, Teacher
+from recyclable.tasks.parts.fewshot import k_shot
+from recyclable.tasks.parts.task import Task, load_task
 from recyclable.training.engine import engine_for
 from recyclable.training.loop import train_step
+from recyclable.training.teaching import fill
 from recyclable.weights import sources
+from recyclable.weights.base import Base
 from recyclable.weights.vocabulary import load_tokenizer
 
 COMPARED, LENGTH = 20, 128
@@ -62,18 +63,18 @@ class Setting:
 
     base: Path
     task: Task
-    examples: LabelledTexts
+    examples: TaskExamples
     order: Order
-    config: RecycleConfig
+    config: Distill
 
     def student(self) -> nn.Module:
         """The base with a fresh head; the same at every call."""
-        return sources.fill(models.task_model(self.base, self.task, self.config.seed, self.config.dropout))
+        return sources.fill(task_model(Base(self.base), self.task, self.config.seed, self.config.dropout))
 
     def teacher(self) -> nn.Module:
         """The base with noise on every weight and another head: as much work as a tuned one."""
         model, noise = (
-            sources.fill(models.task_model(self.base, self.task, self.config.seed + 1, None)),
+            sources.fill(task_model(Base(self.base), self.task, self.config.seed + 1)),
             torch.Generator(),
         )
         noise.manual_seed(self.config.seed)
@@ -82,10 +83,11 @@ class Setting:
                 parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.02)
         return model.eval()
 
-    def objective(self, student: nn.Module, teacher: Teacher) -> Distillation:
+    def objective(self, student: nn.Module, teacher: Teacher[Signals]) -> Distillation:
         """The loss of `recyclable recycle`."""
         config = self.config
-        return Distillation(student, teacher, alpha=config.alpha, beta=config.beta, temperature=config.temperature)
+        weights = {"alpha": config.alpha, "beta": config.beta, "temperature": config.temperature}
+        return Distillation(student, self.task.kind, teacher, **weights)
 
 
 def base_and_task(folder: Path, made_here: bool = False) -> tuple[Path, Path]:
@@ -99,8 +101,7 @@ def base_and_task(folder: Path, made_here: bool = False) -> tuple[Path, Path]:
 
 def setting(steps: int, folder: Path, base: Path, source: Path) -> Setting:
     """`steps` steps on a task's few examples; what a run writes goes to `folder`."""
-    config = RecycleConfig(
-        method="distill",
+    config = Distill(
         base=str(base),
         old_base=str(base),
         weights="",
@@ -114,8 +115,8 @@ def setting(steps: int, folder: Path, base: Path, source: Path) -> Setting:
         alpha=0.9,
     )
     task = load_task(source)
-    few, _ = k_shot(task.splits["train"], 32, config.seed)
-    examples = LabelledTexts(few, load_tokenizer(base), LENGTH)
+    few, _ = k_shot(task.splits["train"], 32, config.seed, task.kind.strata(task.splits["train"]))
+    examples = task.kind.examples(few, load_tokenizer(base), LENGTH)
     order = Order(len(examples), config.train_batch_size, config.seed, examples.lengths)
     return Setting(base, task, examples, order, config)
 
@@ -125,6 +126,7 @@ def measure(quick: bool) -> dict[str, float]:
     distributed.init()
     steps = 100 if quick else 200
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.callback(distributed.shutdown)  # NCCL would complain when all is said
         given = setting(steps, Path(folder), *base_and_task(Path(folder)))
         our_step, filling = stack.enter_context(ours(given))
         contenders = {"ours": our_step, "peer": peer(given)}
@@ -154,7 +156,8 @@ def ours(given: Setting) -> Iterator[tuple[Step, float]]:
     """The project's step with a cached teacher, and the seconds it took to fill the cache."""
     config, ds_config, cache = given.config, load_ds_config("cpu_zero0"), TeacherCache(None)
     begin = time.perf_counter()
-    fill(cache, given.examples, given.order.used(config.max_steps), given.teacher, config, ds_config)
+    used, size = given.order.used(config.max_steps), config.eval_batch_size
+    fill(cache, given.examples, used, lambda: OnlineTeacher(given.teacher(), given.task.kind), size, ds_config)
     filling = time.perf_counter() - begin
     examples, objective = TaughtExamples(given.examples, cache), given.objective(given.student(), CachedTeacher())
     with engine_for(objective, config, ds_config, config.out) as engine:

@@ -36,17 +36,20 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from recyclable.analysis.connectivity import POINTS, barrier, connectivity, path_points
 from recyclable.analysis.similarity import Similarity, plot
-from recyclable.config import StudyConfig, load_config, make_config
-from recyclable.data.fewshot import limit
+from recyclable.carrying.carried import Carried
+from recyclable.config.run_file import load_config, make_config
 from recyclable.data.files import read_rows
-from recyclable.data.tasks import Task, load_task
-from recyclable.recipes.probe import RESULT, ProbeConfig, probe
+from recyclable.models.tasks import outdated_model
+from recyclable.recipes.probe import RESULT, probe
+from recyclable.recipes.probe_settings import ProbeSettings
 from recyclable.recipes.probe_task import SPLIT, examples_of, knowing_nothing
-from recyclable.recipes.recycle import outdated_model
 from recyclable.recipes.study import collect
 from recyclable.recipes.study_plan import base_folder
+from recyclable.recipes.study_settings import StudySettings
 from recyclable.report.compare import table
 from recyclable.report.study_report import results
+from recyclable.tasks.parts.fewshot import limit
+from recyclable.tasks.parts.task import Task, load_task
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.strict_json import read_json
@@ -60,7 +63,7 @@ DOCUMENTS = 2000
 class Chain:
     """A study of one chain of bases and a control."""
 
-    config: StudyConfig
+    config: StudySettings
     examples: int
     points: int
     end_points: int
@@ -121,7 +124,7 @@ def main() -> None:
     if arguments.make_control:
         make_control(arguments.make_control, arguments.like or parser.error("--make-control needs --like"))
         return
-    config = load_config(StudyConfig, arguments.study or parser.error("name the study, or --make-control"))
+    config = load_config(StudySettings, arguments.study or parser.error("name the study, or --make-control"))
     sizes = (50, 5, 5, config.out / "probes-quick") if arguments.quick else (300, 11, POINTS, config.out / "probes")
     chain = Chain(config, *sizes)
     figures = measure(chain, arguments.jobs)
@@ -143,8 +146,9 @@ def main() -> None:
 def make_control(folder: Path, like: str) -> None:
     """A masked language model with random weights, in the shape and with the tokenizer of another."""
     torch.manual_seed(0)
-    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(like)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(like, trust_remote_code=False)
+    AutoModelForMaskedLM.from_config(config, trust_remote_code=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(like, trust_remote_code=False).save_pretrained(folder)
 
 
 def measure(chain: Chain, jobs: int) -> dict[str, Any]:
@@ -187,7 +191,7 @@ def _probe(chain: Chain, pair: tuple[str, str, str], to: Path | None = None, poi
         "allow_unrelated": new == chain.control,
         **({"to": str(to)} if to else {}),
     }
-    return probe(make_config(ProbeConfig, content, "probe"), resume=True)[0]
+    return probe(make_config(ProbeSettings, content, "probe"), resume=True)[0]
 
 
 def _ends(chain: Chain, pair: tuple[str, str, str]) -> dict[str, Any]:
@@ -203,19 +207,19 @@ def _step(chain: Chain, step: tuple[str, str, tuple[str, str]]) -> dict[str, Any
     file = chain.folder / "steps" / "-".join(link) / name / f"{tuning}.json"
     bases = [Base(chain.base(base)) for base in link]
     rows = connectivity(
-        [outdated_model(weights, first, base, task, weights.manifest.settings["seed"]) for base in bases],
-        {SPLIT: examples_of(split, weights, bases[1])},
-        task.problem,
+        [outdated_model(Carried(weights, first, base), task, weights.manifest.settings["seed"]) for base in bases],
+        {SPLIT: examples_of(task, split, weights, bases[1])},
+        task,
         points=path_points(chain.points),
         file=file,
         key=json.dumps([name, tuning, link, chain.points]),
     )
-    known = knowing_nothing(task, split)["loss"] - rows[0][SPLIT]["loss"]
+    known = knowing_nothing(task, examples_of(task, split, weights, bases[1]))["loss"] - rows[0][SPLIT]["loss"]
     height = barrier([row["mu"] for row in rows], [row[SPLIT]["loss"] for row in rows])
     return {"barrier": height, "of_known": height / known if known > 0 else None}
 
 
-def _tests(config: StudyConfig) -> dict[tuple[str, str, str], dict[str, dict[str, float]]]:
+def _tests(config: StudySettings) -> dict[tuple[str, str, str], dict[str, dict[str, float]]]:
     """(task, tuning, new base) -> method -> test score and training examples seen, of what is finished."""
     found: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for row in results(collect(config)):
@@ -282,7 +286,7 @@ def _steps(stepped: dict, chain: Chain) -> list[dict[str, Any]]:
 
 
 def _counter(folder: Path) -> Callable[[list[str]], np.ndarray]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def count(texts: list[str]) -> np.ndarray:
         """Frequencies of tokens."""

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from recyclable.kernels import Head, LossSettings, OnlineTeacher, distillation_loss
+from recyclable.kernels import Head, LossSettings, TaughtStates, distillation_loss
 from recyclable.report.compare import table
 from recyclable.training.flops import peak_flops
 
@@ -39,11 +39,11 @@ def main() -> None:
     """Print the table, or one JSON list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1,024 and 8,192 tokens at a vocabulary of 128,256")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
     rows = measure(arguments.quick)
     if arguments.json:
-        print(json.dumps(rows))
+        print(json.dumps({"rows": rows}))
     elif rows:
         print(table(rows))
 
@@ -121,7 +121,7 @@ def ours(*given: torch.Tensor) -> Callable[[], None]:
     def loss(
         hidden: torch.Tensor, head: torch.Tensor, teacher: torch.Tensor, other: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
-        sums = distillation_loss(hidden, Head(head), OnlineTeacher(teacher, Head(other)), targets, SETTINGS)
+        sums = distillation_loss(hidden, Head(head), TaughtStates(teacher, Head(other)), targets, SETTINGS)
         return sums.loss / len(targets)
 
     return partial(training_step, loss, *given)

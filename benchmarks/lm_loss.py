@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from recyclable.kernels import Head, LossSettings, OnlineTeacher, distillation_loss
+from recyclable.kernels import Head, LossSettings, TaughtStates, distillation_loss
 
 HIDDEN, VOCABULARY, TEMPERATURE = 768, 50_000, 2.0
 
@@ -95,7 +95,7 @@ def fused(
 ) -> torch.Tensor:
     """Ours."""
     settings = LossSettings(temperature=TEMPERATURE, hard_weight=0.5, soft_weight=0.5)
-    return distillation_loss(hidden, Head(head), OnlineTeacher(teacher, Head(teacher_head)), targets, settings).loss
+    return distillation_loss(hidden, Head(head), TaughtStates(teacher, Head(teacher_head)), targets, settings).loss
 
 
 def unfused(

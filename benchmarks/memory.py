@@ -51,7 +51,10 @@ def in_process(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """What `work` returns in a fresh process that has the imports, and the peak in MB above what it began with."""
     context = multiprocessing.get_context("forkserver")  # the server imports once, and every process is forked from it
     with context.Pool(1) as pool:
-        return pool.apply(_watched, (work, *arguments))
+        found = pool.apply(_watched, (work, *arguments))
+        pool.close()
+        pool.join()  # killed, as leaving the block would, it could not give back locks (tqdm's), and that would be told
+    return found
 
 
 def _watched(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

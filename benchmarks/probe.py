@@ -22,8 +22,9 @@ from pathlib import Path
 
 from big_models import make_world
 
-from recyclable.config import make_config
-from recyclable.recipes.probe import ProbeConfig, probe
+from recyclable.config.run_file import make_config
+from recyclable.recipes.probe import probe
+from recyclable.recipes.probe_settings import ProbeSettings
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def measure(world: Path, repeats: int, cold: bool) -> dict[str, float]:
     """Medians in seconds, of wall and of processor time, and the ratios of probe to reading."""
     files = [world / base / "model.safetensors" for base in ("old", "new")]
     files += sorted((world / "weights").glob("*.safetensors"))
-    config = make_config(ProbeConfig, {"weights": str(world / "weights"), "base": str(world / "new")}, "benchmark")
+    config = make_config(ProbeSettings, {"weights": str(world / "weights"), "base": str(world / "new")}, "benchmark")
     read, probed = [], []
     for _ in range(repeats + 1):
         for times, work in ((read, lambda: _cat(files)), (probed, lambda: probe(config))):

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from recyclable.config import StudyConfig, load_config
+from recyclable.config.run_file import load_config
 from recyclable.recipes.study import collect
+from recyclable.recipes.study_settings import StudySettings
 from recyclable.report.compare import table
 from recyclable.report.study_report import RIVALS, paired_gains, results
 
@@ -36,12 +37,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "recyclable.cli", "quickstart", "--out", f"{folder}/quickstart"]
             subprocess.run(command, check=True, stdout=sys.stderr)
-            figures = measure(load_config(StudyConfig, f"{folder}/quickstart/study.yaml"))
+            figures = measure(load_config(StudySettings, f"{folder}/quickstart/study.yaml"))
     else:
         if not arguments.study:
             parser.error("name a study, or --quick")
         out = [f"out={json.dumps(arguments.out)}"] if arguments.out else []
-        figures = measure(load_config(StudyConfig, arguments.study, out))
+        figures = measure(load_config(StudySettings, arguments.study, out))
     if arguments.json:
         print(json.dumps(figures))
     else:
@@ -52,7 +53,7 @@ def main() -> None:
                 print(f"\nagainst {rival}, points of the test score\n" + (table(gains) if gains else "no pairs yet"))
 
 
-def measure(config: StudyConfig) -> dict[str, Any]:
+def measure(config: StudySettings) -> dict[str, Any]:
     """Figures by experiment, from the runs on reported seeds."""
     rows = [row for row in results(collect(config)) if row["reported"]]
     figures = {}

@@ -30,8 +30,8 @@ from memory import MB, anonymous_bytes, peak
 from recyclable.report.compare import table
 
 RANKS = (2, 4)
-_START = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
-_TIMEOUT_S = 900
+START = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
+TIMEOUT_S = 900
 
 
 def main() -> None:
@@ -99,8 +99,8 @@ def measure(quick: bool, scratch: Path | None = None) -> dict[str, dict[str, Any
 def _run(way: str, world: Path, ranks: int) -> dict[str, float]:
     """The largest of each figure over all ranks of one run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _START.format(ranks), __file__, "--way", way, "--world", str(world)]
-    subprocess.run(command, env=environment, check=True, timeout=_TIMEOUT_S, stdout=sys.stderr)
+    command = [sys.executable, "-c", START.format(ranks), __file__, "--way", way, "--world", str(world)]
+    subprocess.run(command, env=environment, check=True, timeout=TIMEOUT_S, stdout=sys.stderr)
     rows = [json.loads((world / f"{way}-{rank}.json").read_text()) for rank in range(ranks)]
     return {name: max(row[name] for row in rows) for name in rows[0]}
 
@@ -112,15 +112,13 @@ def rank(way: str, world: Path) -> None:
     """Start a model one way, then an engine on it; write what it took to world/<way>-<rank>.json."""
     import torch
 
-    from recyclable import models
-    from recyclable.config import TrainSettings
-    from recyclable.data.tasks import Task
+    from recyclable import distributed
+    from recyclable.carrying.carried import Carried
+    from recyclable.config.settings import TrainSettings
+    from recyclable.models.tasks import outdated_model
     from recyclable.objectives.labelled import LabelledTask
-    from recyclable.training import distributed
+    from recyclable.tasks.parts.task import Task
     from recyclable.training.engine import engine_for, materialize
-    from recyclable.weights.adapted import AdaptedWeights
-    from recyclable.weights.base import Base
-    from recyclable.weights.fingerprint import fingerprint
 
     distributed.init()
     torch.set_num_threads(1)
@@ -131,23 +129,18 @@ def rank(way: str, world: Path) -> None:
         "zero_optimization": {"stage": 3},
         "tensorboard": {"enabled": False},
     }
+    task = Task("none", "classification", tuple(LABELS), {}, "")
     distributed.barrier()
     baseline, read_before = anonymous_bytes(), _bytes_read()
     begin = time.perf_counter()
     with peak() as start:
         if way == "ours":
-            old, new = Base(world / "old"), Base(world / "new")
-            weights = AdaptedWeights(world / "weights", verify=False)
-            model = models.task_model(new, Task("none", "classification", tuple(LABELS), {}, ""), 20, None)
-            models.load_adapted(model, weights, old, new)
-            objective = LabelledTask(model)
+            carried = Carried.open(world / "weights", None, world / "new")
+            objective = LabelledTask(outdated_model(carried, task, 20), task.kind)
             materialize(objective, settings, ds_config)
-            for each in (*weights.files(), new.hashed):
-                each.complete(team=distributed.Ranks())
-            weights.verify()
-            fingerprint(new)
+            carried.verify(distributed.Ranks())
         else:
-            objective = LabelledTask(_usual_way(world))
+            objective = LabelledTask(_usual_way(world), task.kind)
     read, start_seconds = _bytes_read() - read_before, time.perf_counter() - begin
     with peak() as whole, engine_for(objective, settings, ds_config, world):
         seconds, after = time.perf_counter() - begin, anonymous_bytes()
@@ -173,7 +166,7 @@ def _usual_way(world: Path):
     from safetensors.torch import load_file
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(world / "new")
+    model = AutoModelForSequenceClassification.from_pretrained(world / "new", trust_remote_code=False)
     delta, head = (load_file(world / "weights" / f"{name}.safetensors") for name in ("delta", "head"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -52,15 +52,15 @@ def measure(quick: bool) -> dict[str, float]:
 
 def one_rank(folder: Path, base: Path, task: Path) -> None:
     """Train, and write down the bytes in use after every few steps once warm."""
+    from recyclable import distributed
     from recyclable.objectives.teachers import OnlineTeacher
-    from recyclable.training import distributed
     from recyclable.training.engine import engine_for
     from recyclable.training.loop import train_step
 
     distributed.init()
     held = []
     given = few_shot.setting(WARM_UP + STEPS, folder, base, task)
-    objective = given.objective(given.student(), OnlineTeacher(given.teacher()))
+    objective = given.objective(given.student(), OnlineTeacher(given.teacher(), given.task.kind))
     with engine_for(objective, given.config, DS_CONFIG, given.config.out) as engine:
         for number in range(WARM_UP + STEPS):
             train_step(engine, objective, given.examples, given.order.step(number), number, given.config)

@@ -27,12 +27,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from recyclable.config import StartSettings
+from recyclable.carrying.changes import FoundChanges
 from recyclable.errors import InputError
 from recyclable.recipes.apply import apply
 from recyclable.recipes.store import add
-from recyclable.weights.adapted import ADAPTER, ADAPTER_CONFIG, DELTA, HEAD, MANIFEST, SEAL
 from recyclable.weights.digest import file_digest
+from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, HEAD, MANIFEST, SEAL
 from recyclable.weights.store import Store
 
 TIME_LIMIT_S = 10
@@ -160,7 +160,7 @@ def _targets() -> list[tuple[str, str, Callable[[Path, Path, Path], Any]]]:
         add(Store(made), "entry", root / "tuned", str(given))
 
     def put_on(root: Path, given: Path, made: Path) -> None:
-        apply([given], root / "base", made, StartSettings())
+        apply([given], root / "base", made, FoundChanges())
 
     return [
         ("tuned", MODEL, import_as("a")),

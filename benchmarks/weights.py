@@ -37,12 +37,12 @@ from blake3 import blake3
 from memory import in_process
 from transformers import BertForSequenceClassification
 
-from recyclable.config import StartSettings
+from recyclable.carrying.changes import FoundChanges
 from recyclable.recipes.apply import apply
 from recyclable.report.compare import table
-from recyclable.weights.adapted import DELTA
 from recyclable.weights.base import Base
 from recyclable.weights.digest import Digested
+from recyclable.weights.manifest import DELTA
 
 TIMED_GB = 1.0
 """Size of the model (10^9 bytes) on which `apply` is timed."""
@@ -136,7 +136,7 @@ def _ways(folder: Path, times: int) -> dict[str, dict[str, float]]:
 def _apply(folder: Path) -> dict[str, float]:
     shutil.rmtree(folder / "out", ignore_errors=True)
     taken = _clock()
-    apply([folder / "weights"], folder / "new", folder / "out", StartSettings())
+    apply([folder / "weights"], folder / "new", folder / "out", FoundChanges())
     return taken()
 
 

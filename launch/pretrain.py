@@ -1,8 +1,8 @@
-"""One rank of continual pre-training, as the deepspeed launcher starts it: `deepspeed launch/pretrain.py run.yaml`."""
+"""One rank of `recyclable pretrain`, as the deepspeed launcher starts it: `deepspeed launch/pretrain.py run.yaml`."""
 
 import sys
 
-from recyclable.rank import rank_main
+from recyclable.commands.parts.ranks import rank_main
 
 if __name__ == "__main__":
-    sys.exit(rank_main("pretrain", sys.argv[1:]))
+    sys.exit(rank_main("pretrain"))

@@ -1,8 +1,8 @@
-"""One rank of a probe, as the deepspeed launcher starts it: `deepspeed launch/probe.py --weights W --base B ...`."""
+"""One rank of `recyclable probe`, as the deepspeed launcher starts it: `deepspeed launch/probe.py --weights W ...`."""
 
 import sys
 
-from recyclable.probe_cli import rank_main
+from recyclable.commands.parts.ranks import rank_main
 
 if __name__ == "__main__":
-    sys.exit(rank_main(sys.argv[1:]))
+    sys.exit(rank_main("probe"))

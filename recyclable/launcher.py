@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -122,7 +123,7 @@ def _environment(nproc: int | None, local: bool) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _handling(interrupted: threading.Event):
+def _handling(interrupted: threading.Event) -> Iterator[None]:
     """Note Ctrl-C, SIGTERM and a closed terminal instead of dying from them; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -136,7 +137,7 @@ def _handling(interrupted: threading.Event):
             signal.signal(s, handler)
 
 
-def _end(ranks: subprocess.Popen, remote: bool) -> None:
+def _end(ranks: subprocess.Popen[bytes], remote: bool) -> None:
     """Ask the launcher's processes to end. Its top one forwards the request only where it has other hosts."""
     asked: set[int] = set()
     deadline = time.monotonic() + _GRACE_S

@@ -36,6 +36,12 @@ _ZERO_KEYS = """
 """
 KNOWN_KEYS = frozenset(_KEYS.split())
 KNOWN_ZERO_KEYS = frozenset(_ZERO_KEYS.split())
+PRECISION_KEYS = frozenset({"fp16", "bf16", "bfloat16", "torch_autocast", "data_types"})
+"""What decides the precision of weights and arithmetic."""
+_TRAINING_KEYS = frozenset(
+    {"tensorboard", "wandb", "csv_monitor", "comet", "train_batch_size", "train_micro_batch_size_per_gpu"}
+    | {"gradient_accumulation_steps", "gradient_clipping"}
+)
 _AUTOCAST_DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}
 # Sections DeepSpeed reads that would change what is learned, or need an engine other than the one used here.
 REFUSED = {
@@ -53,7 +59,7 @@ REFUSED = {
     "expert_parallel": "is not supported, ranks are data-parallel",
     "sequence_parallel_size": "is not supported, ranks are data-parallel",
     "hybrid_engine": "is not supported, it is for generation during training",
-    "autotuning": "is not supported: `recyclable plan` proposes a config",
+    "autotuning": "is not supported: name the batch and the ZeRO stage yourself",
     "amp": "is no longer in DeepSpeed: use bf16 or torch_autocast",
 }
 
@@ -120,6 +126,15 @@ def merge(
         config.setdefault("zero_allow_untested_optimizer", True)
         config.setdefault("zero_force_ds_cpu_optimizer", False)
     return config
+
+
+def without_training(ds_config: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """The complete DeepSpeed config of an engine that only computes, a new dict; the batches are whatever it is given.
+
+    Raises InputError for everything the ds_config must not say.
+    """
+    config = {name: value for name, value in ds_config.items() if name not in _TRAINING_KEYS}
+    return merge(config, where="ds_config", train_batch_size=world_size, max_grad_norm=0.0, world_size=world_size)
 
 
 def zero_stage(config: dict[str, Any]) -> int:

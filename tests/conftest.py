@@ -29,6 +29,7 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         folder = str(tmp_path_factory.mktemp("datasets"))
         patch.setenv("HF_DATASETS_CACHE", folder)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("RECYCLABLE_CACHE", folder)
         yield
 
 

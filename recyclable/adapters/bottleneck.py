@@ -8,6 +8,7 @@ Source: "Parameter-Efficient Transfer Learning for NLP" (arXiv 1902.00751, secti
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +20,10 @@ from peft.utils.peft_types import PeftType, register_peft_method
 from torch import nn
 from transformers.activations import ACT2FN
 
+from recyclable.architectures.sublayers import sublayer_ends, suffixes
+
 INIT_STD = 0.02  # the initializer_range of BERT and RoBERTa for their own Linears
 
-# The projection that ends each sublayer, before dropout, residual sum and LayerNorm. PEFT visits a module once, so that
-# attention.output.dense, which both suffixes match, is wrapped once; both are written out for the reader of a config.
-_BERT_LIKE = ("attention.output.dense", "output.dense")
-TARGET_MODULES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta-v2"), _BERT_LIKE),
-    "distilbert": ("attention.out_lin", "ffn.lin2"),
-}
 _NO_MERGE = "a bottleneck adapter is nonlinear and cannot be merged into its base: save it as an adapter instead"
 
 
@@ -38,8 +34,7 @@ def _peft_type(name: str = "BOTTLENECK") -> PeftType:
     # register_peft_method wants a member, and an enum with members cannot be subclassed: add one as EnumType does.
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType)
+    vars(member).update(__objclass__=PeftType, _sort_order_=len(PeftType))
     setattr(PeftType, name, member)  # before _member_map_: EnumType refuses to assign a name that is in the map
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
@@ -51,8 +46,8 @@ def _peft_type(name: str = "BOTTLENECK") -> PeftType:
 class BottleneckConfig(PeftConfig):
     """Configuration of a bottleneck adapter; raises ValueError on an impossible size or an unknown activation."""
 
-    target_modules: list[str] | str | None = None
-    """Suffixes of Linear modules, or one regex; None: chosen by the model type."""
+    target_modules: Collection[str] | str | None = None
+    """Suffixes of Linear modules, or one regex; None: those that end the sublayers, before dropout and residual sum."""
     bottleneck_size: int = 24
     """Width B of the adapter's hidden layer."""
     activation: str = "gelu"
@@ -91,7 +86,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add one adapter, on the device (meta included) and in the dtype of the base layer."""
-        width = self.get_base_layer().out_features
+        base = self.get_base_layer()
+        assert isinstance(base, nn.Linear)
+        width = base.out_features
         self.bottleneck_down[adapter_name] = nn.Linear(width, config.bottleneck_size)
         self.bottleneck_up[adapter_name] = nn.Linear(config.bottleneck_size, width)
         self.bottleneck_act[adapter_name] = ACT2FN[config.activation]
@@ -101,11 +98,17 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def reset_bottleneck_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
         """Draw fresh weights in place; also for weights that were created on the meta device and given memory later."""
-        for linear in (self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name]):
+        down, up = self._linears(adapter_name)
+        for linear in (down, up):
             nn.init.normal_(linear.weight, std=INIT_STD)
             nn.init.zeros_(linear.bias)
         if init_weights:
-            nn.init.zeros_(self.bottleneck_up[adapter_name].weight)  # the identity, whatever comes out of down
+            nn.init.zeros_(up.weight)  # the identity, whatever comes out of down
+
+    def _linears(self, adapter_name: str) -> tuple[nn.Linear, nn.Linear]:
+        down, up = self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name]
+        assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
+        return down, up
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused with ValueError: no Linear equals a Linear followed by a nonlinear adapter."""
@@ -116,7 +119,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         result = y = self.base_layer(x, *args, **kwargs)
         active = [] if self.disable_adapters else self.active_adapters
         for name in (name for name in active if name in self.bottleneck_down):
-            down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+            down, up = self._linears(name)
             # PEFT keeps adapters in fp32 on a half-precision base: add in the wider dtype and round once, at the end.
             hidden = self._cast_input_dtype(y, down.weight.dtype)
             result = result + up(self.bottleneck_act[name](down(hidden)))
@@ -128,20 +131,28 @@ class BottleneckModel(BaseTuner):
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping = TARGET_MODULES
 
-    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict) -> BottleneckConfig:
+    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
         if peft_config.target_modules is None:
-            model_type = model_config.get("model_type")
-            if model_type not in TARGET_MODULES:
+            ends = sublayer_ends(self.model)
+            if not ends or not all(isinstance(end.linear, nn.Linear) for end in ends):
                 raise ValueError(
-                    f"target_modules: not given, and no default for model type {model_type!r} (there is one for "
-                    f"{', '.join(TARGET_MODULES)}): name the Linear modules that end its sublayers"
+                    f"target_modules: not given, and where a {model_config.get('model_type')!r}'s sublayers end in a "
+                    "Linear module is not to be seen: name those that do"
                 )
-            peft_config.target_modules = list(TARGET_MODULES[model_type])
+            peft_config.target_modules = suffixes(self.model, ends)
         return peft_config
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, **_: Any) -> None:
+    def _create_and_replace(
+        self,
+        peft_config: BottleneckConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
             return

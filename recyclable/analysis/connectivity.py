@@ -19,8 +19,8 @@ from torch import nn
 
 from recyclable.analysis.measure import measure
 from recyclable.analysis.points import measured
-from recyclable.data.examples import LabelledTexts
-from recyclable.data.tasks import Problem
+from recyclable.data.examples import TaskExamples
+from recyclable.tasks.parts.task import Task
 from recyclable.weights.algebra import weighted
 from recyclable.weights.sources import Read, Unread, become, held, read_into
 from recyclable.weights.team import ALONE, Team
@@ -82,8 +82,8 @@ def path_points(count: int = POINTS) -> list[float]:
 
 def connectivity(
     models: Sequence[nn.Module],
-    examples: Mapping[str, LabelledTexts],
-    problem: Problem,
+    examples: Mapping[str, TaskExamples],
+    task: Task,
     *,
     points: Sequence[float],
     weigh: Any = straight,
@@ -107,7 +107,7 @@ def connectivity(
 
     def at(mu: float) -> dict[str, Any]:
         model = blend.place(weigh(mu))
-        return {"mu": mu, **{split: measure(model, of, problem) for split, of in examples.items()}}
+        return {"mu": mu, **{split: measure(model, of, task) for split, of in examples.items()}}
 
     named = {f"{mu:.6f}": mu for mu in points}
     return list(measured(named, at, file=file, key=key, team=team, label="path").values())
@@ -119,6 +119,6 @@ def barrier(mu: Sequence[float], loss: Sequence[float]) -> float:
     max over mu of loss(mu) - ((1 - mu) loss(0) + mu loss(1)): Entezari et al. 2022 (arXiv 2110.06296). Frankle et al.
     2020 (arXiv 1912.05671), where it comes from, compare with the mean of the two ends instead.
     """
-    mu, loss = np.asarray(mu, np.float64), np.asarray(loss, np.float64)
-    first, last = loss[mu.argmin()], loss[mu.argmax()]
-    return float(max(0.0, (loss - ((1 - mu) * first + mu * last)).max()))
+    at, height = np.asarray(mu, np.float64), np.asarray(loss, np.float64)
+    first, last = height[at.argmin()], height[at.argmax()]
+    return float(max(0.0, (height - ((1 - at) * first + at * last)).max()))

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from recyclable.data.examples import LabelledTexts
+from recyclable.data.examples import TaskExamples, model_inputs
 from recyclable.data.order import Order
-from recyclable.objectives.labelled import model_inputs, task_sum
+from recyclable.tasks.parts.kind import TaskKind
 from recyclable.training.evaluation import to_device
 from recyclable.weights.sources import fill
 
@@ -29,7 +29,8 @@ def bezier(x: float) -> tuple[float, float, float]:
 def train_middle(
     first: nn.Module,
     second: nn.Module,
-    examples: LabelledTexts,
+    examples: TaskExamples,
+    kind: TaskKind,
     *,
     steps: int,
     batch_size: int = 16,
@@ -59,7 +60,8 @@ def train_middle(
         batch = to_device(examples.batch(order.step(step)), device)
         weights = {name: at[0] * w1[name] + at[1] * p[name] + at[2] * w2[name] for name in p}
         logits = functional_call(middle, weights, kwargs=model_inputs(batch)).logits
+        rows = kind.rows(kind.answers(logits, batch), batch)
         optimizer.zero_grad()
-        (task_sum(logits, batch["labels"]) / len(batch["labels"])).backward()
+        (kind.loss_sum(rows, kind.targets(batch)) / kind.count(batch)).backward()
         optimizer.step()
     return middle

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from recyclable.analysis.layers import by_layer
+from recyclable.architectures.layers import LayerGroups
 from recyclable.weights.algebra import subtract
 from recyclable.weights.digest import element_pieces, in_threads
 from recyclable.weights.team import ALONE, Team
@@ -64,9 +64,10 @@ class Products:
 
 
 def total(several: Iterable[Products]) -> Products:
-    """Over the elements of all."""
-    several = list(several)
-    return Products(sum(p.elements for p in several), sum(p.gram for p in several))
+    """Over the elements of all, one at least."""
+    first, *others = several
+    gram = sum((each.gram for each in others), first.gram)
+    return Products(first.elements + sum(each.elements for each in others), gram)
 
 
 def products(read: Read, shapes: Mapping[str, tuple[int, ...]], team: Team = ALONE) -> dict[str, Products]:
@@ -95,11 +96,14 @@ def products(read: Read, shapes: Mapping[str, tuple[int, ...]], team: Team = ALO
     return {name: total(pieces) for name, pieces in found.items()}
 
 
-def distance(first: Weights, second: Weights, tuning: Weights | None = None, team: Team = ALONE) -> dict[str, Any]:
+def distance(
+    first: Weights, second: Weights, groups: LayerGroups, tuning: Weights | None = None, team: Team = ALONE
+) -> dict[str, Any]:
     """How far `second` is from `first`, compared with how far tuning went; a collective.
 
     Args:
         first, second: two bases, or two differences.
+        groups: the bases' layers.
         tuning: a difference of tuned weights from one of the bases; what it lacks it has not moved.
 
     Returns `whole`, `layers` (a list in model order, each with its `layer`) and `left_out`: tensors that only one has
@@ -119,7 +123,7 @@ def distance(first: Weights, second: Weights, tuning: Weights | None = None, tea
         return vectors
 
     found = products(read, shapes, team)
-    layers = {layer: total(found[name] for name in names) for layer, names in by_layer(shapes).items()}
+    layers = {layer: total(found[name] for name in names) for layer, names in groups.split(shapes).items()}
     return {
         "whole": _entry(total(layers.values())) if layers else {"elements": 0},
         "layers": [{"layer": layer, **_entry(of)} for layer, of in layers.items()],
@@ -129,7 +133,7 @@ def distance(first: Weights, second: Weights, tuning: Weights | None = None, tea
 
 def _entry(of: Products) -> dict[str, float]:
     """What `distance` says, from the products of first, step and perhaps tuning."""
-    entry = {"elements": of.elements, "l2": of.l2(1), "rms": of.rms(1)}
+    entry: dict[str, float | None] = {"elements": of.elements, "l2": of.l2(1), "rms": of.rms(1)}
     entry["relative"] = of.l2(1) / of.l2(0) if of.l2(0) else None
     entry["cosine"] = of.combined([_unit(of, 0), _unit(of, 0, 1)]).cosine(0, 1)
     if len(of.gram) > 2:

@@ -10,27 +10,18 @@ problem and is solved exactly.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from recyclable.architectures.family import Interchangeable, family_of
 from recyclable.errors import InputError
 from recyclable.weights.base import Base
 from recyclable.weights.differences import Differences, Permuted
 
-# Of each set of a layer: tensors whose rows are its units, and tensors whose columns are.
-_HEADS = {
-    "attention.self": (r"attention\.self\.(?:query|key|value)\.(?:weight|bias)", r"attention\.output\.dense\.weight"),
-    "attention.q_lin": (r"attention\.(?:q|k|v)_lin\.(?:weight|bias)", r"attention\.out_lin\.weight"),
-}
-_NEURONS = {
-    "intermediate": (r"intermediate\.dense\.(?:weight|bias)", r"output\.dense\.weight"),
-    "ffn.lin1": (r"ffn\.lin1\.(?:weight|bias)", r"ffn\.lin2\.weight"),
-}
-_LAYER = re.compile(r"^(.*\blayer\.\d+)\.(.+)$")
+_LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,8 @@ def align(differences: Differences, old: Base, new: Base) -> Permuted:
 
     Raises InputError for architectures that are not known here, and for bases of other shapes.
     """
-    rows, columns = {}, {}
+    rows: dict[str, np.ndarray] = {}
+    columns: dict[str, np.ndarray] = {}
     for units, order in match(old, new):
         for names, places in ((units.rows, rows), (units.columns, columns)):
             for name in names:
@@ -65,11 +57,12 @@ def match(old: Base, new: Base) -> list[tuple[Units, np.ndarray]]:
             if name not in old or old.shape(name) != new.shape(name):
                 shape = old.shape(name) if name in old else "missing"
                 raise InputError(old.folder, f"{name} is {shape}, in {new.folder} {new.shape(name)}: cannot be aligned")
-        alike = sum(
+        products = (
             _units(new[name], units.count, side) @ _units(old[name], units.count, side).T
             for names, side in ((units.rows, 0), (units.columns, 1))
             for name in names
         )
+        alike = sum(products, torch.zeros(units.count, units.count, dtype=torch.float64))
         found.append((units, linear_sum_assignment(alike.numpy(), maximize=True)[1]))
     return found
 
@@ -80,25 +73,26 @@ def _units(tensor: torch.Tensor, count: int, side: int) -> torch.Tensor:
 
 
 def interchangeable(base: Base) -> list[Units]:
-    """Every layer's heads and neurons; InputError for an architecture whose names are not known here."""
+    """Every layer's heads and neurons; InputError for a family of which they are not known."""
+    family = family_of(base.config)
     layers: dict[str, list[str]] = {}
     for name in base.names:
         if inside := _LAYER.match(name):
             layers.setdefault(inside[1], []).append(inside[2])
-    found = []
-    for layer, names in layers.items():
-        for kinds, heads in ((_HEADS, True), (_NEURONS, False)):
-            patterns = next((kinds[kind] for kind in kinds if any(name.startswith(kind) for name in names)), None)
-            if patterns is None:
-                raise InputError(
-                    base.folder, f"is a {base.config.model_type}: its heads and neurons are not known here"
-                )
-            rows, columns = (_named(layer, names, pattern) for pattern in patterns)
-            found.append(Units(rows, columns, base.config.num_attention_heads if heads else base.shape(rows[0])[0]))
+    found = [
+        _units_of(base, layer, names, kind, base.config.num_attention_heads if kind is family.heads else None)
+        for layer, names in layers.items()
+        for kind in (family.heads, family.neurons)
+        if kind is not None
+    ]
     if not found:
         raise InputError(base.folder, f"is a {base.config.model_type}: its heads and neurons are not known here")
     return found
 
 
-def _named(layer: str, names: Iterable[str], pattern: str) -> tuple[str, ...]:
-    return tuple(f"{layer}.{name}" for name in names if re.fullmatch(pattern, name))
+def _units_of(base: Base, layer: str, names: list[str], kind: Interchangeable, count: int | None) -> Units:
+    """A layer's units of one kind; as many as there are rows unless `count` says otherwise."""
+    rows, columns = (tuple(f"{layer}.{n}" for n in names if re.fullmatch(pattern, n)) for pattern in kind)
+    if not rows or not columns:
+        raise InputError(base.folder, f"its {layer} has not the names of a {base.config.model_type}'s")
+    return Units(rows, columns, count or base.shape(rows[0])[0])

@@ -19,8 +19,8 @@ from recyclable.analysis.connectivity import Blend, read_of
 from recyclable.analysis.distance import Products, products, total
 from recyclable.analysis.measure import measure
 from recyclable.analysis.points import measured
-from recyclable.data.examples import LabelledTexts
-from recyclable.data.tasks import Problem
+from recyclable.data.examples import TaskExamples
+from recyclable.tasks.parts.task import Task
 from recyclable.weights.algebra import subtract
 from recyclable.weights.team import ALONE, Team
 
@@ -82,8 +82,8 @@ def plane_through(models: Sequence[nn.Module], team: Team = ALONE) -> Plane:
 
 def surface(
     models: Sequence[nn.Module],
-    examples: LabelledTexts,
-    problem: Problem,
+    examples: TaskExamples,
+    task: Task,
     *,
     columns: int,
     rows: int,
@@ -99,7 +99,7 @@ def surface(
     plane, blend = plane_through(models, team), Blend(models, device)
 
     def at(point: Coordinates) -> dict[str, float]:
-        return {"x": point[0], "y": point[1], **measure(blend.place(plane.factors(point)), examples, problem)}
+        return {"x": point[0], "y": point[1], **measure(blend.place(plane.factors(point)), examples, task)}
 
     named = {str(number): point for number, point in enumerate(plane.grid(columns, rows))}
     found = measured(named, at, file=file, key=key, team=team, label="surface")

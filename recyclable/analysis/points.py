@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from recyclable.errors import InputError
-from recyclable.weights.files import write_json
+from recyclable.weights.durable import write_json
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.team import ALONE, Team
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -196,14 +196,18 @@ def learn(
     others, relative to the square of its differences. One task alone leaves nothing to choose by: an infinite ridge.
     """
 
+    def vectors(name: str, pair: Pair) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        old, new = pair
+        return zip(_vectors(old, name, width), _vectors(new, name, width), strict=True)
+
     def blocks(name: str) -> list[Blocks]:
-        return [lambda p=pair: zip(*(_vectors(each, name, width) for each in p), strict=True) for pair in pairs]
+        return [partial(vectors, name, pair) for pair in pairs]
 
     known = in_threads(lambda name: look(blocks(name), rank), names, label="project", team=team)
     errors = {math.inf: 0.0}
     if len(pairs) > 1:
         errors = {ridge: sum(tensor.left_out(ridge) for tensor in known) / len(known) for ridge in RIDGES}
-    ridge = min(errors, key=errors.get)
+    ridge = min(errors, key=errors.__getitem__)
 
     def one(task: tuple[str, Known]) -> Projection:
         name, tensor = task

@@ -8,7 +8,6 @@ Shapes: B texts, T tokens (padding included), A heads, N layers, F neurons of a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from recyclable.architectures.sublayers import sublayer_ends
+from recyclable.data.examples import Batch, model_inputs
 from recyclable.errors import InputError
 from recyclable.weights.team import ALONE, Team
 
 TOP_NEURONS = 0.05
 """The share of a layer's neurons, the most active of a token, in which two models are compared."""
-# What a feed-forward network's second matrix is called: BERT and its kin, DistilBERT, GPT-2, LLaMA and its kin, others.
-_SECOND_MATRIX = re.compile(r"(?:(?<!attention\.)output\.dense|ffn\.lin2|mlp\.c_proj|mlp\.down_proj|fc2)$")
-
-Batch = dict[str, torch.Tensor]
+_NOTHING = torch.zeros((), dtype=torch.float64)
+"""What sums begin with."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,14 @@ class Moments:
     """Sums in fp64 from which linear CKA follows, whatever the batches (Kornblith et al. 2019, arXiv 1905.00414)."""
 
     def __init__(self) -> None:
-        self.sums: list[torch.Tensor | float] = []
+        self.sums: list[torch.Tensor] = []
 
     def add(self, x_Tn: torch.Tensor, y_Tm: torch.Tensor) -> None:
         """Two models' states of the same tokens."""
         x, y = x_Tn.double(), y_Tm.double()
-        self.include([float(len(x)), x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y])
+        self.include([x.new_tensor(len(x)), x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y])
 
-    def include(self, sums: list[torch.Tensor | float]) -> None:
+    def include(self, sums: list[torch.Tensor]) -> None:
         """Another one's `sums`."""
         self.sums = [mine + other for mine, other in zip(self.sums, sums, strict=True)] if self.sums else sums
 
@@ -79,7 +78,8 @@ def compare(
 
     A collective. Raises InputError when the models differ in layers, heads or neurons.
     """
-    heads, neurons, tokens, states = 0.0, 0.0, 0.0, None
+    heads = neurons = _NOTHING
+    tokens, states = 0.0, list[Moments]()
     for number, batch in enumerate(batches):
         if number % team.size != team.rank:
             continue
@@ -92,7 +92,7 @@ def compare(
         states = states or [Moments() for _ in one.states]
         for moments, *pair in zip(states, one.states, other.states, strict=True):
             moments.add(*(of[real].cpu() for of in pair))
-    parts = [part for part in team.gather((heads, neurons, tokens, states and [m.sums for m in states])) if part[2]]
+    parts = [part for part in team.gather((heads, neurons, tokens, [m.sums for m in states])) if part[2]]
     if not parts:
         raise InputError("texts", "found none, expected at least one")
     tokens = sum(part[2] for part in parts)
@@ -101,9 +101,9 @@ def compare(
         for moments, sums in zip(whole, theirs, strict=True):
             moments.include(sums)
     return Similarity(
-        heads=(sum(part[0] for part in parts) / tokens).numpy(),
+        heads=(sum((part[0] for part in parts), _NOTHING) / tokens).numpy(),
         cka=np.array([moments.cka() for moments in whole]),
-        neurons=(sum(part[1] for part in parts) / tokens).numpy(),
+        neurons=(sum((part[1] for part in parts), _NOTHING) / tokens).numpy(),
     )
 
 
@@ -119,10 +119,11 @@ class _Told:
 
 def _run(model: nn.Module, batch: Batch) -> _Told:
     device = next(model.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    inputs = {name: tensor.to(device) for name, tensor in model_inputs(batch).items()}
     with torch.no_grad(), _listening(model) as neurons:
         told = model(**inputs, output_attentions=True, output_hidden_states=True)
-    return _Told(told.attentions, told.hidden_states, neurons)
+    tokens = told.hidden_states[0].shape[:2]  # OPT's networks see them in one row
+    return _Told(told.attentions, told.hidden_states, [each.reshape(*tokens, -1) for each in neurons])
 
 
 @contextmanager
@@ -130,9 +131,9 @@ def _listening(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What goes into each feed-forward network's second matrix: its neurons' activations, in the order of layers."""
     heard: list[torch.Tensor] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
-        for name, module in model.named_modules()
-        if _SECOND_MATRIX.search(name)
+        end.module.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+        for end in sublayer_ends(model)
+        if not end.attention
     ]
     try:
         yield heard

@@ -45,11 +45,13 @@ class Features:
     @property
     def worth(self) -> float:
         """What the outdated weights score on their own base, over knowing nothing; where a task was tried."""
+        assert self.old is not None and self.floor is not None, "no task was tried"
         return self.old - self.floor
 
     @property
     def left(self) -> float:
         """The share of their worth that is left on the new base."""
+        assert self.new is not None and self.floor is not None, "no task was tried"
         return (self.new - self.floor) / self.worth
 
 

@@ -36,6 +36,8 @@ _NOT_PROSE = re.compile(r">>>|::|```|---|===|\*optional\*|^ {4}|^\s*[-*] |^\s*\w
 _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns?|Yields|Raises|Notes?|Examples?|Warning|Tip) ?:\s*")
 _CODE_OR_NOT_LETTER = re.compile(r"`[^`]*`|[^a-z ]+")
 
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 
 @dataclass(frozen=True)
 class DocstringWorld:
@@ -153,7 +155,7 @@ def _docstrings(root: Path) -> Iterator[str]:
             if documented > LEAST_DOCUMENTED * len(source):
                 sources.append((-documented / len(source), inside.as_posix(), source))
     for _, _, source in sorted(sources):
-        nodes = [tree] if (tree := _parse(source)) else []
+        nodes: list[_Documented] = [tree] if (tree := _parse(source)) else []
         while nodes:
             node = nodes.pop()
             if docstring := ast.get_docstring(node):

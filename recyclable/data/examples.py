@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from recyclable.data.corpus import Packed
 from recyclable.data.order import Item
-from recyclable.data.tasks import Split
+from recyclable.data.packing import Packed
+from recyclable.data.readable import require_padding, require_readable
+
+if TYPE_CHECKING:
+    from recyclable.data.split import Split
 
 Batch = dict[str, torch.Tensor]
+"""What is known of some examples, by name; names with a dot are no model's inputs."""
 _ROUND_LENGTH_TO = 8  # lengths are rounded up to this, which is what matrix kernels like
 
 
@@ -28,10 +32,39 @@ class Examples(Protocol):
         ...
 
 
+class TaskExamples(Examples, Protocol):
+    """Examples of a labelled task."""
+
+    labels: torch.Tensor
+    """[N, ...]"""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
+        ...
+
+    def digest(self, index: int) -> bytes:
+        """What identifies an example to a model, 16 bytes."""
+        ...
+
+    def readable_by(self, config: PretrainedConfig) -> TaskExamples:
+        """Itself; InputError where the head of a base with this config could not read these examples."""
+        ...
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What a model's forward takes: no labels, so that no model computes a loss, and nothing that bears a dot."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels" and "." not in name}
+
+
 class LabelledTexts:
-    """Labelled texts, tokenised once; a batch is padded to its own longest text."""
+    """Labelled texts, tokenised once; a batch is padded to its own longest text.
+
+    Raises InputError for a tokenizer without a pad token.
+    """
 
     def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        require_padding(tokenizer)
         pairs = () if split.pairs is None else (split.pairs,)
         self._encoded = tokenizer(split.texts, *pairs, truncation=True, max_length=max_length)
         self._tokenizer = tokenizer
@@ -39,6 +72,11 @@ class LabelledTexts:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def readable_by(self, config: PretrainedConfig) -> LabelledTexts:
+        """Itself; InputError where the classifier of a base with this config could not read these texts."""
+        require_readable(self._encoded["input_ids"], self._tokenizer, config)
+        return self
 
     @property
     def lengths(self) -> np.ndarray:

@@ -6,7 +6,9 @@ import csv
 import gzip
 import json
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recyclable.errors import InputError
 
-TEXT_FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+TEXT_FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".conll")
 FORMATS = (*TEXT_FORMATS, *(f"{suffix}.gz" for suffix in TEXT_FORMATS), ".parquet")
 
 Row = tuple[int, dict[str, Any]]
@@ -35,7 +37,10 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
     cell is None; ClassLabel columns of a Parquet file written by `datasets` become their names. `columns` limits what
     is read from Parquet, where that saves work; columns that are not there are left for the caller to notice.
 
-    A .json file is one array of objects, or one object per line.
+    A .json file is one array of objects, or one object per line. A .conll file has a word and its tags per line, in
+    columns parted by tabs or blanks, and empty lines between sentences (CoNLL-2003; -DOCSTART- is left out, and so are
+    comments, lines before a sentence that begin with "# "): a row is a sentence with the lists "tokens" (first column),
+    "tags" (last column) and, by their number from 0, all other columns.
 
     Raises:
         InputError: no such file, unsupported extension, not UTF-8, broken gzip, JSON, CSV or Parquet.
@@ -47,7 +52,10 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
         raise InputError(path, f"unsupported extension, expected one of {', '.join(FORMATS)}")
     try:
         if suffix == ".parquet":
-            yield from _parquet_rows(path, columns)
+            try:
+                yield from _parquet_rows(path, columns)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(path, f"broken Parquet file ({error})") from error
             return
         with _open_text(path, suffix) as file:
             kind = suffix.removesuffix(".gz")
@@ -55,18 +63,18 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
                 yield from ((number, {"text": line.rstrip("\n")}) for number, line in enumerate(file, 1))
             elif kind in (".csv", ".tsv"):
                 yield from _csv_rows(path, file, "\t" if kind == ".tsv" else ",")
+            elif kind == ".conll":
+                yield from _conll_rows(path, file)
             elif kind == ".json" and _first_character(file) == "[":
                 yield from _array_rows(path, file)
             else:
                 yield from _json_line_rows(path, file)
     except UnicodeDecodeError as error:
         raise InputError(path, f"not valid UTF-8 text ({error.reason}), expected UTF-8") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(path, f"broken gzip file ({error})") from error
     except csv.Error as error:
         raise InputError(path, f"broken CSV ({error})") from error
-    except pa.ArrowInvalid as error:
-        raise InputError(path, f"broken Parquet file ({error})") from error
 
 
 def _open_text(path: Path, suffix: str) -> TextIO:
@@ -94,6 +102,8 @@ def _json_line_rows(path: Path, file: TextIO) -> Iterator[Row]:
                 raise InputError(
                     f"{path}, line {number}", f"broken JSON ({error.msg} at column {error.colno}), expected an object"
                 ) from error
+            except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+                raise InputError(f"{path}, line {number}", f"broken JSON ({error}), expected an object") from error
             yield number, _object(path, "line", number, row)
 
 
@@ -104,6 +114,10 @@ def _array_rows(path: Path, file: TextIO) -> Iterator[Row]:
         raise InputError(
             f"{path}, line {error.lineno}", f"broken JSON ({error.msg} at column {error.colno})"
         ) from error
+    except UnicodeDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise InputError(path, f"broken JSON ({error}), expected an array of objects") from error
     for number, row in enumerate(rows, 1):
         yield number, _object(path, "item", number, row)
 
@@ -112,6 +126,28 @@ def _object(path: Path, unit: str, number: int, row: object) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise InputError(f"{path}, {unit} {number}", f"found JSON {type(row).__name__}, expected an object per row")
     return row
+
+
+def _conll_rows(path: Path, file: TextIO) -> Iterator[Row]:
+    words: list[list[str]] = []
+    begin = width = 0
+    for number, line in enumerate(chain(file, [""]), 1):
+        line = line.rstrip()
+        # Where tabs part the columns, a word may hold blanks.
+        cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
+        if not words and (line.startswith("# ") or cells[:1] == ["-DOCSTART-"]):
+            continue
+        if line:
+            if len(cells) < 2 or len(cells) != (width or len(cells)):
+                expected = f"{width} as before" if width else "a word and its tag"
+                raise InputError(f"{path}, line {number}", f"found {len(cells)} columns, expected {expected}")
+            begin, width = begin if words else number, len(cells)
+            words.append(cells)
+        elif words:
+            columns = [list(column) for column in zip(*words, strict=True)]
+            between = {str(i): column for i, column in enumerate(columns[1:-1], 1)}
+            yield begin, {"tokens": columns[0], "tags": columns[-1], **between}
+            words = []
 
 
 def _csv_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[Row]:
@@ -134,20 +170,17 @@ def _csv_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
-    from datasets import ClassLabel, Features
+    from datasets import Features
 
     with pq.ParquetFile(path) as file:
         features = Features.from_arrow_schema(file.schema_arrow)
         if columns is not None and all(name in features for name in columns):
             features = Features({name: features[name] for name in columns})
-        classes = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
         number = 0
         for batch in file.iter_batches(batch_size=1000, columns=list(features)):
             for row in batch.to_pylist():
                 number += 1
-                for name, names in classes.items():
-                    row[name] = class_name(row[name], names)
-                yield number, row
+                yield number, with_names(row, features)
 
 
 def check_text(where: object, number: int, column: str, value: object) -> str:
@@ -161,6 +194,13 @@ def check_text(where: object, number: int, column: str, value: object) -> str:
     return value
 
 
-def class_name(index: int | None, names: list[str]) -> str | None:
-    """Name of a ClassLabel index; None for a missing label, which `datasets` also writes as -1."""
-    return None if index is None or index < 0 else names[index]
+def with_names(row: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a data set of `datasets` with names in place of ClassLabel indices, also inside of lists."""
+    return {column: _named(value, features[column]) for column, value in row.items()}
+
+
+def _named(value: Any, feature: Any) -> Any:
+    names, inner = getattr(feature, "names", None), getattr(feature, "feature", None)
+    if names is not None:  # a missing label is None, or -1 as `datasets` also writes it
+        return None if value is None or value < 0 else names[value]
+    return [_named(each, inner) for each in value] if isinstance(value, list) and inner is not None else value

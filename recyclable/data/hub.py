@@ -17,7 +17,8 @@ def load_hub(name: str, cache_dir: str | Path | None = None) -> datasets.Dataset
     """
     path, _, config = name.partition(":")
     try:
-        return datasets.load_dataset(path, config or None, cache_dir=None if cache_dir is None else str(cache_dir))
+        cache = None if cache_dir is None else str(cache_dir)
+        return datasets.load_dataset(path, config or None, cache_dir=cache, trust_remote_code=False)
     except Exception as error:  # they share no base class
         reason = str(error).strip().split("\n")[0]
         raise InputError(

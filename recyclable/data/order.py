@@ -49,8 +49,9 @@ class Order:
         return np.random.default_rng((self._seed, epoch)).permutation(self._examples)
 
     def _group(self, window: int) -> list[list[Item]]:
-        size = self._steps * self._batch
-        items = sorted(self._stream(window * size, size), key=lambda item: self._lengths[item[1]])
+        lengths, size = self._lengths, self._steps * self._batch
+        assert lengths is not None, "only texts of known lengths are grouped"
+        items = sorted(self._stream(window * size, size), key=lambda item: lengths[item[1]])
         order = np.random.default_rng((self._seed, window, 1)).permutation(self._steps)
         return [items[place * self._batch : (place + 1) * self._batch] for place in order]
 

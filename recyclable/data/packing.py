@@ -177,7 +177,7 @@ def _token_batches(
 
 
 def _cache_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> str:
-    key = hashlib.sha256(f"{_VERSION} {seq_len} {tokenizer_digest(tokenizer)}\n".encode())
+    key = hashlib.sha256(f"{_VERSION} {seq_len} {tokenization_digest(tokenizer)}\n".encode())
     for batch in dataset.iter(_BATCH):  # hundreds of times faster than tokenising, and sure where a path is not
         for text in batch["text"]:
             encoded = text.encode()
@@ -185,7 +185,7 @@ def _cache_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, se
     return key.hexdigest()
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenization_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 (hex) of all that decides which ids a text gets; the size of the vocabulary alone would not do."""
     content: dict[str, Any] = {
         "class": type(tokenizer).__name__,

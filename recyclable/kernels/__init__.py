@@ -9,26 +9,26 @@ import torch
 from recyclable.kernels.chunked import chunked_loss
 from recyclable.kernels.inputs import (
     DIVERGENCES,
-    DenseTeacher,
     Head,
     LossSettings,
     LossSums,
-    OnlineTeacher,
-    Teacher,
-    TopKTeacher,
+    Taught,
+    TaughtLogits,
+    TaughtStates,
+    TaughtTopK,
 )
 from recyclable.kernels.reference import loss_of_logits, reference_loss
 from recyclable.kernels.rows import row_gradient
 
 __all__ = [
     "DIVERGENCES",
-    "DenseTeacher",
     "Head",
     "LossSettings",
     "LossSums",
-    "OnlineTeacher",
-    "Teacher",
-    "TopKTeacher",
+    "Taught",
+    "TaughtLogits",
+    "TaughtStates",
+    "TaughtTopK",
     "distillation_loss",
     "loss_of_logits",
     "reference_loss",
@@ -38,7 +38,7 @@ __all__ = [
 def distillation_loss(
     hidden: torch.Tensor,
     head: Head,
-    teacher: Teacher | None,
+    teacher: Taught | None,
     targets: torch.Tensor | None,
     settings: LossSettings,
     positions: torch.Tensor | None = None,

@@ -13,13 +13,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from recyclable.kernels.inputs import (
-    DenseTeacher,
     Head,
     LossSettings,
     LossSums,
-    OnlineTeacher,
-    Teacher,
-    TopKTeacher,
+    Taught,
+    TaughtLogits,
+    TaughtStates,
+    TaughtTopK,
     select,
     teacher_vocabulary,
 )
@@ -67,7 +67,7 @@ class RowGradient(Protocol):
 def chunked_loss(
     hidden: torch.Tensor,
     head: Head,
-    teacher: Teacher | None,
+    teacher: Taught | None,
     targets: torch.Tensor | None,
     settings: LossSettings,
     positions: torch.Tensor | None,
@@ -79,8 +79,8 @@ def chunked_loss(
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     if autocast is not None:
         hidden = hidden.to(autocast)
-        if isinstance(teacher, OnlineTeacher):
-            teacher = OnlineTeacher(teacher.hidden.to(autocast), _in(teacher.head, autocast))
+        if isinstance(teacher, TaughtStates):
+            teacher = TaughtStates(teacher.hidden.to(autocast), _in(teacher.head, autocast))
     elif head.weight.dtype != hidden.dtype:
         raise ValueError(f"head weight: {head.weight.dtype}, expected {hidden.dtype} as the hidden states")
     with torch.autocast(device, enabled=False):
@@ -99,7 +99,7 @@ class _Chunked(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         head: Head,
-        teacher: Teacher | None,
+        teacher: Taught | None,
         targets: torch.Tensor | None,
         settings: LossSettings,
         rows: RowGradient,
@@ -113,7 +113,7 @@ class _Chunked(torch.autograd.Function):
         summed = precise if size < len(hidden) or weight.dtype == torch.float16 else weight.dtype
         dtypes = (hidden.dtype, summed, precise)
         grad_hidden, grad_weight, grad_bias = (
-            tensor.new_zeros(tensor.shape, dtype=dtype) if want else None
+            tensor.new_zeros(tensor.shape, dtype=dtype) if want and tensor is not None else None
             for want, tensor, dtype in zip(wanted, (hidden, weight, bias), dtypes, strict=True)
         )
         weight = weight.to(hidden.dtype)  # under autocast; the gradient stays in the parameter's dtype
@@ -131,7 +131,9 @@ class _Chunked(torch.autograd.Function):
             project(hidden[chunk], weight, student_CV[:count])
             losses[0, chunk], losses[1, chunk] = rows(
                 Logits(student_CV[:count], precise_bias, head.scale, head.softcap),
-                None if teacher is None else _teacher_logits(teacher, chunk, len(weight), settings, teacher_CV[:count]),
+                None
+                if teacher is None or teacher_CV is None
+                else _teacher_logits(teacher, chunk, len(weight), settings, teacher_CV[:count]),
                 None if targets is None else targets[chunk],
                 settings,
                 gradient_CV[:count] if any(wanted) else None,
@@ -204,25 +206,25 @@ def _chunk_tokens(tokens: int, vocabulary: int, cuda: bool) -> int:
     return max(1, -(-tokens // chunks))
 
 
-def _width(teacher: Teacher, student_vocabulary: int, settings: LossSettings) -> int:
-    """Teacher's logits to hold: `forward` conditions it on the student's tokens, so no others are computed."""
+def _width(teacher: Taught, student_vocabulary: int, settings: LossSettings) -> int:
+    """The teacher's logits to hold: `forward` conditions it on the student's tokens, so no others are computed."""
     vocabulary = teacher_vocabulary(teacher)
-    if settings.divergence == "forward" and not isinstance(teacher, TopKTeacher):
+    if settings.divergence == "forward" and not isinstance(teacher, TaughtTopK):
         return min(vocabulary, student_vocabulary)
     return vocabulary
 
 
 def _teacher_logits(
-    teacher: Teacher, chunk: slice, student_vocabulary: int, settings: LossSettings, out_CV: torch.Tensor
+    teacher: Taught, chunk: slice, student_vocabulary: int, settings: LossSettings, out_CV: torch.Tensor
 ) -> Logits:
     """The teacher's part of the chunk, written into `out`."""
     width = out_CV.shape[1]
-    if isinstance(teacher, OnlineTeacher):
+    if isinstance(teacher, TaughtStates):
         head = teacher.head
         project(teacher.hidden[chunk], head.weight[:width], out_CV)
         bias = None if head.bias is None else head.bias[:width].to(out_CV.dtype)
         return Logits(out_CV, bias, head.scale, head.softcap)
-    if isinstance(teacher, DenseTeacher):
+    if isinstance(teacher, TaughtLogits):
         out_CV.copy_(teacher.logits[chunk, :width]).clamp_(min=LACKING)
     else:
         values = teacher.values[chunk].to(out_CV.dtype).clamp(min=LACKING)

@@ -28,7 +28,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class OnlineTeacher:
+class TaughtStates:
     """A teacher that runs beside the student: its last hidden states [..., Ht], token by token as the student's."""
 
     hidden: torch.Tensor
@@ -36,14 +36,14 @@ class OnlineTeacher:
 
 
 @dataclass(frozen=True)
-class DenseTeacher:
+class TaughtLogits:
     """A teacher whose logits, or log-probabilities, [M, Vt] are known; -inf is a token that it lacks."""
 
     logits: torch.Tensor
 
 
 @dataclass(frozen=True)
-class TopKTeacher:
+class TaughtTopK:
     """A teacher known by its k likeliest tokens: logits or log-probabilities [M, k] of `indices` [M, k] (int64).
 
     All other tokens have probability zero, and the k are renormalised. `vocabulary` is Vt.
@@ -54,7 +54,7 @@ class TopKTeacher:
     vocabulary: int
 
 
-Teacher = OnlineTeacher | DenseTeacher | TopKTeacher
+Taught = TaughtStates | TaughtLogits | TaughtTopK
 
 
 @dataclass(frozen=True)
@@ -100,27 +100,27 @@ class LossSums(NamedTuple):
 def select(
     hidden: torch.Tensor,
     head: Head,
-    teacher: Teacher | None,
+    teacher: Taught | None,
     targets: torch.Tensor | None,
     positions: torch.Tensor | None,
-) -> tuple[torch.Tensor, Teacher | None]:
+) -> tuple[torch.Tensor, Taught | None]:
     """The student's hidden states [M, H] at the positions, and the teacher at the same ones.
 
     Raises:
         ValueError: shapes do not fit; targets and teacher both missing.
     """
     hidden = _at(hidden, positions)
-    if isinstance(teacher, OnlineTeacher):
-        teacher = OnlineTeacher(_at(teacher.hidden, positions), teacher.head)
+    if isinstance(teacher, TaughtStates):
+        teacher = TaughtStates(_at(teacher.hidden, positions), teacher.head)
     tokens = len(hidden)
     _fits("student", hidden, head)
     if targets is None and teacher is None:
         raise ValueError("neither targets nor a teacher: nothing to learn from")
     if targets is not None and targets.shape != (tokens,):
         raise ValueError(f"targets: shape {list(targets.shape)}, expected [{tokens}], one per token")
-    if isinstance(teacher, OnlineTeacher):
+    if isinstance(teacher, TaughtStates):
         _fits("teacher", teacher.hidden, teacher.head)
-    elif isinstance(teacher, TopKTeacher) and teacher.values.shape != teacher.indices.shape:
+    elif isinstance(teacher, TaughtTopK) and teacher.values.shape != teacher.indices.shape:
         raise ValueError(
             f"teacher: values {list(teacher.values.shape)} and indices {list(teacher.indices.shape)} differ in shape"
         )
@@ -129,18 +129,18 @@ def select(
     return hidden, teacher
 
 
-def teacher_rows(teacher: Teacher) -> int:
+def teacher_rows(teacher: Taught) -> int:
     """M, the number of tokens."""
-    if isinstance(teacher, OnlineTeacher):
+    if isinstance(teacher, TaughtStates):
         return len(teacher.hidden)
-    return len(teacher.logits if isinstance(teacher, DenseTeacher) else teacher.values)
+    return len(teacher.logits if isinstance(teacher, TaughtLogits) else teacher.values)
 
 
-def teacher_vocabulary(teacher: Teacher) -> int:
+def teacher_vocabulary(teacher: Taught) -> int:
     """Vt, the number of tokens that the teacher can say."""
-    if isinstance(teacher, OnlineTeacher):
+    if isinstance(teacher, TaughtStates):
         return teacher.head.weight.shape[0]
-    return teacher.vocabulary if isinstance(teacher, TopKTeacher) else teacher.logits.shape[1]
+    return teacher.vocabulary if isinstance(teacher, TaughtTopK) else teacher.logits.shape[1]
 
 
 def _at(hidden: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:

@@ -7,12 +7,12 @@ import math
 import torch
 
 from recyclable.kernels.inputs import (
-    DenseTeacher,
     Head,
     LossSettings,
     LossSums,
-    OnlineTeacher,
-    Teacher,
+    Taught,
+    TaughtLogits,
+    TaughtStates,
     select,
     teacher_vocabulary,
 )
@@ -21,7 +21,7 @@ from recyclable.kernels.inputs import (
 def reference_loss(
     hidden: torch.Tensor,
     head: Head,
-    teacher: Teacher | None,
+    teacher: Taught | None,
     targets: torch.Tensor | None,
     settings: LossSettings,
     positions: torch.Tensor | None = None,
@@ -38,7 +38,7 @@ def reference_loss(
 
 
 def loss_of_logits(
-    student: torch.Tensor, teacher: Teacher | None, targets: torch.Tensor | None, settings: LossSettings
+    student: torch.Tensor, teacher: Taught | None, targets: torch.Tensor | None, settings: LossSettings
 ) -> LossSums:
     """As `reference_loss`, from the student's logits [M, Vs] in fp32 or fp64: for heads that are no linear layer."""
     valid = torch.ones(len(student), dtype=torch.bool, device=student.device)
@@ -63,11 +63,11 @@ def head_logits(hidden: torch.Tensor, head: Head) -> torch.Tensor:
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def teacher_logits(teacher: Teacher) -> torch.Tensor:
+def teacher_logits(teacher: Taught) -> torch.Tensor:
     """Logits [M, Vt]; -inf where the teacher has no probability."""
-    if isinstance(teacher, OnlineTeacher):
+    if isinstance(teacher, TaughtStates):
         return head_logits(teacher.hidden, teacher.head)
-    if isinstance(teacher, DenseTeacher):
+    if isinstance(teacher, TaughtLogits):
         return teacher.logits
     logits = teacher.values.new_full((len(teacher.values), teacher_vocabulary(teacher)), -math.inf)
     return logits.scatter(1, teacher.indices, teacher.values)

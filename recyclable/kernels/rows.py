@@ -33,7 +33,7 @@ def row_gradient(
         block = slice(start, start + size)
         logits, slopes = _finish(student, block), []
         keep = None if targets is None else targets[block] != settings.ignore_index
-        if keep is not None:
+        if targets is not None and keep is not None:
             loss, slope = _cross_entropy(logits, targets[block].where(keep, 0))
             losses[0, block] = loss * keep
             slopes.append(slope.mul_(settings.hard_weight * keep[:, None]))

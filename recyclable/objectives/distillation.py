@@ -6,38 +6,28 @@ patient loss follows Sun et al. 2019 (arXiv 1908.09355).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from recyclable.objectives.labelled import model_inputs, task_sum
-from recyclable.objectives.objective import Batch, Objective
-from recyclable.objectives.teachers import Teacher, first_token_states
+from recyclable.data.examples import Batch, model_inputs
+from recyclable.objectives.objective import Objective
+from recyclable.objectives.teachers import Signals, Teacher, first_token_states
+from recyclable.tasks.parts.kind import TaskKind
 
-
-def kd_sum(
-    student: torch.Tensor, teacher: torch.Tensor, temperature: float, classes: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Sum over the batch of KL(teacher/T || student/T), logits [B, C] and [B, K], computed in fp32.
-
-    The softmax of a single output (C = 1, regression) is always 1 and its KL always 0: there it is half the squared
-    distance of student/T and teacher/T, the KL of two Gaussians of unit variance, so that T^2 cancels.
-
-    Args:
-        classes: the classes that the teacher's logits are of [B, K]; all others have probability zero.
-    """
-    if student.shape[-1] == 1:
-        return 0.5 * ((student.float() - teacher.float()) / temperature).square().sum()
-    student_log = F.log_softmax(student.float() / temperature, dim=-1)
-    if classes is not None:
-        student_log = student_log.gather(-1, classes)
-    teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def patient_sum(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Sum over the batch of half the squared distance of first-token states [B, N, H], mean over N and H, in fp32."""
     return 0.5 * (student.float() - teacher.float()).square().mean((1, 2)).sum()
+
+
+def kd_sum(kind: TaskKind, student: torch.Tensor, told: Signals, temperature: float, batch: Batch) -> torch.Tensor:
+    """Sum of the kind's divergence of a student's answers [B, ..., C] from a teacher's, over all rows of the batch."""
+    classes = None if told.classes is None else kind.rows(told.classes, batch)
+    return kind.divergence_sum(kind.rows(student, batch), kind.rows(told.logits, batch), temperature, classes)
 
 
 class Distillation(Objective):
@@ -46,14 +36,16 @@ class Distillation(Objective):
     In regression, which has no distribution to distil, the middle term is alpha/2 (teacher - student)^2.
 
     Args:
-        reduction: `batchmean` divides KL by examples, `paper` by examples x classes as the released code does.
+        beta: 0 leaves hidden states alone: nobody computes them.
+        reduction: `batchmean` divides KL by rows (examples, or words), `paper` by rows x classes as the released code.
         logits: False leaves the KL term out, for a teacher with other labels.
     """
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: Teacher,
+        student: PreTrainedModel,
+        kind: TaskKind,
+        teacher: Teacher[Signals],
         *,
         alpha: float,
         beta: float,
@@ -62,29 +54,32 @@ class Distillation(Objective):
         logits: bool = True,
     ) -> None:
         super().__init__()
-        self.student = student
-        self.teacher = teacher
+        self.student, self.kind, self.teacher = student, kind, teacher
         self.temperature = temperature
-        self.weights = {"task": 1.0 - alpha, "patient": beta}
+        self.weights = {"task": 1.0 - alpha}
+        if beta:
+            self.weights["patient"] = beta
         if logits:
             self.weights["kd"] = alpha * temperature**2
         self._kd_terms = student.config.num_labels if reduction == "paper" else 1
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        examples = len(batch["labels"])
-        return {term: examples * (self._kd_terms if term == "kd" else 1) for term in self.weights}
+        rows = self.kind.count(batch)
+        each = {"task": rows, "patient": len(batch["labels"]), "kd": rows * self._kd_terms}
+        return {term: each[term] for term in self.weights}
 
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
         told = self.teacher.signals(batch)
-        student = self.student(**model_inputs(batch), output_hidden_states=True)
-        sums = {
-            "task": task_sum(student.logits, batch["labels"]),
-            "patient": patient_sum(first_token_states(student.hidden_states), told.states),
-        }
+        student = self.student(**model_inputs(batch), output_hidden_states="patient" in self.weights)
+        answers = self.kind.answers(student.logits, batch)
+        sums = {"task": self.kind.loss_sum(self.kind.rows(answers, batch), self.kind.targets(batch))}
+        if "patient" in self.weights:
+            assert told.states is not None, "a teacher without states"
+            sums["patient"] = patient_sum(first_token_states(student.hidden_states), told.states)
         if "kd" in self.weights:
-            sums["kd"] = kd_sum(student.logits, told.logits, self.temperature, told.classes)
+            sums["kd"] = kd_sum(self.kind, answers, told, self.temperature, batch)
         return sums
 
     def predict(self, batch: Batch) -> torch.Tensor:
-        """The student's logits [B, C]."""
-        return self.student(**model_inputs(batch)).logits
+        """What the student says of each example [B, ..., C]."""
+        return self.kind.answers(self.student(**model_inputs(batch)).logits, batch)

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from recyclable.data.examples import Batch, model_inputs
 from recyclable.objectives.distillation import kd_sum, patient_sum
-from recyclable.objectives.labelled import model_inputs, task_sum
-from recyclable.objectives.objective import Batch, Objective
-from recyclable.objectives.teachers import first_token_states
+from recyclable.objectives.objective import Objective
+from recyclable.objectives.teachers import OnlineTeacher, Signals, first_token_states
 from recyclable.objectives.weight_path import WeightPath
+from recyclable.tasks.parts.kind import TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Interpolation(Objective):
     at the points of the path, counted from 1.
 
     Args:
-        teacher: frozen; also the fixed end of the path.
+        teacher: its model is also the fixed end of the path.
         second: another frozen model, the fixed end of a second path with the same places.
         share: s, the labels' share.
         alphas, betas: one per place, x = 1 last; the second path has the same.
@@ -68,7 +73,8 @@ class Interpolation(Objective):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: PreTrainedModel,
+        kind: TaskKind,
         teacher: nn.Module,
         *,
         places: Places,
@@ -82,61 +88,67 @@ class Interpolation(Objective):
         logits: bool = True,
     ) -> None:
         super().__init__()
-        self.student = student
-        self.fixed = nn.ModuleList([teacher] if second is None else [teacher, second]).requires_grad_(False).eval()
+        self.student, self.kind = student, kind
+        states = any(betas)
+        self.teacher = OnlineTeacher(teacher, kind, with_states=states)
+        self.second = None if second is None else second.requires_grad_(False).eval()
+        fixed = [self.teacher.model] if self.second is None else [self.teacher.model, self.second]
+        self._ends = len(fixed)
         self.temperature = temperature
         self.weights = {"task": share}
         factors = {"kd": (alphas, temperature**2)} if logits else {}
-        factors["patient"] = (betas, 1.0)
+        factors.update({"patient": (betas, 1.0)} if states else {})
         for term, (by_place, scale) in factors.items():
             *path, last = by_place
-            for number, weight in enumerate([last, *path * len(self.fixed)]):
+            for number, weight in enumerate([last, *path * self._ends]):
                 self.weights[f"{term}_{number}" if number else term] = (1.0 - share) * weight * scale
         self._places, self._kd_terms = places, student.config.num_labels if reduction == "paper" else 1
-        self._path = WeightPath(student, self.fixed, left_out)
+        self._path = WeightPath(student, fixed, left_out)
+        self._taught: Signals | None = None
 
     def train(self, mode: bool = True) -> Interpolation:
         """Training mode for the student; the fixed models stay in evaluation."""
         super().train(mode)
-        self.fixed.eval()
+        if self.second is not None:
+            self.second.eval()
         return self
 
     def passes(self, step: int) -> Sequence[dict[str, Point]]:
         """x = 1 first: it asks the teacher, whose answers the other points of the batch are compared with too."""
         places = self._places.at(step)
-        points = [(x, end) for end in range(len(self.fixed)) for x in places]
+        points = [(x, end) for end in range(self._ends) for x in places]
         return [{"point": Point()}, *({"point": Point(*point, i)} for i, point in enumerate(points, 1))]
 
     def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         return self._path.borrowed()
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        examples = len(batch["labels"])
-        return {term: examples * (self._kd_terms if term.startswith("kd") else 1) for term in self.weights}
+        rows = self.kind.count(batch)
+        each = {"task": rows, "patient": len(batch["labels"]), "kd": rows * self._kd_terms}
+        return {term: each[term.partition("_")[0]] for term in self.weights}
 
     def sums(self, batch: Batch, point: Point = Point()) -> dict[str, torch.Tensor]:
-        inputs = model_inputs(batch)
         if point.number is None:
-            self._taught = self._teach(inputs)
+            self._taught = self.teacher.signals(batch)
+        told, states = self._taught, "patient" in self.weights
+        assert told is not None, "a point of the path before x = 1"
         self._path.go_to(point.x, point.end)
-        student = self.student(**inputs, output_hidden_states=True)
+        student = self.student(**model_inputs(batch), output_hidden_states=states)
         if point.number is not None:
             self._path.require_all_mixed()
             self._path.go_to(1.0)
-        taught_logits, taught_states = self._taught
-        found = {"patient": patient_sum(first_token_states(student.hidden_states), taught_states)}
+        answers = self.kind.answers(student.logits, batch)
+        found = {}
+        if states:
+            assert told.states is not None, "a teacher without states"
+            found["patient"] = patient_sum(first_token_states(student.hidden_states), told.states)
         if "kd" in self.weights:
-            found["kd"] = kd_sum(student.logits, taught_logits, self.temperature)
+            found["kd"] = kd_sum(self.kind, answers, told, self.temperature, batch)
         if point.number is None:
-            return {"task": task_sum(student.logits, batch["labels"]), **found}
+            task = self.kind.loss_sum(self.kind.rows(answers, batch), self.kind.targets(batch))
+            return {"task": task, **found}
         return {f"{term}_{point.number}": value for term, value in found.items()}
 
-    @torch.no_grad()
-    def _teach(self, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's logits [B, C] and first-token states [B, N, H]."""
-        teacher = self.fixed[0](**inputs, output_hidden_states=True)
-        return teacher.logits, first_token_states(teacher.hidden_states)
-
     def predict(self, batch: Batch) -> torch.Tensor:
-        """The student's own logits [B, C]."""
-        return self.student(**model_inputs(batch)).logits
+        """What the student itself says of each example [B, ..., C]."""
+        return self.kind.answers(self.student(**model_inputs(batch)).logits, batch)

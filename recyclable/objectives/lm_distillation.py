@@ -12,15 +12,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from recyclable.architectures.heads import language_head
+from recyclable.data.examples import Batch
 from recyclable.kernels import LossSettings
 from recyclable.objectives.distillation import patient_sum
-from recyclable.objectives.masked_lm import MaskedStates, last_layer, masked_states
-from recyclable.objectives.objective import Batch, Objective
+from recyclable.objectives.masked_lm import MaskedStates, masked_states
+from recyclable.objectives.objective import Objective
 from recyclable.objectives.teachers import FrozenModel
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
 
 
-class MaskedLMTeacher(FrozenModel):
+class MaskedLMTeacher(FrozenModel[MaskedStates]):
     """A masked language model as a teacher, on the same tokens with the same masks.
 
     Args:
@@ -30,10 +32,11 @@ class MaskedLMTeacher(FrozenModel):
     def __init__(self, model: nn.Module, with_states: bool) -> None:
         super().__init__(model)
         self.with_states = with_states
+        self.head = language_head(model)
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> MaskedStates:
-        return masked_states(self.model, batch, self.with_states)
+        return masked_states(self.head, batch, self.with_states)
 
 
 class LMDistillation(Objective):
@@ -60,7 +63,8 @@ class LMDistillation(Objective):
         self.student = student
         self.teacher = teacher
         settings = LossSettings(divergence, mixing, temperature, hard_weight=1.0 - alpha, soft_weight=alpha)
-        self.over_vocabulary = VocabularyLoss(last_layer(student), last_layer(teacher.model), settings)
+        self._head = language_head(student)
+        self.over_vocabulary = VocabularyLoss(self._head, teacher.head, settings)
         self.weights = {"lm": 1.0, "mlm": 0.0, "kd": 0.0}
         if beta:
             self.weights["patient"] = beta
@@ -74,9 +78,10 @@ class LMDistillation(Objective):
 
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
         told = self.teacher.signals(batch)
-        student = masked_states(self.student, batch, "patient" in self.weights)
+        student = masked_states(self._head, batch, "patient" in self.weights)
         lm = self.over_vocabulary(student.hidden, told.hidden, batch["targets"])
         sums = {"lm": lm.loss, "mlm": lm.hard, "kd": lm.soft}
         if "patient" in self.weights:
+            assert student.states is not None and told.states is not None, "a teacher without states"
             sums["patient"] = patient_sum(student.states, told.states)
         return sums

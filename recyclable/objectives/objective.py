@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-Batch = dict[str, torch.Tensor]
-SIGNAL_PREFIX = "teacher."
-"""Marks the entries of a batch that hold a teacher's outputs; no model takes them as inputs."""
+from recyclable.data.examples import Batch
 
 
 class Objective(nn.Module, ABC):

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from recyclable.data.examples import LabelledTexts
+from recyclable.data.examples import Batch, TaskExamples
 from recyclable.data.order import Item
 from recyclable.errors import InputError
-from recyclable.objectives.objective import SIGNAL_PREFIX, Batch
-from recyclable.weights.files import write_json, write_tensors
-from recyclable.weights.fingerprint import sha256_file, sha256_json
+from recyclable.objectives.teachers import SIGNAL_PREFIX
+from recyclable.weights.durable import write_json
+from recyclable.weights.files import write_tensors
+from recyclable.weights.hashes import sha256_file, sha256_json
 
 _FORMAT = 1  # part of every key: raise it when the same teacher would be kept differently
 _KEY, _EXAMPLES = "key.json", "examples"
@@ -74,6 +75,8 @@ class TeacherCache:
 
     def read(self, names: list[str]) -> None:
         """Map files that `files` found whole; InputError where they are not to be seen, as from another host."""
+        if self._folder is None:
+            return
         for name in set(names) - self._read:
             try:
                 file = safe_open(self._folder / name, framework="pt")
@@ -89,9 +92,10 @@ class TeacherCache:
 class TaughtExamples:
     """Labelled texts whose batches bring a teacher's outputs along."""
 
-    def __init__(self, examples: LabelledTexts, cache: TeacherCache) -> None:
+    def __init__(self, examples: TaskExamples, cache: TeacherCache) -> None:
         self._examples, self._cache = examples, cache
         self.labels, self.lengths = examples.labels, examples.lengths
+        self.digest = examples.digest
 
     def __len__(self) -> int:
         return len(self._examples)

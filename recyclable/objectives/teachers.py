@@ -1,20 +1,24 @@
 """Frozen teachers behind one interface: what a loss gets from them is the same, wherever they have it from.
 
-Shapes: B examples, N hidden states compared (embedding output and every layer but the last), H width, C classes,
-K classes a teacher tells (K = C unless only the likeliest are kept).
+Shapes: B examples, ... what a kind of task asks of each, N hidden states compared (embedding output and every layer but
+the last), H width, C classes, K classes a teacher tells (K = C unless only the likeliest are kept).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
-from recyclable.objectives.labelled import model_inputs
-from recyclable.objectives.objective import SIGNAL_PREFIX, Batch
+from recyclable.data.examples import Batch, model_inputs
+from recyclable.tasks.parts.kind import TaskKind
+
+SIGNAL_PREFIX = "teacher."
+"""Marks the entries of a batch that hold a teacher's outputs."""
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,11 @@ class Signals:
     """What a teacher says of a batch, without gradient."""
 
     logits: torch.Tensor
-    """[B, K]"""
-    states: torch.Tensor
-    """First-token states [B, N, H]."""
+    """[B, ..., K]"""
+    states: torch.Tensor | None = None
+    """First-token states [B, N, H]; None where nobody asked for them."""
     classes: torch.Tensor | None = None
-    """Which classes the logits are of [B, K] (int64), likeliest first; None: all, in order."""
+    """Which classes the logits are of [B, ..., K] (int64), likeliest first; None: all, in order."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """By name, a row per example: what a cache keeps and a batch carries."""
@@ -34,15 +38,15 @@ class Signals:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-class Teacher(nn.Module, ABC):
+class Teacher(nn.Module, ABC, Generic[Told]):
     """A source of signals; part of the objective, so that ZeRO sees its weights where it has any."""
 
     @abstractmethod
-    def signals(self, batch: Batch) -> Any:
-        """What the teacher says of a batch: `Signals`, or `MaskedStates` of a masked language model."""
+    def signals(self, batch: Batch) -> Told:
+        """What the teacher says of a batch."""
 
 
-class FrozenModel(Teacher):
+class FrozenModel(Teacher[Told]):
     """A teacher that computes in every step: replicated on each rank, partitioned like the student under ZeRO-3.
 
     Its weights have neither gradients nor optimizer state, and it stays in evaluation whatever the mode.
@@ -52,31 +56,33 @@ class FrozenModel(Teacher):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> FrozenModel:
+    def train(self, mode: bool = True) -> FrozenModel[Told]:
         """The mode is noted; the model stays in evaluation."""
         super().train(mode)
         self.model.eval()
         return self
 
 
-class OnlineTeacher(FrozenModel):
-    """A classifier (or regressor) as a teacher.
+class OnlineTeacher(FrozenModel[Signals]):
+    """A model of a task as a teacher.
 
     Args:
+        with_states: tell the first-token states too.
         top_k: tell only so many of the likeliest classes; None tells all.
     """
 
-    def __init__(self, model: nn.Module, top_k: int | None = None) -> None:
+    def __init__(self, model: nn.Module, kind: TaskKind, with_states: bool = True, top_k: int | None = None) -> None:
         super().__init__(model)
-        self.top_k = top_k
+        self.kind, self.with_states, self.top_k = kind, with_states, top_k
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> Signals:
-        told = self.model(**model_inputs(batch), output_hidden_states=True)
-        states = first_token_states(told.hidden_states)
-        if self.top_k is None or self.top_k >= told.logits.shape[-1]:
-            return Signals(told.logits, states)
-        logits, classes = told.logits.topk(self.top_k, dim=-1)
+        told = self.model(**model_inputs(batch), output_hidden_states=self.with_states)
+        states = first_token_states(told.hidden_states) if self.with_states else None
+        logits = self.kind.answers(told.logits, batch)
+        if self.top_k is None or self.top_k >= logits.shape[-1]:
+            return Signals(logits, states)
+        logits, classes = logits.topk(self.top_k, dim=-1)
         return Signals(logits, states, classes)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -84,7 +90,7 @@ class OnlineTeacher(FrozenModel):
         return self.signals(batch).tensors()
 
 
-class CachedTeacher(Teacher):
+class CachedTeacher(Teacher[Signals]):
     """A teacher whose outputs came with the batch (`TaughtExamples`); it has no weights and computes nothing."""
 
     def signals(self, batch: Batch) -> Signals:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from recyclable.architectures.heads import LanguageHead
 from recyclable.kernels import (
-    DenseTeacher,
     Head,
     LossSettings,
     LossSums,
-    OnlineTeacher,
+    TaughtLogits,
+    TaughtStates,
     distillation_loss,
     loss_of_logits,
 )
@@ -24,43 +25,41 @@ from recyclable.kernels import (
 class VocabularyLoss(nn.Module):
     """Cross-entropy and divergence from a teacher, summed over tokens, from states [M, H] before the last layers.
 
-    The layers stay parts of their models, under whose names they are trained and saved; ZeRO-3 gathers their weights,
-    tied or not, for this module's forward and backward passes as well (`Objective.borrowed`).
+    Logits are those of the models, scaled and soft-capped as theirs. The layers stay parts of their models, under whose
+    names they are trained and saved; ZeRO-3 gathers their weights, tied or not, for this module's forward and backward
+    passes as well (`Objective.borrowed`).
     A last layer that is no plain `nn.Linear` (an adapter on it, a family that is not known) is called instead, and its
     logits exist all at once.
 
     Args:
-        student: the layer that spreads the student's states over its vocabulary.
+        student: what spreads the student's states over its vocabulary.
         teacher: the same of a frozen teacher, None without one. Sizes and vocabularies may differ.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, settings: LossSettings) -> None:
+    def __init__(self, student: LanguageHead, teacher: LanguageHead | None, settings: LossSettings) -> None:
         super().__init__()
-        self._layers = student, teacher  # in a tuple: not a second place for the same parameters
+        self._student, self._teacher = student, teacher  # no modules: not a second place for the same parameters
         self._settings = settings
 
     def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         """As `Objective.borrowed`."""
-        for layer in self._layers:
-            if _is_linear(layer):
-                yield from ((self, parameter) for parameter in layer.parameters())
+        for head in (self._student, self._teacher):
+            if head is not None and head.is_linear:
+                yield from ((self, parameter) for parameter in head.layer.parameters())
 
     def forward(self, hidden: torch.Tensor, told: torch.Tensor | None, targets: torch.Tensor) -> LossSums:
         """Sums over the tokens of `hidden` [M, H] and the teacher's states `told` [M, Ht], with targets [M]."""
-        layer, teaching = self._layers
-        teacher = None
+        student, teaching, teacher = self._student, self._teacher, None
         if teaching is not None:
+            assert told is not None, "a teacher that tells nothing"
             with torch.no_grad():
-                teacher = OnlineTeacher(told, _head(teaching)) if _is_linear(teaching) else DenseTeacher(teaching(told))
-        if _is_linear(layer):
-            return distillation_loss(hidden, _head(layer), teacher, targets, self._settings)
-        return loss_of_logits(layer(hidden).float(), teacher, targets, self._settings)
+                linear = teaching.is_linear
+                teacher = TaughtStates(told, _fused(teaching)) if linear else TaughtLogits(teaching.logits(told))
+        if student.is_linear:
+            return distillation_loss(hidden, _fused(student), teacher, targets, self._settings)
+        return loss_of_logits(student.logits(hidden).float(), teacher, targets, self._settings)
 
 
-def _is_linear(layer: nn.Module | None) -> bool:
-    """Whether the layer is hidden @ weight.T + bias: subclasses may do otherwise."""
-    return type(layer) is nn.Linear
-
-
-def _head(layer: nn.Linear) -> Head:
-    return Head(layer.weight, layer.bias)
+def _fused(head: LanguageHead) -> Head:
+    assert isinstance(head.layer, nn.Linear)
+    return Head(head.layer.weight, head.layer.bias, head.scale, head.softcap)

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from recyclable import models
-from recyclable.analysis import permutation
-from recyclable.config import StartSettings
-from recyclable.data.tasks import Task, load_task
+from recyclable.carrying.carried import Carried
+from recyclable.carrying.changes import FoundChanges
+from recyclable.carrying.labels import require_same_labels
+from recyclable.carrying.places import canonical_names
+from recyclable.carrying.putting import differences_of, merged
+from recyclable.carrying.starts import start, strength_tensors
+from recyclable.carrying.trials import Trials
+from recyclable.carrying.writing import write_adapter
+from recyclable.data.examples import TaskExamples
 from recyclable.errors import InputError
-from recyclable.objectives.labelled import LabelledTask
-from recyclable.recipes.recycle import require_same_labels
-from recyclable.recipes.training_free import Trials, few_examples, unseen_split
-from recyclable.weights.adapted import ADAPTER, ADAPTER_CONFIG, HEAD, AdaptedWeights, write_manifest
+from recyclable.models.adapters import require_adapter_fits
+from recyclable.models.tasks import fresh_model, task_structure
+from recyclable.tasks.parts.task import Task, load_task
+from recyclable.tasks.parts.task_data import few_examples, unseen_split
+from recyclable.weights.adapted import write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.delta import Delta
-from recyclable.weights.differences import Differences, Scaled, require_alike
-from recyclable.weights.digest import Digested, element_pieces, in_threads
-from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter, new_directory, write_in_pieces, write_json
-from recyclable.weights.fingerprint import Fingerprint, fingerprint, tokenizer_digest
+from recyclable.weights.differences import Differences, Scaled
+from recyclable.weights.digest import element_pieces, in_threads
+from recyclable.weights.durable import new_directory, write_json
+from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter
+from recyclable.weights.limits import require_length
 from recyclable.weights.lineage import described
-from recyclable.weights.provenance import claimed_fingerprint, require_descendant, require_own_base
-from recyclable.weights.starts import AdapterDifferences, carried, start, start_adapter, strength_tensors, transformed
-from recyclable.weights.vocabulary import copy_tokenizer, vocabulary_tensors
+from recyclable.weights.locate import locate
+from recyclable.weights.manifest import ADAPTER, HEAD
+from recyclable.weights.vocabulary import copy_tokenizer
 
 PROVENANCE = "recycled.json"
+_EXAMPLES = 128
 
 
 def apply(
     weights: Sequence[str | Path],
     base: str | Path,
     out: Path,
-    settings: StartSettings,
+    changes: FoundChanges,
     *,
     old_base: str | Path | None = None,
     seed: int = 20,
     allow_unrelated: bool = False,
     task: str | None = None,
-    examples: int = 128,
+    examples: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[str, Any]:
     """Put adapted weights on `base`: their own base or a descendant, however many upgrades later.
@@ -53,146 +59,121 @@ def apply(
     lineage say, or the base is none the weights may go on, the directory does not come into being.
 
     Args:
-        old_base: the weights' own base, where the manifest's name for it leads nowhere and it is needed.
+        old_base: the weights' own base, where the recorded names for it lead nowhere and it is needed.
         task: where the scale is auto, the task on which it is found.
-        examples: how many of its dev examples (training examples where there is no dev) are used at most.
+        examples: how many of its dev examples (training examples where there is no dev) are used at most; 128 if None.
 
     Returns what `recycled.json` says. Raises InputError.
     """
-    if (settings.scale == "auto") != (task is not None):
-        problem = (
-            "is missing, scale auto is found on a task" if task is None else f"is {task}, only scale auto needs it"
-        )
-        raise InputError("task", problem)
-    if settings.align is not None and not allow_unrelated:
-        raise InputError("align", f"is {settings.align}, for bases that are not related: allow them as well")
-    new = Base(models.locate(base))
-    opened = [AdaptedWeights(folder, verify=False) for folder in weights]
-    search = task and _Search(opened[0], new, load_task(task), examples, seed)
-    claimed = claimed_fingerprint(new)
-    expected = claimed or _expected(opened, new, allow_unrelated)
-    relations = [require_descendant(each, new, allow_unrelated, expected)[1] for each in opened]
-    record: dict[str, Any] = {
-        "format": 1,
-        "base": described(new.folder, str(base), expected.as_dict()),
-        "weights": [_origin(each, relation) for each, relation in zip(opened, relations, strict=True)],
-        "settings": {**settings.model_dump(), "seed": seed},
-    }
+    if (changes.scale == "auto") != (task is not None):
+        lacking = "is missing, scale auto is found on a task"
+        raise InputError("task", lacking if task is None else f"is {task}, only scale auto needs it")
+    if examples is not None and task is None:
+        raise InputError("examples", "is given, but nothing reads it without a task")
+    if changes.align is not None and not allow_unrelated:
+        raise InputError("align", f"is {changes.align}, for bases that are not related: allow them as well")
+    count = _EXAMPLES if examples is None else examples
+    new = Base(locate(base))
+    several = [Carried.open(each, old_base, new, allow_unrelated=allow_unrelated) for each in weights]
+    first = several[0]
+    few = _few_examples(first, load_task(task), count, seed) if task is not None else None
+    record: dict[str, Any] = {"format": 1, "settings": {**changes.model_dump(), "seed": seed}}
+    adapters = any(carried.weights.is_adapter for carried in several)
+    if adapters and len(several) > 1:
+        hint = f"{len(several)} weights with an adapter among them, only deltas can be merged"
+        raise InputError(first.weights.folder, hint)
     try:
         with new_directory(out) as aside:
-            read = Digested(new)
-            if any(each.is_adapter for each in opened):
-                _adapter(opened, new, read, aside, settings, old_base, record, search)
+            if adapters:
+                scales = _adapter_scales(first, changes, few, seed, record)
+                described_task, architecture = first.weights.manifest.task, first.weights.manifest.architecture
+                planned = task_structure(new.folder, described_task, architecture)
+                require_adapter_fits(first.weights.folder, first.weights.file(ADAPTER), planned)
+                write_adapter(first, first.adapter_differences(), scales, aside, str(base))
             else:
-                differences = _differences(opened, new, settings, old_base, seed, record)
-                if search:
-                    scales, record["strength"] = search.scales(differences, new)
-                    differences = Scaled(differences, scales)
-                _merged_model(opened[0], new, read, differences, relations[0] == "own", aside, max_shard_bytes)
-            found = fingerprint(new, read)
-            if found != expected:
-                raise InputError(new.folder, f"has fingerprint {found}, its lineage.json says {expected}")
-            for each in opened:
-                each.verify()
+                differences = merged(several, changes, seed)
+                if few is not None:
+                    differences = Scaled(differences, _found(first, differences, few, seed, record))
+                _tell_moved_rows(several, record)
+                _write_model(first, differences, aside, max_shard_bytes)
+            verified = [carried.verify() for carried in several]
+            record["base"] = described(new.folder, str(base), verified[0][0].as_dict())
+            pairs = zip(several, verified, strict=True)
+            record["weights"] = [_origin(carried, relation) for carried, (_, relation) in pairs]
+            if adapters:
+                _write_manifest(first, record, aside)
             write_json(aside / PROVENANCE, record)
     except FileExistsError as error:
         raise InputError(out, "exists and is not empty, expected a new directory") from error
     except InputError:
-        if claimed is None and not allow_unrelated:  # taken for the weights' own base, it may be another
-            require_descendant(opened[0], new)
-            require_own_base(opened[0], new)
+        for carried in several:
+            carried.verify()  # weights fit no other base than theirs: where it is another, that is what is wrong
         raise
     return record
 
 
-def _expected(opened: Sequence[AdaptedWeights], new: Base, allow_unrelated: bool) -> Fingerprint:
-    """A base without lineage can only be the weights' own, which the reading will show; or it is unrelated."""
-    if allow_unrelated:
-        return fingerprint(new)
-    return require_own_base(opened[0], new, Fingerprint(**opened[0].manifest.base["fingerprint"]))
-
-
-def _origin(weights: AdaptedWeights, relation: str) -> dict[str, Any]:
-    manifest = weights.manifest
+def _origin(carried: Carried, relation: str) -> dict[str, Any]:
+    manifest = carried.weights.manifest
     told = {"base": manifest.base, "task": manifest.task, "files": manifest.files}
-    return {"weights": str(weights.folder), "relation": relation, **told}
+    return {"weights": str(carried.weights.folder), "relation": relation, **told}
 
 
-def _differences(
-    opened: Sequence[AdaptedWeights],
-    new: Base,
-    settings: StartSettings,
-    old_base: str | Path | None,
+def _tell_moved_rows(several: Sequence[Carried], record: dict[str, Any]) -> None:
+    """Notes in the record, and tells, how rows were aligned where the vocabularies differ."""
+    for carried in several:
+        if carried.rows is not None:
+            record["vocabulary"] = carried.rows.as_dict()
+            print(f"notice: {carried.weights.folder}: {carried.rows}", flush=True)
+
+
+def _few_examples(carried: Carried, task: Task, count: int, seed: int) -> tuple[Task, TaskExamples]:
+    """What a strength is found on; InputError when the weights' head is not for the task's labels."""
+    require_same_labels(carried.weights, task)
+    if count < 1:
+        raise InputError("examples", f"found {count}, expected at least 1")
+    length, folder = carried.weights.manifest.settings["max_length"], carried.new.folder
+    require_length(folder, length)
+    return task, few_examples(task, folder, length, count, seed, split=unseen_split(task))
+
+
+def _found(
+    carried: Carried, differences: Differences, few: tuple[Task, TaskExamples], seed: int, record: dict[str, Any]
+) -> dict[str, float]:
+    """The best strength of every tensor, one for each layer group, by forward passes of this process."""
+    task, examples = few
+    alone: dict[str, Any] = {}
+    trials = Trials(fresh_model(carried, task, seed), task, carried, differences)
+    trials.materialize(alone)
+    with trials.asked(alone):
+        scales, record["strength"] = trials.strengths(examples, by_layer=True)
+    return scales
+
+
+def _adapter_scales(
+    carried: Carried,
+    changes: FoundChanges,
+    few: tuple[Task, TaskExamples] | None,
     seed: int,
     record: dict[str, Any],
-) -> Differences:
-    """What is added to the new base; notes in the record how rows were aligned."""
-    tokenizer, several = tokenizer_digest(new), []
-    for each in opened:
-        changed = each.manifest.base["fingerprint"]["tokenizer"] != tokenizer
-        differences, rows = carried(each, _old_base(each, old_base) if changed else None, new, tokenizer)
-        if settings.align is not None:
-            differences = permutation.align(differences, _old_base(each, old_base), new)
-        several.append(differences)
-        if rows is not None:
-            record["vocabulary"] = rows.as_dict()
-            print(f"notice: {each.folder}: {rows}", flush=True)
-    require_alike(several, [each.folder for each in opened])
-    left_out = vocabulary_tensors(new) if settings.skip_embeddings else frozenset()
-    changes = {"scale": settings.known_scale(), "ties": settings.ties, "dare": settings.dare, "seed": seed}
-    return transformed(several, left_out, **changes)
+) -> dict[str, float]:
+    """The strength of the adapter's tensors that have one; empty: as they are."""
+    if changes.model_copy(update={"scale": 1.0}).changes_start():
+        raise InputError(carried.weights.folder, "is an adapter: ties, dare, skip_embeddings and align are for deltas")
+    if few is not None:
+        return _found(carried, differences_of(carried), few, seed, record)
+    if changes.known_scale() == 1.0:
+        return {}
+    return dict.fromkeys(strength_tensors(carried.weights, carried.adapter_differences()), changes.known_scale())
 
 
-class _Search:
-    """The best strength of each layer group, found on a few of a task's examples with forward passes only.
-
-    Raises InputError when the weights' head is not for the task's labels.
-    """
-
-    def __init__(self, weights: AdaptedWeights, new: Base, task: Task, examples: int, seed: int) -> None:
-        require_same_labels(weights, task)
-        if examples < 1:
-            raise InputError("examples", f"found {examples}, expected at least 1")
-        length = weights.manifest.settings["max_length"]
-        models.require_length(new.folder, length)
-        self.weights, self.new = weights, new
-        self.examples = few_examples(task, new.folder, length, examples, seed, split=unseen_split(task))
-        self.model = models.attach_same(models.task_model(new, task, seed, None), weights, seed)
-
-    def scales(self, differences: Differences, old: Base) -> tuple[dict[str, float], dict[str, Any]]:
-        """Strength by tensor, and what the record says; `old` is the weights' own base (of a delta, any)."""
-        trials = Trials(LabelledTask(self.model), self.weights, differences, old, self.new)
-        return trials.strengths(self.examples, by_layer=True)
-
-
-def _old_base(weights: AdaptedWeights, named: str | Path | None) -> Base:
-    """The base that the weights were tuned on, verified."""
-    try:
-        old = Base(models.locate(named or weights.manifest.base["name"]))
-    except InputError as error:
-        raise InputError(
-            weights.folder, f"needs the base it was tuned on; name it with --old-base ({error})"
-        ) from error
-    require_own_base(weights, old)
-    return old
-
-
-def _merged_model(
-    weights: AdaptedWeights,
-    new: Base,
-    read: Digested,
-    differences: Differences,
-    own: bool,
-    aside: Path,
-    max_shard_bytes: int,
-) -> None:
+def _write_model(carried: Carried, differences: Differences, aside: Path, max_shard_bytes: int) -> None:
     """Base plus differences, and the head, as a plain transformers directory."""
-    config = models.task_config(new.folder, weights.manifest.task["labels"])
-    plan = models.structure(config, architecture=weights.manifest.architecture)
-    names = models.canonical_names(plan)
-    head = weights.file(HEAD)
+    weights, new = carried.weights, carried.new
+    plan = task_structure(new.folder, weights.manifest.task, weights.manifest.architecture)
+    names, head = canonical_names(plan), weights.file(HEAD)
     missing = [n for n in differences.names if n not in new or differences.shape(n) != new.shape(n)]
-    homeless = sorted((set(differences.names) | set(new.names) | set(head.names)) - names.keys())
+    # What a task's model has no place for stays behind: a base's head, a decoder where the task needs an encoder alone.
+    homeless = sorted((set(differences.names) | set(head.names)) - names.keys())
     absent = sorted(names.keys() - set(head.names) - (set(new.names) & set(differences.names)))
     wrong = [n for n in head.names if n in names and head.shape(n) != tuple(plan.get_parameter(names[n]).shape)]
     if missing or homeless or absent or wrong:
@@ -200,69 +181,29 @@ def _merged_model(
         problems += [f"{n} has no place in the model" for n in homeless] + [f"{n} is missing" for n in absent]
         problems += [f"{n} is {head.shape(n)}, not the shape of the model's" for n in wrong]
         raise InputError(weights.folder, f"does not fit {new.folder}: {'; '.join(problems)}")
-    exact = own and isinstance(differences, Delta)
-    layout = {}
-    for name in names:
+    exact, changed = carried.own and isinstance(differences, Delta), set(differences.names)
+    layout, reads = {}, {}
+    for name, own_name in names.items():
         source = head if name in head else new
-        dtype = weights.delta.tuned_dtype(name) if exact and name in differences.names else source.stored(name).dtype
-        layout[names[name]] = (dtype, source.shape(name))
+        dtype = weights.delta.tuned_dtype(name) if exact and name in changed else source.stored(name).dtype
+        layout[own_name] = (dtype, source.shape(name))
+        added = partial(start, new.hashed, differences, name, own=carried.own)
+        reads[own_name] = partial(head.read, name) if name in head else added
     writer = CheckpointWriter(aside, layout, max_shard_bytes)
-    changed, heads = set(differences.names), set(head.names)
 
     def piece(task: tuple[str, int, int]) -> None:
         name, begin, end = task
-        if name in heads:
-            values = head.read(name, begin, end)
-        elif name in changed:
-            values = start(read, differences, name, begin, end, None, own)
-        else:
-            values = read.read(name, begin, end)
-        writer.write(names[name], values, begin)
+        writer.write(name, reads[name](begin, end), begin)
 
-    in_threads(piece, element_pieces({n: (head if n in heads else new).shape(n) for n in names}), label="apply")
+    in_threads(piece, element_pieces({name: shape for name, (_, shape) in layout.items()}), label="apply")
     writer.close()
-    config.dtype = layout[next(iter(layout))][0]
-    config.save_pretrained(aside)
+    plan.config.dtype = layout[next(iter(layout))][0]
+    plan.config.save_pretrained(aside)
     copy_tokenizer(new.folder, aside)
 
 
-def _adapter(
-    opened: Sequence[AdaptedWeights],
-    new: Base,
-    read: Digested,
-    aside: Path,
-    settings: StartSettings,
-    old_base: str | Path | None,
-    record: dict[str, Any],
-    search: _Search | None,
-) -> None:
-    """The adapter on the new base, in PEFT's format, with a manifest: it is adapted weights of the new base."""
-    weights = opened[0]
-    if len(opened) > 1:
-        raise InputError(weights.folder, f"{len(opened)} weights with an adapter among them, only deltas can be merged")
-    if settings.model_copy(update={"scale": 1.0}).changes_start():
-        raise InputError(weights.folder, "is an adapter: ties, dare, skip_embeddings and align are for deltas")
-    file, own = weights.file(ADAPTER), record["weights"][0]["relation"] == "own"
-    config = models.task_config(new.folder, weights.manifest.task["labels"])
-    models.require_adapter_fits(weights.folder, file, config, weights.manifest.architecture)
-    old = _old_base(weights, old_base) if models.shared_with_base(weights, new, new) and not own else new
-    shared = models.shared_with_base(weights, old, new)
-    differences: Differences = AdapterDifferences(file, old.hashed, shared)
-    if search:
-        scales, record["strength"] = search.scales(differences, old)
-        differences = Scaled(differences, scales)
-    elif settings.scale != 1.0:
-        differences = Scaled(differences, dict.fromkeys(strength_tensors(weights, differences), settings.scale))
-    elif own:  # full values come back bit for bit only where nothing is subtracted from them
-        differences, shared = AdapterDifferences(file, old.hashed, {}), {}
-    layout = {name: (file.stored(name).dtype, file.shape(name)) for name in file.names}
-
-    def piece(name: str, begin: int, end: int) -> torch.Tensor:
-        return start_adapter(read, differences, name, shared.get(name), begin, end).to(layout[name][0])
-
-    write_in_pieces(aside / ADAPTER, layout, piece)
-    peft_config = json.loads((weights.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    write_json(aside / ADAPTER_CONFIG, {**peft_config, "base_model_name_or_path": record["base"]["name"]})
+def _write_manifest(carried: Carried, record: dict[str, Any], aside: Path) -> None:
+    """An adapter on the new base is adapted weights of the new base."""
     origin = {**record["weights"][0], **{key: record[key] for key in ("settings", "strength") if key in record}}
     changed = {"base": record["base"], "method": "apply", "recycled_from": origin, "metrics": {}, "history": []}
-    write_manifest(aside, replace(weights.manifest, **changed))
+    write_manifest(aside, replace(carried.weights.manifest, **changed))

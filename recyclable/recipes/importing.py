@@ -11,38 +11,38 @@ import transformers
 from peft import TaskType
 from transformers import PretrainedConfig
 
-from recyclable import models
 from recyclable.adapters.configs import read_adapter_config
-from recyclable.data.tasks import Task
+from recyclable.architectures.fields import differing_fields
+from recyclable.architectures.names import canonical_name
+from recyclable.architectures.structure import label_tensors
+from recyclable.carrying.labels import require_same_labels
+from recyclable.carrying.places import adapter_base_name, canonical_names
 from recyclable.errors import InputError
-from recyclable.recipes.recycle import require_same_labels
-from recyclable.weights.adapted import (
-    ADAPTER,
-    ADAPTER_CONFIG,
-    DELTA,
-    HEAD,
-    MANIFEST,
-    AdaptedWeights,
-    Manifest,
-    write_manifest,
-)
-from recyclable.weights.base import Base, canonical_name, read_config
+from recyclable.models.adapters import require_adapter_fits
+from recyclable.models.build import auto_class, structure
+from recyclable.models.tasks import task_structure
+from recyclable.tasks import every_kind
+from recyclable.tasks.parts.kind import TaskKind
+from recyclable.tasks.parts.task import Task
+from recyclable.weights.adapted import AdaptedWeights, write_manifest
+from recyclable.weights.base import Base, read_config
 from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, TensorFiles
 from recyclable.weights.convert import Restored, loss, require_effect, split
 from recyclable.weights.delta import Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
 from recyclable.weights.files import write_safetensors
-from recyclable.weights.fingerprint import OUTPUT_FIELDS, fingerprint
+from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.limits import positions
 from recyclable.weights.lineage import described
+from recyclable.weights.locate import locate
+from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, HEAD, MANIFEST, Manifest
 from recyclable.weights.provenance import require_own_base
 from recyclable.weights.vocabulary import align
 
 SEED, MAX_LENGTH = 20, 128
 """Settings of weights that came without any."""
 _MAX_LABELS = 1 << 20
-_HEADS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
-_AUTO = {
-    TaskType.TOKEN_CLS: transformers.AutoModelForTokenClassification,
+_AUTO: dict[str, Any] = {
     TaskType.QUESTION_ANS: transformers.AutoModelForQuestionAnswering,
     TaskType.CAUSAL_LM: transformers.AutoModelForCausalLM,
     TaskType.SEQ_2_SEQ_LM: transformers.AutoModelForSeq2SeqLM,
@@ -68,7 +68,7 @@ def import_weights(
         return _own_run(tuned, base, into, codec, task)
     if base is None:
         raise InputError("--base", f"is missing; {tuned} does not say which base it was tuned on")
-    opened = Base(models.locate(base))
+    opened = Base(locate(base))
     if any((tuned / file).exists() for file in (ADAPTER_CONFIG, ADAPTER, "adapter_model.bin")):
         if codec is not None:
             raise InputError("--codec", f"is for deltas, and {tuned} is an adapter")
@@ -77,7 +77,7 @@ def import_weights(
 
 
 def _own_run(tuned: Path, base: str | None, into: Path, codec: Codec | None, task: Task | None) -> None:
-    weights, opened = AdaptedWeights(tuned), Base(models.locate(base)) if base else None
+    weights, opened = AdaptedWeights(tuned), Base(locate(base)) if base else None
     if task is not None:
         require_same_labels(weights, task)
     if opened:
@@ -100,26 +100,31 @@ def _checkpoint(
     config = read_config(tuned)
     if type(config) is not type(base.config):
         raise InputError(tuned, f"is a {config.model_type}, its base {base.folder} a {base.config.model_type}")
-    ours, its = config.to_dict(), base.config.to_dict()
-    other = [f"{f} is {ours.get(f)!r}, the base's {its.get(f)!r}" for f in OUTPUT_FIELDS if ours.get(f) != its.get(f)]
-    if other:
-        raise InputError(tuned / "config.json", f"is not its base's: {'; '.join(other)}")
     if any((tuned / file).is_file() for file in ("tokenizer.json", "vocab.txt", "tokenizer.model")):
         rows = align(base, Base(tuned))
         if not rows.unchanged:
             raise InputError(tuned, f"has another vocabulary than {base.folder}: {rows}")
     architecture = next(iter(config.architectures or []), None)
-    plan = models.structure(config, architecture=architecture)
+    plan = structure(config, auto_class((task.kind if task else TaskKind).model_class), architecture)
     shapes = {canonical_name(n, base.prefix): tuple(p.shape) for n, p in plan.named_parameters()}
     tied = {canonical_name(n, base.prefix) for n, _ in plan.named_parameters(remove_duplicate=False)} - shapes.keys()
     backbone = {n for n, _ in plan.base_model.named_parameters() if not n.startswith("pooler.")}
     body, head = split(TensorFiles(tuned), base, shapes, backbone, tied)
+    other = [f"{f} is {ours!r}, the base's {its!r}" for f, (ours, its) in differing_fields(config, base.config).items()]
+    if other:
+        raise InputError(tuned / "config.json", f"is not its base's: {'; '.join(other)}")
     write_safetensors(into / HEAD, {n: (head.stored(n).dtype, head.shape(n)) for n in head.names}, head.items())
     storage = _encode(into, body, base, codec)
     labels = [str(config.id2label[i]) for i in sorted(config.id2label)] if config.num_labels > 1 else []
-    problem = "classification" if labels else "regression"
+    kind = _kind_of_class(type(plan).__name__, labels)
     about = {"kind": "delta", "tuning": {"tuning": "full"}, "architecture": architecture, "storage": storage}
-    _finish(into, base, base_name, _task(name, problem, labels, task), about)
+    _finish(into, base, base_name, _task(name, kind, labels, task), about)
+
+
+def _kind_of_class(architecture: str, labels: list[str]) -> TaskKind:
+    """The kind of task that a class of transformers is for; where several have its head, by the number of labels."""
+    fitting = [kind for kind in every_kind() if architecture.endswith(f"For{kind.model_class}")] or every_kind()
+    return next((kind for kind in fitting if kind.has_labels == bool(labels)), fitting[0])
 
 
 def _encode(into: Path, tuned: Ranged, base: Base, codec: Codec) -> dict[str, Any]:
@@ -135,21 +140,24 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     peft_config, file = read_adapter_config(tuned), SafetensorsFile(tuned / ADAPTER)
     if not file.names:
         raise InputError(tuned, "holds no tensors: an adapter without effect")
-    plain = {n: models.adapter_base_name(n, base) for n in file.names}
-    heads = [file.shape(n)[0] for n in file.names if plain[n] in _HEADS and file.shape(n)]
+    plain = {n: adapter_base_name(n, base) for n in file.names}
     task_type = peft_config.task_type
-    if task_type in (None, TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
+    wanted = task_type or (task.kind if task else TaskKind).task_type
+    kinds = [kind for kind in every_kind() if kind.task_type == wanted]
+    if kinds:
+        per_label = label_tensors(base.config, auto_class(kinds[0].model_class))
+        heads = [file.shape(n)[0] for n in file.names if plain[n] in per_label and file.shape(n)]
         count = heads[0] if heads else len(task.labels) or 1 if task else 2
         if count > _MAX_LABELS:
             raise InputError(tuned / ADAPTER, f"has a head for {count} labels, expected at most {_MAX_LABELS}")
         labels = [f"LABEL_{i}" for i in range(count)] if count > 1 else []
-        about = _task(name, "classification" if labels else "regression", labels, task)
+        kind = next((kind for kind in kinds if kind.has_labels == bool(labels)), kinds[0])
+        about = _task(name, kind, labels, task)
     else:
         about = {"name": task.name if task else name, "problem": str(task_type).lower(), "labels": [], "digest": None}
-    config = models.task_config(base.folder, about["labels"])
-    architecture = _architecture(config, task_type, tuned)
-    names = models.canonical_names(models.structure(config, architecture=architecture))
-    models.require_adapter_fits(tuned, file, config, architecture)
+    architecture = _architecture(base.config, task_type, tuned)
+    names = canonical_names(task_structure(base.folder, about, architecture))
+    require_adapter_fits(tuned, file, task_structure(base.folder, about, architecture))
     whole = [n for n in file.names if plain[n] in names]
     require_effect(tuned, file, whole)
     held = {canonical_name(n, base.prefix) for n in TensorFiles(base.folder).names} | {plain[n] for n in whole}
@@ -165,8 +173,8 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     _finish(into, base, base_name, about, origin)
 
 
-def _architecture(config: PretrainedConfig, task_type: TaskType | None, tuned: Path) -> str | None:
-    """The class of transformers for an adapter's kind of task; None is the one with a sequence-classification head."""
+def _architecture(config: PretrainedConfig, task_type: str | None, tuned: Path) -> str | None:
+    """The class of transformers for an adapter's kind of task; None is the one that the kind has."""
     if task_type not in _AUTO:
         return None
     try:
@@ -176,10 +184,12 @@ def _architecture(config: PretrainedConfig, task_type: TaskType | None, tuned: P
     return (found[0] if isinstance(found, tuple) else found).__name__
 
 
-def _task(name: str, problem: str, labels: list[str], task: Task | None) -> dict[str, Any]:
+def _task(name: str, kind: TaskKind, labels: list[str], task: Task | None) -> dict[str, Any]:
     """What the manifest says of the task: the given one's names for the labels, where the weights have none."""
     if task is None:
-        return {"name": name, "problem": problem, "labels": labels, "digest": None}
+        return {"name": name, "problem": kind.name, "labels": labels, "digest": None}
+    if task.kind.model_class != kind.model_class:
+        raise InputError("--task", f"{task.name} is {task.problem}, the weights are of a model for {kind.name}")
     wanted = list(task.labels)
     if len(wanted) != len(labels) or (wanted != labels and labels != [f"LABEL_{i}" for i in range(len(labels))]):
         raise InputError(
@@ -189,7 +199,7 @@ def _task(name: str, problem: str, labels: list[str], task: Task | None) -> dict
 
 
 def _finish(into: Path, base: Base, base_name: str, task: dict[str, Any], about: dict[str, Any]) -> None:
-    settings = {"seed": SEED, "max_length": min(MAX_LENGTH, models.positions(base.folder) or MAX_LENGTH)}
+    settings = {"seed": SEED, "max_length": min(MAX_LENGTH, positions(base.folder) or MAX_LENGTH)}
     recorded = described(base.folder, base_name, fingerprint(base).as_dict())
     manifest = Manifest(task=task, base=recorded, method="import", metrics={}, history=[], settings=settings, **about)
     write_manifest(into, manifest)

@@ -4,104 +4,96 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recyclable import models
-from recyclable.config import PretrainConfig
-from recyclable.data.corpus import Packed, load_corpus, pack
-from recyclable.data.examples import Examples, MaskedBlocks
-from recyclable.data.packing import tokenizer_digest
+from recyclable import distributed
+from recyclable.carrying.putting import start_from
+from recyclable.config.settings import TrainSettings
+from recyclable.data.corpus import load_corpus, pack
+from recyclable.data.examples import Examples
+from recyclable.data.packing import tokenization_digest
 from recyclable.errors import InputError
-from recyclable.objectives.lm_distillation import LMDistillation, MaskedLMTeacher
-from recyclable.objectives.masked_lm import MaskedLM
-from recyclable.objectives.objective import Objective
-from recyclable.training import distributed, rundir
+from recyclable.lm.parts.kind import LMKind
+from recyclable.models.heads import pooler_tensors
+from recyclable.training import rundir
 from recyclable.training.evaluation import mean_losses
 from recyclable.training.loop import Evaluate, Outcome, train
 from recyclable.weights import lineage
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile
-from recyclable.weights.files import write_checkpoint, write_json
+from recyclable.weights.durable import write_json
+from recyclable.weights.files import write_checkpoint
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.limits import require_length
+from recyclable.weights.locate import locate
+from recyclable.weights.remembered import remember, stamp
 from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
 _HELDOUT_SHARE = 0.02
 
 
-def pretrain(config: PretrainConfig, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
-    """Train a base further on fresh text by masked language modelling; returns the lineage it writes.
+def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
+    """Train a base further on fresh text as a language model of its kind; returns the lineage it writes.
 
-    A teacher, if there is one, is asked about the same masked tokens.
+    A teacher, if there is one, is asked about the same tokens.
     """
-    folder = models.locate(config.base)
-    parent = Base(folder)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.mask_token_id is None:
-        raise InputError(folder, "its tokenizer has no mask token, expected a masked language model")
-    models.require_length(folder, config.max_length)
-    teacher = _teacher(config, parent, tokenizer)
-    training, heldout, digest = _blocks(config, tokenizer)
+    parent = Base(locate(kind.base))
+    tokenizer = load_tokenizer(parent.folder)
+    kind.require(parent, tokenizer)
+    require_length(parent.folder, kind.max_length)
+    teacher = _teacher(kind, parent, tokenizer)
+    training, heldout, digest = _blocks(kind, tokenizer)
     if len(training) < distributed.world_size():
         raise InputError("corpus", f"{len(training)} sequences for {distributed.world_size()} ranks")
-    model, fresh = models.masked_lm(parent, config.mlm_head, config.seed, config.dropout)
-    if not rundir.claim(config, lineage.FILE, resume):
-        return lineage.read_lineage(config.out)
+    model, fresh = kind.model(parent)
+    if not rundir.claim(kind, kind.out, lineage.FILE, resume):
+        return _lineage(kind.out)
 
-    def evaluate(engine) -> dict[str, float]:
-        loss = mean_losses(engine, heldout, config.eval_batch_size)["mlm"]
+    def evaluate(engine: Any) -> dict[str, float]:
+        loss = mean_losses(engine, heldout, kind.eval_batch_size)[kind.term]
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
-    head_steps = (config.max_steps // 10 if config.mlm_head_steps is None else config.mlm_head_steps) if fresh else 0
-    if head_steps and not list((config.out / "checkpoints").glob("step-*/complete.json")):
-        head = _trained_head(parent, head_steps, training, evaluate, config, ds_config)
-        models.start_from(model, head, {name: name for name in head.names})
-    label = f"pretrain {config.out.name}"
-    objective = _objective(model, teacher, config)
-    outcome = train(objective, training, evaluate, config, ds_config, out=config.out, resume=resume, label=label)
-    _save(type(model).__name__, outcome, parent, config, head_steps, digest)
-    rundir.clear_scratch(config.out)
-    return lineage.read_lineage(config.out)
+    alone = kind.head_phase() if fresh else None
+    if alone and not list((kind.out / "checkpoints").glob("step-*/complete.json")):
+        head = _trained_head(kind, alone, parent, training, evaluate, ds_config)
+        start_from(model, head, {name: name for name in head.names})
+    label = f"pretrain {kind.out.name}"
+    objective = kind.objective(model, teacher)
+    outcome = train(objective, training, evaluate, kind, ds_config, out=kind.out, resume=resume, label=label)
+    _save(type(model).__name__, outcome, parent, kind, alone.max_steps if alone else 0, digest)
+    rundir.clear_scratch(kind.out)
+    return _lineage(kind.out)
 
 
-def _teacher(config: PretrainConfig, parent: Base, tokenizer) -> MaskedLMTeacher | None:
-    """The teacher that `config` asks for; InputError when it cannot teach a child of `parent`."""
-    if config.teacher is None:
+def _lineage(out: Path) -> dict[str, Any]:
+    found = lineage.read_lineage(out)
+    assert found is not None, "its file is what marks a run as finished"
+    return found
+
+
+def _teacher(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+    """The teacher that is asked for, unread; InputError when it cannot teach a child of `parent`."""
+    if kind.teacher is None:
         return None
-    folder = models.locate(config.teacher)
-    own, found = tokenizer_digest(tokenizer), tokenizer_digest(load_tokenizer(folder))
+    base = Base(locate(kind.teacher))
+    own, found = tokenization_digest(tokenizer), tokenization_digest(load_tokenizer(base.folder))
     if found != own:
-        problem = f"{folder} has another tokenizer ({found[:12]}) than {parent.folder} ({own[:12]}), expected the same"
-        raise InputError("teacher", problem)
-    models.require_length(folder, config.max_length)
-    model, missing = models.masked_lm(folder, "auto", config.seed, None)
-    if missing:
-        raise InputError("teacher", f"{folder} has no trained masked-LM head (lacks {missing[0]})")
+        others = f"{base.folder} has another tokenizer ({found[:12]}) than {parent.folder} ({own[:12]})"
+        raise InputError("teacher", f"{others}, expected the same")
+    require_length(base.folder, kind.max_length)
+    model = kind.teaching(base)
     theirs, ours = ((c.num_hidden_layers, c.hidden_size) for c in (model.config, parent.config))
-    if config.beta and theirs != ours:
+    if kind.beta and theirs != ours:
         shapes = "{} layers x {}, base {} x {}".format(*theirs, *ours)
-        raise InputError("beta", f"is {config.beta}, but the teacher has {shapes}: expected 0, or one of like shape")
-    return MaskedLMTeacher(model, with_states=config.beta > 0)
+        raise InputError("beta", f"is {kind.beta}, but the teacher has {shapes}: expected 0, or one of like shape")
+    return model
 
 
-def _objective(model: PreTrainedModel, teacher: MaskedLMTeacher | None, config: PretrainConfig) -> Objective:
-    """The masked tokens alone, or what a teacher says of them as well."""
-    if teacher is None:
-        return MaskedLM(model)
-    return LMDistillation(
-        model,
-        teacher,
-        alpha=config.alpha,
-        beta=config.beta,
-        temperature=config.temperature,
-        divergence=config.divergence,
-        mixing=config.mixing,
-    )
-
-
-def _blocks(config: PretrainConfig, tokenizer) -> tuple[Examples, Examples, str]:
+def _blocks(config: LMKind, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, Examples, str]:
     """Training and held-out examples, and the digest of the training tokens."""
     corpus, length = config.corpus, config.max_length
     quiet = not (distributed.is_main() and sys.stderr.isatty())
@@ -118,34 +110,31 @@ def _blocks(config: PretrainConfig, tokenizer) -> tuple[Examples, Examples, str]
             raise InputError("corpus", "only one sequence, expected another to hold out; or name `heldout`")
     last = min(len(heldout), first + (config.max_heldout_sequences or len(heldout)))
 
-    def masked(packed: Packed, indices: range) -> MaskedBlocks:
-        return MaskedBlocks(packed, tokenizer, config.mlm_probability, config.seed, indices)
-
-    return masked(blocks, range(cut)), masked(heldout, range(first, last)), blocks.digest
+    training = config.examples(blocks, tokenizer, range(cut))
+    return training, config.examples(heldout, tokenizer, range(first, last)), blocks.digest
 
 
 def _trained_head(
-    parent: Base, steps: int, training: Examples, evaluate: Evaluate, config: PretrainConfig, ds_config: dict[str, Any]
+    kind: LMKind,
+    alone: TrainSettings,
+    parent: Base,
+    training: Examples,
+    evaluate: Evaluate,
+    ds_config: dict[str, Any],
 ) -> SafetensorsFile:
     """A fresh head's weights, by the model's names, after training alone.
 
-    Gradients through a random head would wreck the backbone first.
-
     It trains on a model of its own, because ZeRO leaves a model it has partitioned unusable for a second engine.
     """
-    model, fresh = models.masked_lm(parent, config.mlm_head, config.seed, config.dropout)
+    model, fresh = kind.model(parent)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in fresh)
-    settings = config.model_copy(
-        update={"max_steps": steps, "learning_rate": config.mlm_head_learning_rate, "warmup_steps": 0, "save_every": 0}
-    )
-    scratch = config.out / "head"
+    scratch = kind.out / "head"
     if distributed.is_main():
         scratch.mkdir(exist_ok=True)
     distributed.barrier()
-    outcome = train(
-        MaskedLM(model), training, evaluate, settings, ds_config, out=scratch, label=f"head of {config.out.name}"
-    )
+    label = f"head of {kind.out.name}"
+    outcome = train(kind.objective(model, None), training, evaluate, alone, ds_config, out=scratch, label=label)
     head = SafetensorsFile(outcome.tensors)  # stays open when its directory entry goes
     distributed.barrier()
     rundir.clear_scratch(scratch)
@@ -153,14 +142,14 @@ def _trained_head(
 
 
 def _save(
-    architecture: str, outcome: Outcome, parent: Base, config: PretrainConfig, head_steps: int, corpus_digest: str
+    architecture: str, outcome: Outcome, parent: Base, config: LMKind, head_steps: int, corpus_digest: str
 ) -> None:
     """A plain HF directory: weights, config, tokenizer; `lineage.json` last, it marks the base as whole.
 
     All ranks write the weights and hash them together.
     """
     dtype, team = getattr(torch, config.dtype), distributed.Ranks()
-    trained, pooler = SafetensorsFile(outcome.tensors), models.pooler_tensors(parent)
+    trained, pooler = SafetensorsFile(outcome.tensors), pooler_tensors(parent)
     shapes = {n: source.shape(n) for source in (trained, pooler) for n in source.names}
 
     def read(name: str, start: int, stop: int) -> torch.Tensor:
@@ -176,7 +165,7 @@ def _save(
     for base in (parent, child):
         base.hashed.complete(team=team)
     first, last = outcome.history[0], outcome.history[-1]
-    record = {
+    record: dict[str, Any] = {
         "format": 1,
         "fingerprint": fingerprint(child).as_dict(),
         "ancestors": lineage.ancestors_for_child(parent.folder, config.base, fingerprint(parent).as_dict()),
@@ -190,6 +179,7 @@ def _save(
     }
     if distributed.is_main():
         write_json(config.out / lineage.FILE, record)
+        remember(config.out, stamp(config.out), record["fingerprint"])
     distributed.barrier()
 
 
@@ -197,7 +187,7 @@ def _record(teacher: str | None) -> dict[str, Any] | None:
     """What the lineage says of a teacher."""
     if teacher is None:
         return None
-    return {"name": teacher, "fingerprint": fingerprint(Base(models.locate(teacher))).as_dict()}
+    return {"name": teacher, "fingerprint": fingerprint(Base(locate(teacher))).as_dict()}
 
 
 def _heldout(row: dict[str, float]) -> dict[str, float]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from recyclable.config import StudyConfig, load_config
+from recyclable.config.run_file import load_config
 from recyclable.data.docstrings import write_docstring_world
 from recyclable.errors import InputError
-from recyclable.recipes.recycle import LEARNS_FROM_TEACHER
 from recyclable.recipes.study import collect
+from recyclable.recipes.study_settings import StudySettings
 from recyclable.report.compare import COLUMNS, compare, plot, table
 
 METHODS = ("scratch", "init", "distill", "both")
@@ -67,7 +67,7 @@ def quickstart(
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     if run_study(file) != 0:
         return None
-    return _show(load_config(StudyConfig, file), out)
+    return _show(load_config(StudySettings, file), out)
 
 
 def _study(out: Path, base: str | None, corpus: str | None, task: str | None) -> dict[str, Any]:
@@ -89,19 +89,14 @@ def _study(out: Path, base: str | None, corpus: str | None, task: str | None) ->
         "experiments": {
             "few_shot": {
                 "shots": 32,
-                "recycle": _FEW_SHOT,
-                "methods": {"apply": {}, **{method: _method(method, rates[method]) for method in METHODS}},
+                "recycle": {**_FEW_SHOT, **_DISTILLATION},
+                "methods": {"apply": {}, **{m: {"settings": [{"learning_rate": rates[m]}]} for m in METHODS}},
             }
         },
     }
 
 
-def _method(method: str, rate: float) -> dict[str, Any]:
-    distillation = _DISTILLATION if method in LEARNS_FROM_TEACHER else {}
-    return {"settings": [{"learning_rate": rate, **distillation}]}
-
-
-def _show(config: StudyConfig, out: Path) -> dict[str, Any]:
+def _show(config: StudySettings, out: Path) -> dict[str, Any]:
     records = collect(config)
     runs = {record["method"]: record["run"] for record in records if record["experiment"] == "few_shot"}
     teacher = next(record["run"] for record in records if record["method"] == "tune")

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from recyclable import models
+from recyclable import distributed
 from recyclable.analysis.transferability import logme
-from recyclable.data.examples import Batch, LabelledTexts
-from recyclable.data.metrics import main_metric, score
-from recyclable.data.tasks import Problem, Task, load_task
+from recyclable.carrying.carried import Carried
+from recyclable.data.examples import Batch, TaskExamples, model_inputs
 from recyclable.errors import InputError
-from recyclable.objectives.labelled import model_inputs
-from recyclable.recipes.recycle import outdated_model
-from recyclable.recipes.training_free import few_examples
-from recyclable.training import distributed
+from recyclable.models.tasks import outdated_model, task_model
+from recyclable.tasks.parts.task import Task, load_task
+from recyclable.tasks.parts.task_data import few_examples
 from recyclable.training.evaluation import outputs
-from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
-from recyclable.weights.provenance import claimed_relation, refuse_early, verified
+from recyclable.weights.limits import positions
+from recyclable.weights.locate import locate
+from recyclable.weights.manifest import read_manifest
 from recyclable.weights.sources import fill
 from recyclable.weights.store import Store
 
@@ -38,48 +38,43 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
     """
     if examples < 2:
         raise InputError("--examples", f"found {examples}, expected at least 2")
-    new, labelled = Base(models.locate(base)), load_task(task)
-    length = min(_LENGTH, models.positions(new.folder) or _LENGTH)
+    new, labelled = Base(locate(base)), load_task(task)
+    length = min(_LENGTH, positions(new.folder) or _LENGTH)
     few = few_examples(labelled, new.folder, length, examples, _SEED)
     bare = {"name": BARE, "task": None, "tuning": None}
-    rows = [{**bare, **_scores(fill(models.task_model(new, labelled, _SEED, None)), few, labelled.problem)}]
+    rows: list[dict[str, Any]] = [{**bare, **_scores(fill(task_model(new, labelled, _SEED)), few, labelled)}]
     left = []
     for name in store.names():
-        row = {"name": name}
+        row: dict[str, Any] = {"name": name}
         try:
-            weights = AdaptedWeights(store.path(name), verify=False)
-            row.update(task=weights.manifest.task["name"], tuning=weights.manifest.tuning["tuning"])
-            rows.append({**row, **_scores(_model(weights, new, labelled), few, labelled.problem)})
+            manifest = read_manifest(store.path(name))
+            row.update(task=manifest.task["name"], tuning=manifest.tuning["tuning"])
+            rows.append({**row, **_scores(_model(store.path(name), new, labelled), few, labelled)})
         except InputError as error:
             left.append({**row, "left_out": str(error)})
     return sorted(rows, key=lambda row: -row["logme"]) + left
 
 
-def _model(weights: AdaptedWeights, new: Base, task: Task) -> nn.Module:
+def _model(weights: Path, new: Base, task: Task) -> nn.Module:
     """The entry's weights on the base, verified; the head is the task's, and not used."""
-    old = new
-    if claimed_relation(weights, new) != "own":
-        old = Base(models.locate(weights.manifest.base["name"]))
-        refuse_early(weights, old)
-    model = fill(outdated_model(weights, old, new, task, _SEED, head=False))
-    verified(weights, old, new)
+    carried = Carried.open(weights, None, new)
+    model = fill(outdated_model(carried, task, _SEED, head=False))
+    carried.verify()
     return model
 
 
-def _scores(model: nn.Module, examples: LabelledTexts, problem: Problem) -> dict[str, float]:
-    model = model.eval().to(distributed.device())
+def _scores(model: nn.Module, examples: TaskExamples, task: Task) -> dict[str, float]:
+    model, kind = model.eval().to(distributed.device()), task.kind
 
     def features(batch: Batch) -> dict[str, torch.Tensor]:
         states_BTD = model(**model_inputs(batch), output_hidden_states=True).hidden_states[-1]
-        real_BT = batch["attention_mask"].to(states_BTD.dtype)
-        return {"": torch.einsum("btd,bt->bd", states_BTD, real_BT) / real_BT.sum(1, keepdim=True)}
+        return {"": kind.features(states_BTD, batch)}
 
     found = outputs(features, examples, np.arange(len(examples)), _BATCH, distributed.device())[""].cpu().numpy()
-    labels = examples.labels.numpy()
-    if problem == "classification":
-        classes, labels = np.unique(labels, return_inverse=True)
-        evidence = logme(found, np.eye(len(classes))[labels])
-    else:
-        evidence = logme(found, labels[:, None])
-    metric = main_metric(problem)
-    return {"logme": evidence.logme, metric: score(problem, evidence.left_out, labels)[metric]}
+    targets = examples.labels.numpy()
+    asked, classes = kind.asked(targets), max(1, len(task.labels))
+    evidence = logme(found[asked], kind.encoded(targets[asked]))
+    predictions = np.zeros((*targets.shape, classes))
+    predictions[asked] = kind.decoded(evidence.left_out, targets[asked], classes)
+    metric = kind.metrics(task.labels)[0]
+    return {"logme": evidence.logme, metric: kind.score(predictions, targets, task.labels)[metric]}

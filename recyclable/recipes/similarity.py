@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from recyclable import models
+from recyclable import distributed
 from recyclable.analysis.similarity import Similarity, compare, plot
-from recyclable.data.examples import Batch, LabelledTexts
-from recyclable.data.fewshot import limit
-from recyclable.data.tasks import Task, load_task
+from recyclable.data.examples import Batch, TaskExamples
 from recyclable.errors import InputError
-from recyclable.training import distributed
+from recyclable.models.tasks import task_model
+from recyclable.tasks.parts.fewshot import limit
+from recyclable.tasks.parts.task import Task, load_task
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import tokenizer_digest
+from recyclable.weights.limits import positions
+from recyclable.weights.locate import locate
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
@@ -34,7 +36,7 @@ def similarity(
         others: title -> base, of the same tokenizer, layers and heads.
         png: where the heat maps are drawn, if anywhere.
     """
-    opened = {title: Base(models.locate(name)) for title, name in {"": base, **others}.items()}
+    opened = {title: Base(locate(name)) for title, name in {"": base, **others}.items()}
     first = opened.pop("")
     wanted = tokenizer_digest(first)
     for other in opened.values():
@@ -42,8 +44,8 @@ def similarity(
             raise InputError(other.folder, f"has another tokenizer than {first.folder}: no text is the same to both")
     labelled = load_task(task)
     split = limit(labelled.splits["train"], examples, _SEED)
-    length = min(_LENGTH, models.positions(first.folder) or _LENGTH)
-    texts = batches(LabelledTexts(split, load_tokenizer(first.folder), length))
+    length = min(_LENGTH, positions(first.folder) or _LENGTH)
+    texts = batches(labelled.kind.examples(split, load_tokenizer(first.folder), length))
     one, team = backbone(first, labelled), distributed.Ranks()
     found = {title: compare(one, backbone(other, labelled), texts, team) for title, other in opened.items()}
     if png is not None and distributed.is_main():
@@ -51,7 +53,7 @@ def similarity(
     return found
 
 
-def batches(texts: LabelledTexts) -> list[Batch]:
+def batches(texts: TaskExamples) -> list[Batch]:
     """The texts, those of like length side by side, as many at once as their attention patterns allow."""
     shares = np.array_split(np.argsort(texts.lengths, kind="stable"), -(-len(texts) // _BATCH))
     return [texts.batch([(0, int(row)) for row in rows]) for rows in shares]
@@ -59,6 +61,6 @@ def batches(texts: LabelledTexts) -> list[Batch]:
 
 def backbone(base: Base, task: Task) -> nn.Module:
     """A base as `compare` takes it, without the head for the task that it is made with."""
-    model = models.task_model(base, task, _SEED, None).base_model
+    model = task_model(base, task, _SEED).base_model
     model.set_attn_implementation("eager")  # the only one that tells its patterns
     return fill(model).eval().to(distributed.device())

@@ -9,17 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recyclable.config import StudyConfig
-from recyclable.data.tasks import load_task
+from recyclable import distributed
+from recyclable.config.settings import RunSettings
 from recyclable.recipes.study_plan import Cell, plan
+from recyclable.recipes.study_settings import StudySettings
 from recyclable.report.study_report import write_study_report
-from recyclable.training import distributed
-from recyclable.weights.adapted import read_manifest
+from recyclable.tasks.parts.task import load_task
+from recyclable.weights.manifest import read_manifest
 
 _POLL_SECONDS = 5
 
 
-def study(config: StudyConfig, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
+def study(config: StudySettings, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
     """Run every cell that is not finished and report; returns the report's tables.
 
     Any number of these may run at once: each takes the cells that are free. A study always goes on from what is there,
@@ -33,13 +34,17 @@ def study(config: StudyConfig, ds_config: dict[str, Any], resume: bool = False) 
             if name is None:
                 time.sleep(_POLL_SECONDS)
                 continue
-            if distributed.is_main():
-                print(f"study  {name}  ({len(waiting)} of {len(cells)} left)", flush=True)
+            distributed.say(f"study  {name}  ({len(waiting)} of {len(cells)} left)")
             cells[name].recipe(cells[name].config(), ds_config, True)
     return write_study_report(collect(config), config.out) if distributed.is_main() else {}
 
 
-def collect(config: StudyConfig) -> list[dict[str, Any]]:
+def runs(config: StudySettings) -> list[RunSettings]:
+    """Every run config that a cell may come to have."""
+    return [run for cell in plan(config) for run in cell.possible]
+
+
+def collect(config: StudySettings) -> list[dict[str, Any]]:
     """Every finished run with its facts, for `report.study_report`."""
     records = []
     for cell in plan(config):
@@ -51,7 +56,7 @@ def collect(config: StudyConfig) -> list[dict[str, Any]]:
     return records
 
 
-def _varied(config: StudyConfig, facts: dict[str, Any]) -> list[str]:
+def _varied(config: StudySettings, facts: dict[str, Any]) -> list[str]:
     """Names of the settings that a method's candidates differ in."""
     if facts["experiment"] not in config.experiments:
         return []
@@ -86,5 +91,5 @@ def _taken(out: Path, waiting: list[Cell]) -> Iterator[str | None]:
     try:
         yield distributed.broadcast_object(taken)
     finally:
-        if taken is not None:
+        if lock is not None:  # closing twice does no harm
             lock.close()

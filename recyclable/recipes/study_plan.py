@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recyclable.config import PretrainConfig, RecycleConfig, Settings, StudyConfig, StudyEdge, TuneConfig, make_config
+from recyclable.config.settings import RunSettings
+from recyclable.methods import METHODS
 from recyclable.recipes.adapting import RESULT
 from recyclable.recipes.pretrain import pretrain
+from recyclable.recipes.pretrain_settings import read_pretrain_settings
 from recyclable.recipes.recycle import recycle
+from recyclable.recipes.recycle_settings import read_recycle_settings
+from recyclable.recipes.study_settings import StudyEdge, StudySettings
 from recyclable.recipes.tune import tune
+from recyclable.recipes.tune_settings import read_tune_settings
 from recyclable.report.compare import dev_best
 from recyclable.weights import lineage
-from recyclable.weights.adapted import read_manifest
+from recyclable.weights.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,9 @@ class Cell:
 
     name: str
     """Directory below the study's."""
-    possible: tuple[Settings, ...]
+    possible: tuple[RunSettings, ...]
     """Every run config it may come to have."""
-    config: Callable[[], Settings]
+    config: Callable[[], RunSettings]
     """The one it has; asked for when the cells it depends on are done: it may use their results."""
     recipe: Callable[[Any, dict[str, Any], bool], dict[str, Any]]
     marker: str
@@ -39,28 +44,26 @@ class Cell:
         return (out / self.name / self.marker).is_file()
 
 
-def plan(config: StudyConfig) -> list[Cell]:
+def plan(config: StudySettings) -> list[Cell]:
     """All cells in an order in which each comes after what it depends on; every run config is checked here."""
     cells = [_base_cell(config, name) for name in config.bases if config.bases[name].path is None]
     seeds = [*config.seeds, *([] if config.selection_seed is None else [config.selection_seed])]
     tuned_on = {(edge.old, tuning): None for edge in config.edges for tuning in edge.tuning}
     recycled = {e.weights_from.get(t, t) for e in config.experiments.values() for t in e.tasks or config.tasks}
     for name, experiment in config.experiments.items():
-        if "project" in experiment.methods:  # it learns from all tasks, tuned on both bases
+        if any(METHODS.get(method).wants_other_tasks for method in experiment.methods):  # tuned on both bases
             recycled.update(config.tasks)
             tuned_on.update({(edge.new, tuning): None for edge in config.edges_of(name) for tuning in edge.tuning})
     for task in (task for task in config.tasks if task in recycled):
         cells += [_tuned_cell(config, base, task, tuning, seed) for base, tuning in tuned_on for seed in seeds]
     for task in config.tasks:
-        for experiment, content in config.experiments.items():
-            if task in (content.tasks or config.tasks):
-                cells += [
-                    cell for method in content.methods for cell in _method_cells(config, experiment, method, task)
-                ]
+        for name, experiment in config.experiments.items():
+            if task in (experiment.tasks or config.tasks):
+                cells += [cell for method in experiment.methods for cell in _method_cells(config, name, method, task)]
     return cells
 
 
-def _method_cells(config: StudyConfig, experiment: str, method: str, task: str) -> list[Cell]:
+def _method_cells(config: StudySettings, experiment: str, method: str, task: str) -> list[Cell]:
     """Candidates of a method on the first edge that has the kind of tuning, then every edge and seed."""
     edges = config.edges_of(experiment)
     first_edge = {tuning: edge for edge in reversed(edges) for tuning in edge.tuning}
@@ -72,19 +75,20 @@ def _method_cells(config: StudyConfig, experiment: str, method: str, task: str) 
     return cells
 
 
-def base_folder(config: StudyConfig, name: str) -> str:
+def base_folder(config: StudySettings, name: str) -> str:
     """Where a base of the study is, or will be."""
     if name not in config.bases:
         return name
     return config.bases[name].path or str(config.out / "bases" / name)
 
 
-def _made_here(config: StudyConfig, *names: str) -> tuple[str, ...]:
+def _made_here(config: StudySettings, *names: str) -> tuple[str, ...]:
     return tuple(f"bases/{name}" for name in names if name in config.bases and config.bases[name].path is None)
 
 
-def _base_cell(config: StudyConfig, name: str) -> Cell:
+def _base_cell(config: StudySettings, name: str) -> Cell:
     base = config.bases[name]
+    assert base.parent is not None and base.corpus is not None  # or it would have a path
     content = {
         **config.pretrain,
         **base.settings,
@@ -92,7 +96,7 @@ def _base_cell(config: StudyConfig, name: str) -> Cell:
         "corpus": base.corpus.model_dump(),
         "out": config.out / "bases" / name,
     }
-    settings = make_config(PretrainConfig, content, f"bases.{name}")
+    settings = read_pretrain_settings(content, f"bases.{name}")
     return Cell(f"bases/{name}", (settings,), lambda: settings, pretrain, lineage.FILE, _made_here(config, base.parent))
 
 
@@ -100,7 +104,7 @@ def _tuned_name(old: str, task: str, tuning: str, seed: int) -> str:
     return f"tuned/{old}/{task}/{tuning}/seed{seed}"
 
 
-def _tuned_cell(config: StudyConfig, old: str, task: str, tuning: str, seed: int) -> Cell:
+def _tuned_cell(config: StudySettings, old: str, task: str, tuning: str, seed: int) -> Cell:
     name = _tuned_name(old, task, tuning, seed)
     content = {
         **config.tune,
@@ -120,7 +124,7 @@ def _tuned_cell(config: StudyConfig, old: str, task: str, tuning: str, seed: int
         "method": "tune",
         "seed": seed,
     }
-    settings = make_config(TuneConfig, content, name)
+    settings = read_tune_settings(content, name)
     return Cell(name, (settings,), lambda: settings, tune, RESULT, _made_here(config, old), {**facts, "setting": 0})
 
 
@@ -128,7 +132,7 @@ def _tuned_cell(config: StudyConfig, old: str, task: str, tuning: str, seed: int
 class _Choice:
     """One method of one experiment for one kind of tuning: its candidates, and the one that is reported."""
 
-    config: StudyConfig
+    config: StudySettings
     experiment: str
     method: str
     task: str
@@ -144,17 +148,24 @@ class _Choice:
         if len(self._settings) == 1:
             return []
         seed = self.config.selection_seed
-        return [
-            self._cell(self.selection_edge, seed, lambda i=i: i, (), f"-setting{i}", i)
-            for i in range(len(self._settings))
-        ]
+        assert seed is not None, "StudySettings wants one where there is something to choose"
+
+        def of(setting: int) -> Cell:
+            return self._cell(self.selection_edge, seed, lambda: setting, (), f"-setting{setting}", setting)
+
+        return [of(setting) for setting in range(len(self._settings))]
 
     def reported(self, edge: StudyEdge, seed: int) -> Cell:
         """The cell with the best candidate's settings."""
         names = tuple(cell.name for cell in self.candidates())
 
+        def score(name: str) -> float:
+            found = dev_best(vars(read_manifest(self.config.out / name)))
+            assert found is not None, "the study's own runs have scores"
+            return found
+
         def best() -> int:
-            scores = [dev_best(vars(read_manifest(self.config.out / name))) for name in names]
+            scores = [score(name) for name in names]
             return scores.index(max(scores)) if scores else 0
 
         return self._cell(edge, seed, best, names, "", None)
@@ -172,15 +183,14 @@ class _Choice:
         name = f"{self.experiment}/{edge.name}/{self.task}/{self.tuning}/{self.method}/seed{seed}{suffix}"
         source = experiment.weights_from.get(self.task, self.task)
         tuned = _tuned_name(edge.old, source, self.tuning, seed)
-        known = []
-        if self.method == "project":  # learned on the study's other tasks
+        known, kind = [], METHODS.get(self.method)
+        if kind.wants_other_tasks:  # the study's own
             others = (task for task in config.tasks if task != self.task)
             known = [[_tuned_name(b, task, self.tuning, seed) for b in (edge.old, edge.new)] for task in others]
 
-        def make(setting: int) -> Settings:
+        def make(setting: int) -> RunSettings:
             content = {
-                "teacher_cache": config.out / "teachers",
-                **experiment.recycle,
+                **experiment.shared(self.method),
                 **self._settings[setting],
                 "method": self.method,
                 "shots": experiment.shots,
@@ -188,13 +198,17 @@ class _Choice:
                 "old_base": base_folder(config, edge.old),
                 "weights": str(config.out / tuned),
                 "task": config.tasks[self.task],
-                "related_task": source != self.task,
                 "seed": seed,
                 "out": config.out / name,
             }
-            if self.method == "project":
+            if content.get("teacher") != "online":
+                offered = {"teacher_cache": config.out / "teachers"}
+                content = {**{key: value for key, value in offered.items() if key in kind.model_fields}, **content}
+            if source != self.task and "related_task" in kind.model_fields:
+                content["related_task"] = True
+            if kind.wants_other_tasks:
                 content["project_from"] = [[str(config.out / cell) for cell in pair] for pair in known]
-            return make_config(RecycleConfig, content, f"experiments.{self.experiment}.{self.method}")
+            return read_recycle_settings(content, f"experiments.{self.experiment}.{self.method}")
 
         possible = tuple(make(i) for i in range(len(self._settings)))
         facts = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from recyclable.errors import InputError
 
 Run = dict[str, Any]
 """What a manifest says of a run: `method`, `metrics` and `history`."""
@@ -14,7 +17,13 @@ COLUMNS = ("method", "dev_best", "test", "best_step", "steps_to_target", "exampl
 def steps_to_target(run: Run, target: float) -> int | None:
     """The first evaluated step whose dev score is at least `target`, None if no step's is."""
     metric = run["metrics"].get("metric")
-    return next((int(row["step"]) for row in run["history"] if row[metric] >= target), None)
+    return next((int(row["step"]) for row in _curve(run) if row[metric] >= target), None)
+
+
+def _curve(run: Run) -> list[dict[str, Any]]:
+    """The history of a run; nothing where it is not of the run's metric, as of weights that came from elsewhere."""
+    history, wanted = run["history"], {"step", run["metrics"].get("metric")}
+    return history if all(wanted <= row.keys() for row in history) else []
 
 
 def dev_best(run: Run) -> float | None:
@@ -58,11 +67,27 @@ def _show(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def require_plottable(path: Path, where: str) -> None:
+    """InputError, which names `where`, for a path that `plot` cannot write to; nothing is written yet."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise InputError(where, f"found {str(path)!r}, expected a file that ends in one of .{', .'.join(known)}")
+    if path.is_dir():
+        raise InputError(where, f"{path} is a directory, expected a file")
+    try:
+        TemporaryFile(dir=path.parent).close()
+    except (OSError, ValueError) as error:
+        problem = f"{path.parent} cannot be used ({getattr(error, 'strerror', None) or error})"
+        raise InputError(where, f"{problem}, expected a directory that can be written to") from error
+
+
 def plot(panels: dict[str, dict[str, list[Run]]], path: Path) -> None:
     """Dev curves, one panel each; runs under one label are averaged, with their range shaded.
 
     Args:
-        panels: panel title -> label -> runs (their seeds).
+        panels: panel title -> label -> runs (their seeds). Runs without a curve of their metric are left out.
     """
     import matplotlib
 
@@ -72,20 +97,23 @@ def plot(panels: dict[str, dict[str, list[Run]]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False, layout="constrained")
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
         for label, runs in curves.items():
-            if not runs[0]["history"]:  # weights that came without
+            drawn = [rows for run in runs if (rows := _curve(run))]
+            if not drawn:
                 continue
             metric = runs[0]["metrics"]["metric"]
-            if len(runs[0]["history"]) == 1:  # nothing was trained: a level, not a curve
-                level = np.mean([run["history"][0][metric] for run in runs])
+            axis.set_ylabel(f"dev {metric}")
+            if len(drawn[0]) == 1:  # nothing was trained: a level, not a curve
+                level = np.mean([rows[0][metric] for rows in drawn])
                 axis.axhline(level, linestyle=":", color="gray", label=label)
                 continue
-            steps = [row["step"] for row in runs[0]["history"]]
-            values = np.array([[row[metric] for row in run["history"]] for run in runs])
+            steps = [row["step"] for row in drawn[0]]
+            values = np.array([[row[metric] for row in rows] for rows in drawn])
             (line,) = axis.plot(steps, values.mean(0), label=label)
             axis.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
-        axis.set(title=title, xlabel="step", ylabel=f"dev {metric}")
-        axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

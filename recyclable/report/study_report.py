@@ -62,6 +62,7 @@ def results(records: list[Record]) -> list[dict[str, Any]]:
     for record in records:
         run, metrics = record["run"], record["run"]["metrics"]
         rival = scratch.get(_key(record)) if record["reported"] else None
+        target = dev_best(rival) if rival else None
         rows.append(
             {
                 **_facts(record),
@@ -70,8 +71,8 @@ def results(records: list[Record]) -> list[dict[str, Any]]:
                 "test": metrics["test"].get(metrics["metric"]),
                 **_other_tests(metrics),
                 "best_step": int(metrics["best_step"]),
-                "target": dev_best(rival) if rival else None,
-                "steps_to_target": steps_to_target(run, dev_best(rival)) if rival else None,
+                "target": target,
+                "steps_to_target": None if target is None else steps_to_target(run, target),
                 "examples": int(metrics["examples"]),
                 "seconds": metrics["seconds"],
                 "settings": json.dumps(record["settings"]),
@@ -136,7 +137,7 @@ def _facts(record: Record) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("run", "settings")}
 
 
-def _key(record: Record) -> tuple:
+def _key(record: Record) -> tuple[Any, ...]:
     return tuple(record[k] for k in (*_GROUP, "seed"))
 
 

@@ -1,4 +1,4 @@
-"""The training loop and what it stands on: distribution, checkpoints, monitoring, ZeRO partitions."""
+"""The training loop and what it stands on: checkpoints, monitoring, ZeRO partitions."""
 
 from recyclable.host import use_cpu_if_alone
 

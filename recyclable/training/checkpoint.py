@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import deepspeed
 
+from recyclable import distributed
 from recyclable.errors import InputError
-from recyclable.training import distributed
-from recyclable.weights.digest import sha256_file
-from recyclable.weights.files import sync, write_json
+from recyclable.weights.durable import sync, write_json
+from recyclable.weights.hashes import sha256_file
+from recyclable.weights.strict_json import read_json
 
 _MARK = "complete.json"
 _TAG = "engine"
@@ -51,10 +51,10 @@ def load_latest(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, An
     steps = _steps(folder)
     if not steps:
         return None
-    try:
-        state = json.loads((steps[-1] / _MARK).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(steps[-1] / _MARK, f"is broken ({error})") from error
+    state = read_json(steps[-1] / _MARK)
+    if not (isinstance(state.get("files"), dict) and state["files"]):
+        problem = f"files is {state.get('files')!r}, expected the checkpoint's files and their SHA-256"
+        raise InputError(steps[-1] / _MARK, problem)
     for key, value in _shape_of_run(engine).items():
         if state.get(key, value) != value:
             raise InputError(steps[-1], f"was written with {key} {state[key]}, this run has {value}")

@@ -13,13 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from recyclable import machine
-from recyclable.config import TrainSettings
+from recyclable import distributed, machine
+from recyclable.config.settings import TrainSettings
 from recyclable.objectives.objective import Objective
-from recyclable.training import distributed, zero
+from recyclable.training import zero
 from recyclable.training.optimizer import build_optimizer
-
-_MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
 
 
 def materialize(objective: nn.Module, settings: TrainSettings, ds_config: dict[str, Any]) -> None:
@@ -51,23 +49,26 @@ def engine_for(
         yield engine
 
 
+def in_fp32(ds_config: dict[str, Any]) -> dict[str, Any]:
+    """The same machine, weights and arithmetic in fp32."""
+    return {name: value for name, value in ds_config.items() if name not in machine.PRECISION_KEYS}
+
+
 @contextmanager
-def frozen(
-    module: nn.Module, settings: TrainSettings, ds_config: dict[str, Any]
-) -> Iterator[tuple[Callable[..., Any], torch.device | str]]:
+def frozen(module: nn.Module, ds_config: dict[str, Any]) -> Iterator[tuple[Callable[..., Any], torch.device | str]]:
     """A module to call without training it, its weights in the precision that an engine would hold them in; its device.
 
     Under ZeRO-3 it is partitioned over the ranks, else whole on each.
     """
-    materialize(module, settings, ds_config)
-    if machine.zero_stage(ds_config) == 3:
-        config = {name: value for name, value in _merged(settings, ds_config).items() if name not in _MONITORS}
+    config = machine.without_training(ds_config, distributed.world_size())
+    zero.materialize(module, config)
+    if machine.zero_stage(config) == 3:
         with _ended(deepspeed.initialize(model=module, config=config)[0]) as engine:
             engine.eval()
             yield engine, engine.device
     else:
-        device, autocast = distributed.device(), machine.autocast(ds_config)
-        module.eval().to(device, getattr(torch, machine.precision(ds_config)))
+        device, autocast = distributed.device(), machine.autocast(config)
+        module.eval().to(device, getattr(torch, machine.precision(config)))
         yield torch.autocast(device, getattr(torch, autocast))(module.forward) if autocast else module, device
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
 
-from recyclable.data.examples import Examples
-from recyclable.objectives.objective import Batch
-from recyclable.training import distributed
+from recyclable import distributed
+from recyclable.data.examples import Batch, Examples
 from recyclable.weights.team import Team
 
 
@@ -20,7 +20,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def predict(
-    module: Callable,
+    module: Callable[..., Any],
     examples: Examples,
     batch_size: int,
     device: torch.device | str = "cpu",

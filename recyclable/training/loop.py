@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import deepspeed
 import numpy as np
 import torch
 
-from recyclable.config import TrainSettings
+from recyclable import distributed
+from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
 from recyclable.data.order import Item, Order, share_of_step
 from recyclable.objectives.objective import Objective
-from recyclable.training import checkpoint, distributed
+from recyclable.training import checkpoint
 from recyclable.training.engine import engine_for
 from recyclable.training.evaluation import to_device
 from recyclable.training.monitor import Monitor
@@ -38,7 +39,7 @@ class Progress:
     """Spent on training steps, evaluation left out."""
     best_step: int = -1
     best: float | None = None
-    history: list[dict[str, float]] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
     """One row per evaluation: step, examples, seconds and the scores."""
 
 
@@ -77,7 +78,7 @@ def train(
         lengths: tokens of each example, to put those of like length into one step; None takes them as they come.
         resume: go on from the last complete checkpoint under `out`, if there is one.
     """
-    progress = Progress(history=[])
+    progress = Progress()
     checkpoints = out / "checkpoints"
     with engine_for(objective, settings, ds_config, out) as engine:
         monitor = Monitor(engine, settings, label)
@@ -118,13 +119,13 @@ def train_step(
     """One optimizer step; returns this rank's summed losses [terms], all ranks' counts [terms] and tokens [] (fp64)."""
     world, accumulation = distributed.world_size(), engine.gradient_accumulation_steps()
     # Dropout is the only thing drawn from torch's generators: seeding every step makes resuming exact without state.
-    torch.manual_seed((settings.seed * 1_000_003 + step) * 65_537 + distributed.rank())
+    torch.manual_seed(((settings.seed * 1_000_003 + step) * 65_537 + distributed.rank()) % 2**64)
     shares = share_of_step(items, distributed.rank(), world, engine.train_micro_batch_size_per_gpu())
     batches = [examples.batch(share) for share in shares]
     counted = [objective.counts(batch) for batch in batches]
     terms = list(objective.weights)
-    totals = [sum(c[term] for c in counted) for term in terms] + [sum(int(b["attention_mask"].sum()) for b in batches)]
-    totals = distributed.sum_over_ranks(torch.tensor(totals, dtype=torch.float64, device=engine.device))
+    own = [sum(c[term] for c in counted) for term in terms] + [sum(int(b["attention_mask"].sum()) for b in batches)]
+    totals = distributed.sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=engine.device))
     counts, tokens = totals[:-1], totals[-1]
     divisors = dict(zip(terms, counts.clamp(min=1).float(), strict=True))
     for group in engine.optimizer.param_groups:
@@ -158,12 +159,10 @@ def _evaluate(
     examples = progress.step * settings.train_batch_size
     progress.history.append({"step": progress.step, "examples": examples, "seconds": progress.seconds, **scores})
     monitor.scores(progress.step, scores)
-    if select is None:
-        better = progress.step == settings.max_steps
-    else:
-        better = progress.best is None or scores[select] > progress.best
-    if better:
-        progress.best, progress.best_step = scores.get(select), progress.step
+    score = None if select is None else scores[select]
+    last = progress.step == settings.max_steps
+    if last if score is None else progress.best is None or score > progress.best:
+        progress.best, progress.best_step = score, progress.step
         _keep_tensors(engine.module, _tensors_file(out, progress.best_step))
 
 

@@ -1,35 +1,51 @@
-"""What people watch: scalars through DeepSpeed's monitor, a progress bar and a line per evaluation on rank 0."""
+"""What people watch: scalars through DeepSpeed's monitor, and on rank 0 a progress bar, or lines where it is a log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import deepspeed
 import torch
 from tqdm import tqdm
 
-from recyclable.config import TrainSettings
-from recyclable.training import distributed
+from recyclable import distributed
+from recyclable.config.settings import TrainSettings
 from recyclable.training.flops import flops_per_token, peak_flops
 from recyclable.training.optimizer import learning_rate
 
+_SILENCE_S = 60.0
+"""In a log, where there is no bar, nothing is heard of a run for hardly longer than this, or than a step takes."""
+
 
 class Monitor:
-    """Averages losses between log points and writes named scalars (`train/...`, `eval/...`, `perf/...`) by step."""
+    """Averages losses between log points and writes named scalars (`train/...`, `eval/...`, `perf/...`) by step.
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, settings: TrainSettings, label: str) -> None:
-        self._engine, self._settings, self._label = engine, settings, label
+    Args:
+        clock: seconds from any fixed moment on.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        settings: TrainSettings,
+        label: str,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._engine, self._settings, self._label, self._clock = engine, settings, label, clock
         self._terms = engine.module.weights
         self._flops, self._peak = flops_per_token(engine.module, len(engine.module.passes(0))), peak_flops()
-        self._bar: tqdm | None = None
+        self._bar: tqdm  # there from `bar` on
+        self._loss: float | None = None
+        self._start, self._begun, self._spoke = 0, clock(), clock()
         self._reset()
 
     def _reset(self) -> None:
         self._sums = torch.zeros(len(self._terms), dtype=torch.float64, device=self._engine.device)
         self._counts, self._tokens = torch.zeros_like(self._sums), torch.zeros_like(self._sums[0])
-        self._steps, self._since = 0, time.perf_counter()
+        self._steps, self._since = 0, self._clock()
+        self._now = self._since
 
     @contextmanager
     def bar(self, start: int) -> Iterator[None]:
@@ -37,43 +53,90 @@ class Monitor:
         hidden = None if distributed.is_main() else True
         total = self._settings.max_steps
         with tqdm(total=total, initial=start, desc=self._label, unit="step", disable=hidden) as self._bar:
+            self._start = start
+            self._begun = self._spoke = self._since = self._now = self._clock()
             yield
 
     def step(self, step: int, sums: torch.Tensor, counts: torch.Tensor, tokens: torch.Tensor) -> None:
         """Record one step: this rank's sums [terms], all ranks' counts [terms] and tokens; a collective."""
+        self._now = self._clock()
         self._bar.update()
         self._sums += sums
         self._counts += counts
         self._tokens += tokens
         self._steps += 1
         if step % self._settings.log_every == 0 or step == self._settings.max_steps:
-            means = (distributed.sum_over_ranks(self._sums) / self._counts.clamp(min=1)).tolist()
-            losses = dict(zip(self._terms, means, strict=True))
-            total = sum(weight * losses[term] for term, weight in self._terms.items())
-            seconds = time.perf_counter() - self._since
-            scalars = {"train/loss": total, **{f"train/{term}": value for term, value in losses.items()}}
-            scalars["train/learning_rate"] = learning_rate(step - 1, self._settings)
-            scalars["perf/examples_per_s"] = self._steps * self._settings.train_batch_size / seconds
-            scalars["perf/tokens_per_s"] = float(self._tokens) / seconds
-            if self._peak:
-                scalars["perf/mfu"] = (
-                    scalars["perf/tokens_per_s"] * self._flops / (self._peak * distributed.world_size())
-                )
-            norm = self._engine.get_global_grad_norm()
-            if norm is not None:
-                scalars["train/grad_norm"] = float(norm)
-            self._write(step, scalars)
-            self._bar.set_postfix(loss=f"{total:.4f}")
-            self._reset()
+            self._log(step)
+        elif self._in_log() and self._now - self._spoke >= _SILENCE_S:
+            self._say(step)  # of rank 0 alone: the loss is the last log point's, only there ranks add theirs up
+
+    def _log(self, step: int) -> None:
+        """A log point: the means since the last one, of all ranks; a collective."""
+        means = (distributed.sum_over_ranks(self._sums) / self._counts.clamp(min=1)).tolist()
+        self._now = self._clock()  # only now a GPU has done what it was told
+        losses = dict(zip(self._terms, means, strict=True))
+        self._loss = sum(weight * losses[term] for term, weight in self._terms.items())
+        scalars = {"train/loss": self._loss, **{f"train/{term}": value for term, value in losses.items()}}
+        scalars["train/learning_rate"] = learning_rate(step - 1, self._settings)
+        scalars["perf/examples_per_s"] = self._steps * self._settings.train_batch_size / self._seconds()
+        scalars["perf/tokens_per_s"] = self._tokens_per_s()
+        if self._peak:
+            scalars["perf/mfu"] = scalars["perf/tokens_per_s"] * self._flops / (self._peak * distributed.world_size())
+        norm = self._engine.get_global_grad_norm()
+        if norm is not None:
+            scalars["train/grad_norm"] = float(norm)
+        self._write(step, scalars)
+        self._bar.set_postfix(loss=f"{self._loss:.4f}")
+        if self._in_log():
+            self._say(step)
+        self._reset()
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
-        """Record an evaluation."""
+        """Record an evaluation; the time since the last step was its own, no step's."""
+        now = self._clock()
+        self._since += now - self._now
+        self._now = now
+        if step == self._start:
+            self._begun = now
         self._write(step, {f"eval/{name}": value for name, value in scores.items()})
-        if distributed.is_main() and self._bar.disable:
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-            print(f"{self._label}  step {step}/{self._settings.max_steps}  {shown}", flush=True)
-        self._since = time.perf_counter()
+        if self._in_log():
+            self._print(step, [f"{name} {value:.4f}" for name, value in scores.items()])
+
+    def _say(self, step: int) -> None:
+        """A line on a run under way: the last loss known, tokens per second since the last log point, the time left.
+
+        That is how long the steps left take if they take, evaluations and all, what those of this start took so far.
+        """
+        told = [] if self._loss is None else [f"loss {self._loss:.4f}"]
+        told.append(f"{self._tokens_per_s():,.0f} tokens/s")
+        if left := self._settings.max_steps - step:
+            told.append(f"{duration((self._now - self._begun) / (step - self._start) * left)} left")
+        self._print(step, told)
+
+    def _print(self, step: int, told: list[str]) -> None:
+        print("  ".join([self._label, f"step {step}/{self._settings.max_steps}", *told]), flush=True)
+        self._spoke = self._now
+
+    def _seconds(self) -> float:
+        return max(self._now - self._since, 1e-9)
+
+    def _tokens_per_s(self) -> float:
+        return float(self._tokens) / self._seconds()
+
+    def _in_log(self) -> bool:
+        return distributed.is_main() and self._bar.disable
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         if distributed.is_main():
             self._engine.monitor.write_events([(name, value, step) for name, value in scalars.items()])
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, by its two largest units: 40 s, 3 min, 1 h 12 min, 2 d 3 h."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    days, hours = divmod(minutes // 60, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recyclable.config import TrainSettings
+from recyclable.config.settings import TrainSettings
 from recyclable.training.zero import full_shape
 
 

@@ -6,13 +6,17 @@ import json
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import gethostname
+from tempfile import TemporaryFile
 
-from recyclable.config import TrainSettings
+from recyclable import distributed
+from recyclable.config.settings import Settings
 from recyclable.errors import InputError
-from recyclable.training import distributed
-from recyclable.weights.files import write_json
+from recyclable.weights.durable import write_json
+from recyclable.weights.strict_json import read_json
 
 _RUN = "run.json"
 _PATIENCE_S = 5
@@ -20,38 +24,66 @@ _PATIENCE_S = 5
 _FREE = {"out", "log_every", "save_every", "eval_batch_size", "teacher_cache"}
 
 
-def claim(settings: TrainSettings, marker: str, resume: bool) -> bool:
-    """Take `settings.out` for this run; False when the result (`marker`) is there already and resume was asked for.
+def claim(settings: Settings, out: Path, marker: str, resume: bool) -> bool:
+    """Take `out` for this run; False when the result (`marker`) is there already and resume was asked for.
 
     Raises InputError when the directory holds another run, or something else, or is not the same one for all ranks.
     """
-    out = settings.out
     wanted = json.loads(settings.model_dump_json())
-    if out.exists() and not out.is_dir():
+    with _one_line("out", out):
+        is_file, begun = out.exists() and not out.is_dir(), (out / _RUN).is_file()
+        filled = out.is_dir() and any(out.iterdir())
+    if is_file:
         raise InputError("out", f"{out} is a file, expected a directory")
-    if (out / _RUN).is_file():
+    if begun:
         if not resume:
             raise InputError("out", f"{out} holds a run already; resume it with --resume, or name another directory")
-        try:
-            found = json.loads((out / _RUN).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(out / _RUN, f"is broken ({error}); the run cannot be resumed") from error
+        found = read_json(out / _RUN)
+        if not found:
+            raise InputError(out / _RUN, "is empty, expected the settings of the run; it cannot be resumed")
         fields = type(settings).model_fields.items()
         defaults = {name: field.default for name, field in fields if not field.is_required()}
         found = {**defaults, **found}  # a setting that came after the run was started
         for key in sorted((wanted.keys() | found.keys()) - _FREE):
             if wanted.get(key) != found.get(key):
                 raise InputError(key, f"is {wanted.get(key)!r}, but {out} was started with {found.get(key)!r}")
-    elif out.is_dir() and any(out.iterdir()):
+    elif filled:
         raise InputError("out", f"{out} is not empty and holds no run of recyclable")
     distributed.barrier()
     if (out / marker).is_file():
         return False
+    require_writable("out", out)
     _require_shared(out)
     if distributed.is_main():
         write_json(out / _RUN, wanted)
     distributed.barrier()
     return True
+
+
+def require_writable(field: str, folder: Path) -> None:
+    """InputError on every rank unless rank 0 can make the directory and write to it; nothing stays. A collective."""
+    with distributed.main_first(), _one_line(field, folder):
+        if not distributed.is_main():
+            return
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
+        finally:
+            for path in made:
+                with suppress(OSError, ValueError):  # never made, or somebody else has begun to use it
+                    path.rmdir()
+
+
+@contextmanager
+def _one_line(field: str, folder: Path) -> Iterator[None]:
+    """What the system says of a directory, as InputError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: of a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        problem = f"{folder} cannot be used ({reason}), expected a directory that can be written to"
+        raise InputError(field, problem) from error
 
 
 def _require_shared(out: Path) -> None:

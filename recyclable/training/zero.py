@@ -6,8 +6,9 @@ ZeRO-3 cuts each parameter into equal ranges, one per rank; ZeRO-1 and 2 cut the
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any, TypeGuard
 
 import deepspeed
 import torch
@@ -18,11 +19,32 @@ from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, 
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import nn
 
-from recyclable.training import distributed
+from recyclable import distributed
 from recyclable.weights.checkpoint_files import Ranged
 from recyclable.weights.sources import Read, Unread, become, fill, held, is_unread, read_into
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+class Partitioned(nn.Parameter):
+    """The attributes that ZeRO-3 gives a parameter; there are no instances."""
+
+    ds_tensor: Any
+    """This rank's partition, a tensor with attributes of its own."""
+    ds_numel: int
+    ds_numel_aligned: int
+    ds_shape: torch.Size
+    ds_status: ZeroParamStatus
+    ds_zero_partition_rank: int
+    ds_zero_partition_world_size: int
+
+    def partition(self) -> None:
+        """Lets go of all that other ranks keep."""
+        raise NotImplementedError
+
+
+def _is_partitioned(parameter: nn.Parameter) -> TypeGuard[Partitioned]:
+    return is_zero_param(parameter)
 
 
 def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
@@ -77,14 +99,15 @@ def _partition(init: deepspeed.zero.Init, parameter: nn.Parameter) -> tuple[torc
     without_memory = torch.zeros((), dtype=init.dtype, device=init.local_device).expand(shape)
     become(parameter, nn.Parameter(without_memory, requires_grad=trained))
     init._convert_to_deepspeed_param(parameter)
+    assert _is_partitioned(parameter)
     aligned = init._aligned_size(parameter)
     partition = torch.zeros(aligned // parameter.ds_zero_partition_world_size, dtype=init.dtype, device=_home(init))
     if init.pin_memory:
         partition = get_accelerator().pin_memory(partition)
-    partition.ds_numel = partition.numel()
-    partition.status = PartitionedParamStatus.AVAILABLE
-    partition.final_location = None
     parameter.ds_tensor, parameter.ds_numel_aligned = partition, aligned
+    parameter.ds_tensor.ds_numel = partition.numel()
+    parameter.ds_tensor.status = PartitionedParamStatus.AVAILABLE
+    parameter.ds_tensor.final_location = None
     parameter.partition()  # has its partition already: lets go of the rest
     start, stop = _own_range(parameter)
     return partition[: stop - start], read, start
@@ -94,7 +117,7 @@ def _home(init: deepspeed.zero.Init) -> torch.device | str:
     return "cpu" if init.remote_device == OffloadDeviceEnum.cpu else init.local_device
 
 
-def _own_range(parameter: nn.Parameter) -> tuple[int, int]:
+def _own_range(parameter: Partitioned) -> tuple[int, int]:
     """The elements of one of ZeRO-3's parameters that lie in this rank's partition."""
     size = parameter.ds_tensor.ds_numel
     start = min(parameter.ds_zero_partition_rank * size, parameter.ds_numel)
@@ -120,7 +143,7 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if is_zero_param(parameter):
+        if _is_partitioned(parameter):
             start, stop = _own_range(parameter)
             values = safe_get_local_fp32_param(parameter)[: stop - start]
         elif hasattr(parameter, "_hp_mapping"):
@@ -136,25 +159,25 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
 
 
 def load_trainable(module: nn.Module, tensors: Ranged) -> None:
-    """Read values, by name, into the trainable parameters that the model computes with.
+    """Read values, by name, into the trainable parameters that the model computes with (`overwrite`)."""
+    trainable = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+    overwrite([(parameter, partial(tensors.read, name)) for name, parameter in trainable])
+
+
+def overwrite(values: Iterable[tuple[nn.Parameter, Read]]) -> None:
+    """Read values into parameters that the model computes with, whole or each rank its own partition.
 
     The optimizer's master copies stay as they are, so this is for evaluating, not for training on.
     """
     targets: list[tuple[torch.Tensor, Read, int]] = []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-
-        def read(start: int, stop: int, name: str = name) -> torch.Tensor:
-            return tensors.read(name, start, stop)
-
-        if is_zero_param(parameter):
+    for parameter, read in values:
+        if _is_partitioned(parameter):
             if parameter.ds_tensor.status != PartitionedParamStatus.AVAILABLE:  # on NVMe
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                    parameter.data.copy_(tensors[name])
+                    parameter.data.copy_(read(0, parameter.ds_numel).view(parameter.ds_shape))
                 continue
             start, stop = _own_range(parameter)
             targets.append((parameter.ds_tensor.data[: stop - start], read, start))
-        if not is_zero_param(parameter) or parameter.ds_status == ZeroParamStatus.AVAILABLE:
+        if not _is_partitioned(parameter) or parameter.ds_status == ZeroParamStatus.AVAILABLE:
             targets.append((parameter.data.view(-1), read, 0))
     read_into(targets)

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from transformers import MODEL_MAPPING, AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
+from recyclable.architectures.names import canonical_name, model_prefix
+from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import Renamed, TensorFiles
 from recyclable.weights.digest import Digested
-
-_OLD_SPELLING = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-BUFFERS = ("position_ids", "token_type_ids")
-"""How names end that stand in some old files and are no weights."""
-
-
-def model_prefix(config: PretrainedConfig) -> str:
-    """The attribute that holds the backbone in this architecture's models with heads, e.g. `bert`."""
-    return MODEL_MAPPING[type(config)].base_model_prefix
-
-
-def canonical_name(name: str, prefix: str) -> str:
-    """A tensor's name without the backbone's prefix and with today's spelling of layer norms."""
-    for old, new in _OLD_SPELLING.items():
-        name = name.removesuffix(old) + new if name.endswith(old) else name
-    return name.removeprefix(prefix + ".")
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -33,9 +21,28 @@ def read_config(folder: Path) -> PretrainedConfig:
     if not file.is_file():
         raise InputError(folder, "has no config.json, expected a model directory in Hugging Face format")
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(file, f"cannot be used: {error}") from error
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, return_dict=True)
+        kernels = _kernels_from_elsewhere(json.loads(file.read_text(encoding="utf-8")))
+    except Exception as error:  # every kind checks its fields in its own way
+        raise InputError(file, f"cannot be used: {reason(error)}") from error
+    if kernels:
+        raise InputError(file, f"names code from elsewhere, which is never run: {', '.join(kernels)}")
+    return config
+
+
+def reason(error: Exception) -> str:
+    """What transformers says is wrong, without its offer to run a directory's own Python: that never happens here."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own (auto_map), which is never run; expected a kind that transformers has"
+    return str(error).partition("\nModel type should be one of")[0]  # all hundreds of them
+
+
+def _kernels_from_elsewhere(content: Any) -> list[str]:
+    """What a config asks to be computed by a package of the hub (`attn_implementation`), whatever part of it does."""
+    if not isinstance(content, dict):
+        return []
+    named = [f"{key} {value!r}" for key, value in content.items() if "_implementation" in key and "/" in str(value)]
+    return named + [inner for value in content.values() for inner in _kernels_from_elsewhere(value)]
 
 
 class Base(Renamed):
@@ -48,19 +55,24 @@ class Base(Renamed):
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.prefix = model_prefix(self.config)
+        self.structure = Structure(self.config)
         files = TensorFiles(self.folder)
         prefixed = any(name.startswith(self.prefix + ".") for name in files.names)
         stored_name: dict[str, str] = {}
         for name in files.names:
             canonical = canonical_name(name, self.prefix)
-            inside = not prefixed or name.startswith(self.prefix + ".") or self._is_untied_lm_head(name)
-            if inside and not canonical.startswith("pooler.") and not name.endswith(BUFFERS):
-                stored_name[canonical] = name
+            own = self.structure.aliases.get(canonical, canonical)
+            if self._is_part(name, canonical, prefixed) and (own == canonical or own not in stored_name):
+                stored_name[own] = name
         if not stored_name:
             raise InputError(self.folder, "holds no backbone tensors")
         super().__init__(files, stored_name)
         self.hashed = Digested(self)
         """The same tensors; what is read through this need not be read again for the fingerprint."""
 
-    def _is_untied_lm_head(self, name: str) -> bool:
-        return name == "lm_head.weight" and not getattr(self.config, "tie_word_embeddings", True)
+    def _is_part(self, name: str, canonical: str, prefixed: bool) -> bool:
+        """Whether a tensor in the files identifies the base."""
+        if canonical not in self.structure.names and canonical in self.structure.head:
+            return canonical in self.structure.untied_head
+        inside = not prefixed or name.startswith(f"{self.prefix}.")
+        return inside and not canonical.startswith("pooler.") and not self.structure.is_leftover(canonical)

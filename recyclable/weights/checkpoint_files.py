@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from recyclable.errors import InputError
-from recyclable.weights.strict_json import parse_json, read_json
+from recyclable.weights.headers import read_header
+from recyclable.weights.strict_json import read_json
 
 _MAX_ELEMENTS = 1 << 62  # of a shape whose zeros are left out, so that torch can count them
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -58,26 +58,21 @@ class Stored:
         return self.numel * self.dtype.itemsize
 
 
-class Source(Protocol):
-    """Named tensors that can be read by byte range."""
+class Ranged(ABC):
+    """Named tensors that can be read by range of their elements."""
 
     @property
-    def names(self) -> list[str]: ...
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of all tensors."""
 
-    def stored(self, name: str) -> Stored: ...
+    @abstractmethod
+    def stored(self, name: str) -> Stored:
+        """Dtype and shape of a tensor, and where it lies."""
 
-    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray: ...
-
-
-class Ranged:
-    """Reading by elements, for every `Source`; inherited."""
-
+    @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements [start, stop) of the flattened tensor, in its stored dtype, as a new flat CPU tensor."""
-        stored = self.stored(name)
-        size = stored.dtype.itemsize
-        data = self.read_bytes(name, start * size, (stored.numel if stop is None else stop) * size)
-        return torch.from_numpy(data).view(stored.dtype) if len(data) else torch.empty(0, dtype=stored.dtype)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """One whole tensor, read now, in its stored dtype, on the CPU."""
@@ -95,31 +90,31 @@ class Ranged:
         return ((name, self[name]) for name in sorted(self.names))
 
 
-class SafetensorsFile(Ranged):
-    """One safetensors file.
+class Source(Ranged):
+    """Named tensors that can be read by byte range, and so by elements."""
 
-    Raises InputError when it is missing, is a pickle, or its header does not hold together (the safetensors library's
-    own checks: sizes, offsets without holes or overlaps, nothing behind the last tensor).
-    """
+    @abstractmethod
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) of a tensor, uint8."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tensor, in its stored dtype, as a new flat CPU tensor."""
+        stored = self.stored(name)
+        size = stored.dtype.itemsize
+        data = self.read_bytes(name, start * size, (stored.numel if stop is None else stop) * size)
+        return torch.from_numpy(data).view(stored.dtype) if len(data) else torch.empty(0, dtype=stored.dtype)
+
+
+class SafetensorsFile(Source):
+    """One safetensors file; `header` are the bytes before its first tensor. Raises InputError as `read_header`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(self.path, "is missing, expected a safetensors file")
-        try:
-            with safe_open(self.path, framework="pt"):
-                pass
-            file = os.open(self.path, os.O_RDONLY)
-        except (SafetensorError, OSError) as error:
-            problem = f"is not a valid safetensors file ({error}); pickles are never loaded"
-            raise InputError(self.path, problem) from error
-        self._file = file
-        weakref.finalize(self, os.close, file)
-        start = 8 + int.from_bytes(os.pread(file, 8, 0), "little")
-        self.header = os.pread(file, start, 0)
-        """The bytes before the first tensor."""
-        content = parse_json(self.header[8:].decode(), self.path)
-        self.metadata: dict[str, str] = content.pop("__metadata__", None) or {}
+        header = read_header(self.path)
+        self._file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self.header, self.metadata, content = header.raw, header.metadata, header.tensors
+        start = len(header.raw)
         unknown = sorted({entry["dtype"] for entry in content.values()} - DTYPES.keys())
         if unknown:
             raise InputError(self.path, f"holds tensors of dtype {', '.join(unknown)}, expected one of {list(DTYPES)}")
@@ -148,14 +143,14 @@ class SafetensorsFile(Ranged):
         data = np.empty(stop - start, np.uint8)
         done, first = 0, self._stored[name].offset + start
         while done < len(data):  # one call reads 2 GiB at most
-            got = os.preadv(self._file, [data[done : done + (1 << 30)]], first + done)
+            got = os.preadv(self._file, [data[done : done + (1 << 30)].data], first + done)
             if got == 0:
                 raise InputError(self.path, f"ends within {name}: it was cut short after it was opened")
             done += got
         return data
 
 
-class InMemory(Ranged):
+class InMemory(Source):
     """Tensors that are in memory already, on any device."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -175,7 +170,7 @@ class InMemory(Ranged):
         return self._tensors[name].detach().reshape(-1).view(torch.uint8)[start:stop].cpu().numpy()
 
 
-class Renamed(Ranged):
+class Renamed(Source):
     """Some tensors of a source under other names.
 
     Args:
@@ -202,7 +197,7 @@ class Renamed(Ranged):
         return self.source.read_bytes(self.stored_name[name], start, stop)
 
 
-class TensorFiles(Ranged):
+class TensorFiles(Source):
     """The tensors of an HF model directory, one file or many, by the names that stand in the files."""
 
     def __init__(self, folder: str | Path) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
+from recyclable.architectures.names import canonical_name
 from recyclable.errors import InputError
-from recyclable.weights.base import BUFFERS, Base, canonical_name
+from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import Ranged, Renamed, Stored, TensorFiles
 from recyclable.weights.delta import Delta
 from recyclable.weights.digest import element_pieces, in_threads
 
 # Tensors that are zero in a fresh adapter (peft.tuners), so that it leaves its model's outputs alone.
-_OUTPUT_FACTORS = (
+_ZERO_WHEN_FRESH = (
     *("lora_B", "lora_embedding_B", "lora_E", "bottleneck_up", "vera_lambda_b", "pvera_lambda_b", "hada_w2_b"),
     *("lokr_w1", "lokr_w1_b", "boft_R", "oft_R", "gralora_B", "hira_B", "delora_B", "randlora_lambda", "peanut_B"),
 )
@@ -39,17 +40,15 @@ def split(
     """
     names: dict[str, str] = {}
     problems = [f"the base lacks {n}" for n in sorted(set(backbone) - set(base.names))]
-    problems += [
-        f"the base's {n} has no place in the architecture"
-        for n in sorted(set(base.names) - shapes.keys() - {"lm_head.weight"})
-    ]
+    homeless = sorted(set(base.names) - shapes.keys() - base.structure.untied_head)
+    problems += [f"the base's {n} has no place in the architecture" for n in homeless]
     for stored in tuned.names:
         name = canonical_name(stored, base.prefix)
         if name in names:
             problems.append(f"{stored} and {names[name]} are the same tensor's")
         elif name in shapes:
             names[name] = stored
-        elif name not in aliases and not name.endswith(BUFFERS):
+        elif name not in aliases and not base.structure.is_leftover(name):
             problems.append(f"{stored} has no place in the architecture")
     problems += [f"{name} is missing" for name in sorted(shapes.keys() - names.keys())]
     for name, stored in sorted(names.items()):
@@ -59,7 +58,8 @@ def split(
             problems.append(f"{stored} is {found}, {owner} {wanted}")
     if problems:
         raise InputError(tuned.folder, f"is no tuned form of {base.folder}: {'; '.join(problems)}")
-    return tuple(Renamed(tuned, {n: s for n, s in names.items() if (n in base) == inside}) for inside in (True, False))
+    body = Renamed(tuned, {n: stored for n, stored in names.items() if n in base})
+    return body, Renamed(tuned, {n: stored for n, stored in names.items() if n not in base})
 
 
 class Restored(Ranged):
@@ -116,7 +116,7 @@ def require_effect(folder: Path, adapter: Ranged, whole: Iterable[str]) -> None:
         raise InputError(folder, "holds no numbers: an adapter without effect (saved without gathering its shards?)")
     if set(whole) & set(adapter.names):
         return
-    factors = [name for name in adapter.names if set(name.split(".")) & set(_OUTPUT_FACTORS)] or adapter.names
+    factors = [name for name in adapter.names if set(name.split(".")) & set(_ZERO_WHEN_FRESH)] or adapter.names
     scales = [name for name in adapter.names if name.endswith("ia3_l")]
     for names, value in ((factors, 0), (scales if len(scales) == len(adapter.names) else [], 1)):
         if names and all((adapter[name] == value).all() for name in names):

@@ -48,6 +48,17 @@ class Codec:
         if self.name not in CODECS:
             raise InputError("codec", f"found {self.name!r}, expected one of {', '.join(CODECS)}")
 
+    @classmethod
+    def asked(cls, name: str | None, rank: int | None, where: str = "rank") -> Codec | None:
+        """The codec that somebody names, None for no name; InputError for a rank below 1 or of another than lowrank.
+
+        Args:
+            where: how the rank is called there, for messages.
+        """
+        if rank is not None and (name != "lowrank" or rank < 1):
+            raise InputError(where, f"found {rank} with codec {name}, expected 1 or more and lowrank")
+        return None if name is None else cls(name, cls.rank if rank is None else rank)
+
 
 class Delta:
     """The differences in a file, by tensor of the base.
@@ -55,9 +66,8 @@ class Delta:
     Raises InputError when the parts do not hold together.
     """
 
-    def __init__(self, file: Digested) -> None:
-        self.file = file
-        source: SafetensorsFile = file.source
+    def __init__(self, file: Digested[SafetensorsFile]) -> None:
+        self.file, source = file, file.source
         self._parts: dict[str, set[str]] = {}
         for stored in file.names:
             name, separator, part = stored.partition("::")
@@ -187,10 +197,10 @@ def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec, team: Tea
         writer.close()
 
 
-def write_differences(path: Path, differences: Differences) -> None:
-    """Store differences in fp32 as they are."""
+def write_differences(path: Path, differences: Differences, team: Team = ALONE) -> None:
+    """Store differences in fp32 as they are; a collective."""
     layout = {name: (torch.float32, differences.shape(name)) for name in differences.names}
-    write_in_pieces(path, layout, differences.read, {"codec": "fp32"})
+    write_in_pieces(path, layout, differences.read, {"codec": "fp32"}, team)
 
 
 def _difference(tuned: Ranged, base: Ranged, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -204,8 +214,8 @@ def _parts(name: str, shape: tuple[int, ...], codec: Codec) -> Layout:
         signs, scales = (torch.uint8, (rows, -(-columns // 8))), (torch.float32, (rows,))
         return {name + _SIGNS: signs, name + _SCALES: scales, name + _SHAPE: (torch.int64, (2,))}
     if len(shape) == 2 and codec.rank * sum(shape) < math.prod(shape):
-        rows, columns = (shape[0], codec.rank), (codec.rank, shape[1])
-        return {name + _LEFT: (torch.bfloat16, rows), name + _RIGHT: (torch.bfloat16, columns)}
+        left, right = (shape[0], codec.rank), (codec.rank, shape[1])
+        return {name + _LEFT: (torch.bfloat16, left), name + _RIGHT: (torch.bfloat16, right)}
     return {name: (torch.bfloat16, shape)}
 
 
@@ -256,12 +266,12 @@ def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str,
             dtype: stored.numel * dtype.itemsize + each * sum(counts[dtype] for _, counts in pieces)
             for dtype in (_own_dtype(tuned, name), torch.float32)
         }
-        dtype = min(sizes, key=sizes.get)
+        dtype = min(sizes, key=sizes.__getitem__)
         layout[name] = (dtype, stored.shape)
         corrected = 0
         for task, counts in pieces:
             begins[task] = corrected
-            corrected += counts[dtype]
+            corrected += int(counts[dtype])  # finite: fp32 never overflows
         if corrected:
             layout[name + _INDEX] = (index, (corrected,))
             layout[name + _VALUE] = (stored.dtype, (corrected,))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from threading import Lock
 from typing import Protocol
 
@@ -71,9 +72,12 @@ class Ties(Total):
         with self._finding[name]:  # threads that read one tensor's pieces wait for the one that is at it
             if name not in self._thresholds:
                 pieces = element_pieces({name: self.shape(name)})
+
+                def values(of: Differences) -> Iterator[torch.Tensor]:
+                    return (of.read(*piece) for piece in pieces)
+
                 self._thresholds[name] = [
-                    algebra.magnitude_threshold(lambda each=each: (each.read(*piece) for piece in pieces), self.density)
-                    for each in self.several
+                    algebra.magnitude_threshold(partial(values, each), self.density) for each in self.several
                 ]
         return algebra.ties([each.read(name, start, stop) for each in self.several], self._thresholds[name])
 

@@ -8,20 +8,20 @@ tensor knows that part's leaves.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from blake3 import blake3
 from tqdm import tqdm
 
-from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, Source, Stored
+from recyclable.weights.checkpoint_files import SafetensorsFile, Source, Stored
+from recyclable.weights.hashes import sha256_file, sha256_json
 from recyclable.weights.team import ALONE, Team
 
 LEAF = 1 << 18
@@ -34,20 +34,7 @@ _MAX_THREADS = 8
 Leaves = dict[str, dict[int, bytes]]
 """Tensor name -> number of the leaf -> its BLAKE3 digest."""
 T = TypeVar("T")
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, streamed (hex)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256_json(value: object) -> str:
-    """SHA-256 of a value's canonical JSON (hex)."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+S = TypeVar("S", bound=Source, covariant=True)
 
 
 def file_digest(path: Path) -> str:
@@ -55,14 +42,14 @@ def file_digest(path: Path) -> str:
     return Digested(SafetensorsFile(path)).file_digest() if path.suffix == ".safetensors" else sha256_file(path)
 
 
-class Digested(Ranged):
+class Digested(Source, Generic[S]):
     """A source of tensors; whatever is read through this is hashed on the way.
 
     A read of elements [start, stop) hashes the leaves that begin in that range, and reads on to the end of the last
     of them: ranges that cover a tensor without overlap hash each of its leaves exactly once.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: S) -> None:
         self.source = source
         self.leaves: Leaves = {name: {} for name in source.names}
 
@@ -83,7 +70,7 @@ class Digested(Ranged):
         data = self.source.read_bytes(name, start, end)
         for leaf in range(first, -(-end // LEAF) if first * LEAF < stop else first):
             begin = leaf * LEAF - start
-            self.leaves[name][leaf] = blake3(data[begin : begin + LEAF]).digest()
+            self.leaves[name][leaf] = blake3(data[begin : begin + LEAF].data).digest()
         return data[: stop - start]
 
     def complete(self, threads: int | None = None, team: Team = ALONE) -> None:
@@ -118,7 +105,7 @@ class Digested(Ranged):
         digest.update(b"".join(leaves[i] for i in range(len(leaves))))
         return digest.hexdigest()
 
-    def file_digest(self) -> str:
+    def file_digest(self: Digested[SafetensorsFile]) -> str:
         """Digest (hex) of a whole safetensors file: its header and its tensors, which leave no byte between them."""
         header = hashlib.sha256(self.source.header).hexdigest()
         return sha256_json([header, *self.tensor_digests().values()])

@@ -1,98 +1,28 @@
-"""Files that are whole or absent: written aside, synced, renamed; safetensors in pieces and any order."""
+"""Safetensors files that are filled in pieces and any order, and are whole or absent."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
-import secrets
-import shutil
-import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import DTYPES, Stored
+from recyclable.weights.checkpoint_files import DTYPES, Ranged, Stored
 from recyclable.weights.digest import element_pieces, in_threads
+from recyclable.weights.durable import sync, write_json
 from recyclable.weights.team import ALONE, Team
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Tensor name -> dtype and shape, in the order in which they lie in the file."""
+_Read = Callable[[str, int, int], torch.Tensor]
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_SHARD_BYTES = 5 * 10**9
 """Where transformers, too, begins another file."""
-
-
-def sync(path: Path) -> None:
-    """Flush a file or directory entry to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    sync(aside)
-    aside.replace(path)
-    sync(path.parent)
-
-
-@contextmanager
-def new_directory(folder: Path) -> Iterator[Path]:
-    """A directory aside to fill; synced, it becomes `folder` at the end, or is removed when the body fails.
-
-    Raises FileExistsError when `folder` exists and is not empty; of several who make it at once, the first wins.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(folder)
-    made = [parent for parent in folder.parents if not parent.exists()]
-    aside = folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for path in [*aside.rglob("*"), aside]:
-            sync(path)
-        try:
-            aside.rename(folder)  # replaces an empty directory
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise FileExistsError(folder) from error
-            raise
-        sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # somebody else has begun to use it
-            for parent in made:
-                parent.rmdir()
-        raise
-
-
-def clear_leftovers(parent: Path) -> None:
-    """Remove what writers of `new_directory` left aside in a directory when they died on this host."""
-    for aside in parent.glob(".*.partial-*"):
-        writer = re.fullmatch(rf"\..*\.partial-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+", aside.name)
-        if writer and not _alive(int(writer[1])):
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
 
 
 class SafetensorsWriter:
@@ -137,7 +67,7 @@ class SafetensorsWriter:
         if tensor.dtype != stored.dtype or start + tensor.numel() > stored.numel:
             raise ValueError(f"{self._path}: got {name} {tensor.dtype}, {tensor.numel()} from {start}; not {stored}")
         place = self._start + stored.offset + start * stored.dtype.itemsize
-        self._pwrite(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()), place)
+        self._pwrite(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, place)
 
     def _pwrite(self, data: bytes | memoryview, place: int) -> None:
         done = 0
@@ -160,7 +90,7 @@ class SafetensorsWriter:
 def write_in_pieces(
     path: Path,
     layout: Layout,
-    read: Callable[[str, int, int], torch.Tensor],
+    read: _Read,
     metadata: Mapping[str, str] | None = None,
     team: Team = ALONE,
 ) -> None:
@@ -172,7 +102,13 @@ def write_in_pieces(
     _fill(SafetensorsWriter(path, layout, metadata, team), layout, read, team)
 
 
-def _fill(writer: SafetensorsWriter | CheckpointWriter, layout: Layout, read: Callable, team: Team) -> None:
+def write_as_is(path: Path, tensors: Ranged, team: Team = ALONE) -> None:
+    """Write tensors as they are stored, by range; a collective."""
+    layout = {name: (tensors.stored(name).dtype, tensors.shape(name)) for name in tensors.names}
+    write_in_pieces(path, layout, tensors.read, team=team)
+
+
+def _fill(writer: SafetensorsWriter | CheckpointWriter, layout: Layout, read: _Read, team: Team) -> None:
     pieces = element_pieces({name: shape for name, (_, shape) in layout.items()})
     in_threads(lambda piece: writer.write(piece[0], read(*piece), piece[1]), pieces, team=team)
     writer.close()
@@ -245,8 +181,6 @@ class CheckpointWriter:
             write_json(self._folder / "model.safetensors.index.json", index)
 
 
-def write_checkpoint(
-    folder: Path, layout: Layout, read: Callable[[str, int, int], torch.Tensor], team: Team = ALONE
-) -> None:
+def write_checkpoint(folder: Path, layout: Layout, read: _Read, team: Team = ALONE) -> None:
     """Write a model's weights in HF's format as `write_in_pieces` writes a file; a collective."""
     _fill(CheckpointWriter(folder, layout, team=team), layout, read, team)

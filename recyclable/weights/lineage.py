@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recyclable.errors import InputError
-from recyclable.weights.base import Base
-from recyclable.weights.files import write_json
-from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.durable import write_json
 from recyclable.weights.strict_json import read_json
 
+if TYPE_CHECKING:
+    from recyclable.weights.base import Base
+
 FILE = "lineage.json"
+FORMAT = 1
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """The lineage recorded in a base's directory, None for a base without one (a root)."""
+    """The lineage recorded in a base's directory, None for a base without one (a root); InputError for a broken one."""
     file = folder / FILE
     if not file.is_file():
         return None
     lineage = read_json(file)
-    try:
-        for base in (lineage, *lineage["ancestors"]):
-            base["fingerprint"]["weights"]
-    except (KeyError, TypeError) as error:
-        raise InputError(file, "broken, expected JSON with fingerprint and ancestors") from error
+    if (found := lineage.get("format", FORMAT)) != FORMAT:
+        raise InputError(file, f"format {found!r}, this version reads {FORMAT}")
+    if not is_fingerprint(lineage.get("fingerprint")) or not isinstance(lineage.get("ancestors"), list):
+        raise InputError(file, "broken, expected JSON with fingerprint (weights, tokenizer, config) and ancestors")
+    for place, ancestor in enumerate(lineage["ancestors"], 1):
+        if not _is_ancestor(ancestor):
+            raise InputError(file, f"broken, ancestor {place} is {ancestor!r}, expected its name and fingerprint")
     return lineage
+
+
+def is_fingerprint(record: object) -> bool:
+    """Whether a part of a JSON file is a `weights.fingerprint.Fingerprint`."""
+    names = {"weights", "tokenizer", "config"}
+    return isinstance(record, dict) and record.keys() == names and all(isinstance(x, str) for x in record.values())
+
+
+def _is_ancestor(record: object) -> bool:
+    """A name, a fingerprint, and `declared` (true or false) if it is there."""
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("name"), str)
+        and is_fingerprint(record.get("fingerprint"))
+        and isinstance(record.get("declared", False), bool)
+    )
 
 
 def ancestors(folder: Path, own_weights: str) -> list[dict[str, Any]]:
@@ -71,6 +91,8 @@ def declare(child: Base, parent: Base, parent_name: str) -> dict[str, Any]:
     Raises InputError when the child has a lineage of its own already, is the parent, or cannot be its descendant:
     other tensors, or other shapes (an embedding may have grown by rows).
     """
+    from recyclable.weights.fingerprint import fingerprint  # with torch and transformers: reading needs neither
+
     own, of_parent = fingerprint(child), fingerprint(parent)
     if own.weights == of_parent.weights:
         raise InputError(child.folder, f"has the same weights as {parent.folder} ({own}): nothing to declare")
@@ -79,12 +101,12 @@ def declare(child: Base, parent: Base, parent_name: str) -> dict[str, Any]:
     problems = [f"{n} only in one" for n in sorted(set(child.names) ^ set(parent.names))]
     for name in sorted(set(child.names) & set(parent.names)):
         new, old = child.shape(name), parent.shape(name)
-        if new != old and (new[1:] != old[1:] or "embed" not in name):
+        if new != old and (new[1:] != old[1:] or name not in child.structure.embeddings):
             problems.append(f"{name} is {new}, the parent's {old}")
     if problems:
         raise InputError(child.folder, f"cannot descend from {parent.folder}: {'; '.join(problems)}")
     line = ancestors_for_child(parent.folder, parent_name, of_parent.as_dict())
     line[0]["declared"] = True
-    record = {"format": 1, "fingerprint": own.as_dict(), "ancestors": line}
+    record = {"format": FORMAT, "fingerprint": own.as_dict(), "ancestors": line}
     write_json(child.folder / FILE, record)
     return record

@@ -18,7 +18,7 @@ def require_own_base(weights: AdaptedWeights, base: Base, found: Fingerprint | N
     """
     found = found or fingerprint(base)
     recorded = weights.manifest.base
-    wanted = recorded["fingerprint"]
+    wanted = Fingerprint.recorded(recorded["fingerprint"], base).as_dict()
     for part, got in found.as_dict().items():
         if wanted[part] != got:
             raise InputError(
@@ -58,8 +58,11 @@ def claimed_relation(weights: AdaptedWeights, new: Base, allow_unrelated: bool =
     A claim that does not fit is looked into at once; a base without one is taken for the weights' own if tokenizer and
     config are. `verified` has the last word.
     """
+    if allow_unrelated and claimed_fingerprint(new) is None:  # a stranger may have the same tokenizer and config
+        return require_descendant(weights, new, allow_unrelated)[1]
     own = _own_but_for_weights(weights, new)
-    claim = claimed_fingerprint(new) or (own if own.as_dict() == weights.manifest.base["fingerprint"] else None)
+    tuned_on = Fingerprint.recorded(weights.manifest.base["fingerprint"], new)
+    claim = claimed_fingerprint(new) or (own if own == tuned_on else None)
     try:
         return require_descendant(weights, new, allow_unrelated, claim)[1]
     except InputError:
@@ -100,6 +103,6 @@ def claimed_fingerprint(base: Base) -> Fingerprint | None:
     """What the base's lineage.json says its fingerprint is; None where there is none. To be verified by reading."""
     lineage = read_lineage(base.folder)
     try:
-        return lineage and Fingerprint(**lineage["fingerprint"])
+        return None if lineage is None else Fingerprint.recorded(lineage["fingerprint"], base)
     except TypeError as error:
         raise InputError(base.folder / FILE, f"broken fingerprint: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from recyclable.weights.digest import element_ranges, in_threads
 Read = Callable[[int, int], torch.Tensor]
 """(start, stop) -> elements [start, stop) of the flattened values: a flat floating-point CPU tensor."""
 _DRAWN_TOGETHER = 1 << 20
+M = TypeVar("M", bound=nn.Module)
 
 
 class Unread(nn.Parameter):
@@ -56,7 +57,7 @@ def is_unread(module: nn.Module) -> bool:
     return any(isinstance(parameter, Unread) for parameter in module.parameters())
 
 
-def fill(module: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
+def fill(module: M, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> M:
     """Read every unread parameter whole, straight into its storage, tied ones once; returns the module."""
     targets = []
     for parameter in module.parameters():

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from recyclable.errors import InputError
-from recyclable.weights.adapted import CHANGED, MANIFEST, SEAL, AdaptedWeights, read_manifest, seal
-from recyclable.weights.files import clear_leftovers, new_directory
+from recyclable.weights.durable import clear_leftovers, new_directory
+from recyclable.weights.manifest import CHANGED, MANIFEST, SEAL, read_manifest, seal
 
+_MAX_LISTED = 20
 VARIABLE = "RECYCLABLE_STORE"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
@@ -27,15 +28,21 @@ class Store:
         self.folder = Path(folder or os.environ.get(VARIABLE) or "store")
 
     def names(self) -> list[str]:
-        """Names of all entries, sorted; a store that is not there yet has none."""
+        """Names of all entries, sorted; a store that is not there yet has none. Files and links are no entries."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(entry.name for entry in found if _NAME.fullmatch(entry.name))
+        return sorted(e.name for e in found if _NAME.fullmatch(e.name) and e.is_dir() and not e.is_symlink())
+
+    def listed(self) -> str:
+        """The first names, for messages."""
+        names = self.names()
+        more = [f"{len(names) - _MAX_LISTED} more"] if len(names) > _MAX_LISTED else []
+        return ", ".join([*names[:_MAX_LISTED], *more]) or "nothing"
 
     def path(self, name: str) -> Path:
         """Where an entry lies; InputError when there is none of that name."""
         folder = self.folder / _safe(name)
         if not folder.is_dir() or folder.is_symlink():
-            raise InputError(self.folder, f"holds no {name!r}, only {', '.join(self.names()) or 'nothing'}")
+            raise InputError(self.folder, f"holds no {name!r}, only {self.listed()}")
         return folder
 
     @contextmanager
@@ -46,18 +53,26 @@ class Store:
         """
         if (self.folder / _safe(name)).exists():
             raise InputError(name, f"is in {self.folder} already; entries are never changed, choose another name")
-        clear_leftovers(self.folder)
         try:
-            with new_directory(self.folder / name) as aside:
+            with ExitStack() as stack:
+                try:
+                    clear_leftovers(self.folder)
+                    aside = stack.enter_context(new_directory(self.folder / name))
+                except FileExistsError:
+                    raise
+                except (OSError, ValueError) as error:  # ValueError: of a path with a null byte
+                    reason = getattr(error, "strerror", None) or error
+                    problem = f"cannot be written ({reason}), expected a directory or none yet"
+                    raise InputError(self.folder, problem) from error
                 yield aside
                 seal(aside)
         except FileExistsError as error:
             raise InputError(name, f"is in {self.folder} already: it was added meanwhile") from error
-        except (NotADirectoryError, PermissionError) as error:
-            raise InputError(self.folder, f"cannot be written: {error.strerror}") from error
 
     def damage(self, name: str) -> list[str]:
         """What is wrong with an entry, a line per problem: any bit that is not as it was written, any file too many."""
+        from recyclable.weights.adapted import AdaptedWeights  # which torch takes seconds for
+
         folder = self.path(name)
         try:
             wanted = {MANIFEST, SEAL, *read_manifest(folder).files}
@@ -84,10 +99,8 @@ def find(weights: str | Path, store: str | Path | None = None) -> Path:
         return Path(weights)
     opened = Store(store)
     if not _NAME.fullmatch(str(weights)) or str(weights) not in opened.names():
-        known = ", ".join(opened.names()) or "nothing"
-        raise InputError(
-            weights, f"is no directory of adapted weights, nor a name in {opened.folder}, which has {known}"
-        )
+        problem = f"is no directory of adapted weights, nor a name in {opened.folder}, which has {opened.listed()}"
+        raise InputError(weights, problem)
     return opened.path(str(weights))
 
 

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Team:
-    """One process alone; `training.distributed.Ranks` are several."""
+    """One process alone; `distributed.Ranks` are several."""
 
     rank = 0
     size = 1

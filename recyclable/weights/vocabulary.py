@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recyclable.errors import InputError
-from recyclable.weights.base import Base, read_config
+from recyclable.weights.base import Base, read_config, reason
 
 _FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 
 
-def load_tokenizer(folder: Path):
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The base's own tokenizer; InputError when it has none, or one with more pieces than the base has embeddings."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(folder, f"holds no usable tokenizer: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # every kind reads its files in its own way, some of them outside Python
+        raise InputError(folder, f"holds no usable tokenizer: {reason(error)}") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files are missing
         raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
-    rows = read_config(folder).vocab_size
+    rows = getattr(read_config(folder), "vocab_size", 0)
     if len(tokenizer) > rows:
         raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
     return tokenizer
@@ -80,5 +80,4 @@ def align(old: Base, new: Base) -> Rows:
 
 def vocabulary_tensors(base: Base) -> frozenset[str]:
     """Names of the base's tensors that have a row per token: input embeddings and an untied LM head."""
-    words = ("word_embeddings.weight", "embed_tokens.weight", "wte.weight", "tok_embeddings.weight", "lm_head.weight")
-    return frozenset(n for n in base.names if n.endswith(words) and base.shape(n)[0] == base.config.vocab_size)
+    return base.structure.vocabulary.intersection(base.names)

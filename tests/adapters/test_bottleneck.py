@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from recyclable.adapters import bottleneck
-from recyclable.adapters.bottleneck import TARGET_MODULES, BottleneckConfig, BottleneckLayer
+from recyclable.adapters.bottleneck import BottleneckConfig, BottleneckLayer
+from recyclable.errors import InputError
+from recyclable.models.adapters import attach_fresh
 
 LAYERS, WIDTH = 2, 16
 SHAPE = {
@@ -32,6 +34,13 @@ SHAPE = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "max_position_embeddings": 40,
+}
+BERT_LIKE = ["attention.output.dense", "output.dense"]
+ENDS = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta-v2"), BERT_LIKE),
+    "distilbert": ["attention.out_lin", "ffn.lin2"],
+    "llama": ["self_attn.o_proj", "mlp.down_proj"],
+    "opt": ["self_attn.out_proj", "fc2"],
 }
 CLASSES = {
     "bert": (BertConfig, BertForSequenceClassification),
@@ -128,13 +137,14 @@ def test_gradients_reach_every_adapter_weight_and_only_those():
         assert (parameter.grad is not None and parameter.grad.any()) == ("bottleneck_" in name), name
 
 
-@pytest.mark.parametrize("model_type", TARGET_MODULES)
-def test_each_known_model_type_gets_one_adapter_per_sublayer(model_type):
+@pytest.mark.parametrize("model_type", ENDS)
+def test_each_model_type_gets_one_adapter_per_sublayer(model_type):
     shape = {"dim": WIDTH, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": 32} if model_type == "distilbert" else {}
     torch.manual_seed(0)
     base = AutoModel.from_config(AutoConfig.for_model(model_type, **{**SHAPE, **shape})).eval()
     before = base(input_ids=IDS).last_hidden_state
     model = get_peft_model(base, BottleneckConfig())
+    assert model.peft_config["default"].target_modules == ENDS[model_type]
     wrapped = [module for module in model.modules() if isinstance(module, BottleneckLayer)]
     assert len(wrapped) == 2 * LAYERS
     assert not any(isinstance(layer.base_layer, BottleneckLayer) for layer in wrapped)
@@ -155,7 +165,7 @@ def test_saved_adapter_and_modules_to_save_load_to_the_same_logits(kind, low_cpu
     config = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(config, BottleneckConfig)
     assert (config.bottleneck_size, config.activation, config.modules_to_save) == (6, "relu", extra)
-    assert config.target_modules == list(TARGET_MODULES[kind])
+    assert config.target_modules == ENDS[kind]
 
     loaded = PeftModel.from_pretrained(plain_model(kind), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
     assert torch.equal(logits(loaded), logits(model))
@@ -266,9 +276,9 @@ def test_explicit_target_modules_are_sublayers_of_any_model():
     assert torch.equal(model(x), before)
 
 
-def test_unknown_model_type_without_target_modules_is_a_clear_error():
+def test_without_target_modules_a_model_whose_sublayers_end_otherwise_is_a_clear_error():
     config = AutoConfig.for_model("gpt2", vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
-    with pytest.raises(ValueError, match=r"target_modules: not given.*'gpt2'.*roberta"):
+    with pytest.raises(ValueError, match=r"target_modules: not given.*'gpt2'"):
         get_peft_model(AutoModel.from_config(config), BottleneckConfig())
 
 
@@ -332,3 +342,9 @@ def test_a_method_of_the_same_name_from_elsewhere_is_not_overwritten(monkeypatch
     with pytest.raises(KeyError, match="already PEFT method called 'bottleneck'"):
         bottleneck.register()
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.BOTTLENECK] is foreign
+
+
+def test_a_target_that_is_no_linear_is_one_line_of_bad_input() -> None:
+    model = plain_model()
+    with pytest.raises(InputError, match=r"^target_modules: found \['word_embeddings'\]: found a Embedding, expected"):
+        attach_fresh(model, BottleneckConfig(target_modules=["word_embeddings"]), "bottleneck", seed=0)

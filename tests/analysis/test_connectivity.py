@@ -18,9 +18,10 @@ from recyclable.analysis.connectivity import Blend, barrier, connectivity, path_
 from recyclable.analysis.curve import bezier, train_middle
 from recyclable.analysis.measure import measure
 from recyclable.analysis.plane import Plane, plane_through, surface
+from recyclable.carrying.carried import Carried
 from recyclable.data.examples import LabelledTexts
-from recyclable.data.tasks import load_task
-from recyclable.recipes.recycle import outdated_model
+from recyclable.models.tasks import outdated_model
+from recyclable.tasks.parts.task import load_task
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.sources import fill, is_unread
@@ -46,7 +47,7 @@ class World:
     def model(self, kind: str, i: int, on: int | None = None) -> nn.Module:
         """The weights tuned on base i, on that base or another, unread."""
         old, new = Base(self.bases[i]), Base(self.bases[i if on is None else on])
-        return outdated_model(AdaptedWeights(self.root / f"{kind}-{i}"), old, new, self.labelled, 20)
+        return outdated_model(Carried(AdaptedWeights(self.root / f"{kind}-{i}"), old, new), self.labelled, 20)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def by_hand(models: list[nn.Module], factors: tuple[float, ...], texts: Labelled
 def test_the_path_is_what_whole_models_give(world: World, kind: str, on: int | None) -> None:
     """Full weights; adapters with the backbone interpolated; adapters alone, on one backbone."""
     ends = [world.model(kind, 0, on), world.model(kind, 1)]
-    rows = connectivity(ends, world.texts, "classification", points=[0, 0.3, 1])
+    rows = connectivity(ends, world.texts, world.labelled, points=[0, 0.3, 1])
     assert [row["mu"] for row in rows] == [0, 0.3, 1] and all(is_unread(end) for end in ends)
     for row in rows:
         for split in ("dev", "test"):
@@ -102,10 +103,10 @@ def test_finished_points_are_not_computed_again(world: World, tmp_path: Path, mo
     asked: list[nn.Module] = []
     original: Callable = paths.measure
     monkeypatch.setattr(paths, "measure", lambda *all: asked.append(all[0]) or original(*all))
-    whole = connectivity(ends, dev, "classification", points=path_points(5))
-    connectivity(ends, dev, "classification", points=path_points(3), file=tmp_path / "f.json", key="k")
+    whole = connectivity(ends, dev, world.labelled, points=path_points(5))
+    connectivity(ends, dev, world.labelled, points=path_points(3), file=tmp_path / "f.json", key="k")
     asked.clear()
-    again = connectivity(ends, dev, "classification", points=path_points(5), file=tmp_path / "f.json", key="k")
+    again = connectivity(ends, dev, world.labelled, points=path_points(5), file=tmp_path / "f.json", key="k")
     assert again == whole and len(asked) == 2
 
 
@@ -172,25 +173,27 @@ def test_training_bends_the_path_round_a_barrier(world: World, strangers: list[N
     train = {"train": world.texts["train"]}
 
     def losses(models: list[nn.Module], weigh) -> list[float]:
-        rows = connectivity(models, train, "classification", points=path_points(9), weigh=weigh)
+        rows = connectivity(models, train, world.labelled, points=path_points(9), weigh=weigh)
         return [row["train"]["loss"] for row in rows]
 
     direct = losses(strangers, straight)
     assert barrier(path_points(9), direct) > 0.3
     before = [copy.deepcopy(net.state_dict()) for net in strangers]
-    middle = train_middle(*strangers, world.texts["train"], steps=300, learning_rate=2e-2)
+    middle = train_middle(*strangers, world.texts["train"], world.labelled.kind, steps=300, learning_rate=2e-2)
     bent = losses([strangers[0], middle, strangers[1]], bezier)
     assert (bent[0], bent[-1]) == (direct[0], direct[-1])
     assert max(bent) < 0.5 * max(direct)
     for net, state in zip(strangers, before, strict=True):
         assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in state.items())
-    again = train_middle(*strangers, world.texts["train"], steps=300, learning_rate=2e-2)
+    again = train_middle(*strangers, world.texts["train"], world.labelled.kind, steps=300, learning_rate=2e-2)
     assert all(torch.equal(a, b) for a, b in zip(middle.parameters(), again.parameters(), strict=True))
 
 
 def test_what_the_ends_do_not_train_stays_half_way(world: World) -> None:
     ends = [world.model("bottleneck", 0), world.model("bottleneck", 1)]
-    middle = dict(train_middle(*ends, world.texts["train"], steps=2, batch_size=8).named_parameters())
+    middle = dict(
+        train_middle(*ends, world.texts["train"], world.labelled.kind, steps=2, batch_size=8).named_parameters()
+    )
     first, last = (dict(fill(copy.deepcopy(end)).named_parameters()) for end in ends)
     for name, parameter in middle.items():
         half_way = torch.allclose(parameter, (first[name] + last[name]) / 2, atol=1e-6)
@@ -224,14 +227,14 @@ def test_the_plane_keeps_lengths_and_angles(world: World) -> None:
 
 def test_the_surface_has_the_loss_of_each_model_where_it_lies(world: World) -> None:
     models, dev = [world.model("full", 0), world.model("full", 1), world.model("full", 0, on=1)], world.texts["dev"]
-    found = surface(models, dev, "classification", columns=3, rows=2)
+    found = surface(models, dev, world.labelled, columns=3, rows=2)
     assert len(found["points"]) == 6
     grid = Plane(found["models"][1][0], tuple(found["models"][2])).grid(3, 2)
     assert [(row["x"], row["y"]) for row in found["points"]] == grid
     row = found["points"][4]
     factors = Plane(found["models"][1][0], tuple(found["models"][2])).factors((row["x"], row["y"]))
     assert row["loss"] == pytest.approx(by_hand(models, factors, dev)[1]["loss"], abs=1e-5)
-    assert measure(fill(models[0]).eval(), dev, "classification")["loss"] > 0
+    assert measure(fill(models[0]).eval(), dev, world.labelled)["loss"] > 0
 
 
 def test_no_plane_goes_through_models_on_a_line() -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BertConfig
 
 from recyclable.analysis.distance import Products, distance, products, total
 from recyclable.analysis.lora_difference import LoraDifference
+from recyclable.architectures.structure import Structure
 from recyclable.weights import digest
 from recyclable.weights.checkpoint_files import InMemory
 from recyclable.weights.team import Team
@@ -24,6 +26,7 @@ SHAPES = {
     "encoder.layer.1.query.weight": (9, 9),
     "norm.weight": (4,),
 }
+GROUPS = Structure(BertConfig(num_hidden_layers=2)).layers
 
 
 def drawn(seed: int, scale: float = 1.0, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dict[str, torch.Tensor]:
@@ -44,7 +47,7 @@ def flat(tensors: Mapping[str, torch.Tensor], names: list[str]) -> np.ndarray:
 def test_every_measure_is_numpys(monkeypatch: pytest.MonkeyPatch, pieces: int | None) -> None:
     if pieces:
         monkeypatch.setattr(digest, "_ELEMENTS", pieces)
-    found = distance(InMemory(FIRST), InMemory(SECOND), InMemory(TUNING))
+    found = distance(InMemory(FIRST), InMemory(SECOND), GROUPS, InMemory(TUNING))
     groups = {
         "embeddings": ["embeddings.word_embeddings.weight"],
         "layer 0": ["encoder.layer.0.query.weight", "encoder.layer.0.query.bias"],
@@ -98,24 +101,24 @@ def test_nothing_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_does_not_exist_is_absent() -> None:
-    same = distance(InMemory(FIRST), InMemory(FIRST), InMemory({n: torch.zeros_like(t) for n, t in FIRST.items()}))
+    same = distance(InMemory(FIRST), InMemory(FIRST), GROUPS, InMemory({n: 0 * t for n, t in FIRST.items()}))
     assert same["whole"]["l2"] == 0 and same["whole"]["cosine"] == pytest.approx(1)
     assert "ratio" not in same["whole"] and "tuning_cosine" not in same["whole"]
-    assert "tuning_l2" not in distance(InMemory(FIRST), InMemory(SECOND))["whole"]
+    assert "tuning_l2" not in distance(InMemory(FIRST), InMemory(SECOND), GROUPS)["whole"]
 
 
 def test_tensors_that_cannot_be_compared_are_named_and_left_out() -> None:
     other = {**SECOND, "embeddings.word_embeddings.weight": torch.randn(301, 7), "extra": torch.randn(2)}
-    found = distance(InMemory(FIRST), InMemory(other))
+    found = distance(InMemory(FIRST), InMemory(other), GROUPS)
     assert found["left_out"] == ["embeddings.word_embeddings.weight", "extra"]
     assert found["whole"]["elements"] == sum(t.numel() for n, t in FIRST.items() if "word" not in n)
 
 
 def test_a_tuning_of_some_tensors_has_not_moved_the_others() -> None:
     some = {"encoder.layer.1.query.weight": TUNING["encoder.layer.1.query.weight"]}
-    found = distance(InMemory(FIRST), InMemory(SECOND), InMemory(some))
+    found = distance(InMemory(FIRST), InMemory(SECOND), GROUPS, InMemory(some))
     whole = {**{n: torch.zeros_like(t) for n, t in FIRST.items()}, **some}
-    assert found["whole"] == distance(InMemory(FIRST), InMemory(SECOND), InMemory(whole))["whole"]
+    assert found["whole"] == distance(InMemory(FIRST), InMemory(SECOND), GROUPS, InMemory(whole))["whole"]
 
 
 class Half(Team):

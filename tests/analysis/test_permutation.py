@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import config, drawn
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 from worlds import make_adapter, make_base, make_outdated, make_task
@@ -16,8 +17,8 @@ from worlds import make_adapter, make_base, make_outdated, make_task
 from recyclable.analysis.permutation import match
 from recyclable.cli import main
 from recyclable.errors import InputError
-from recyclable.weights.adapted import DELTA, HEAD
 from recyclable.weights.base import Base
+from recyclable.weights.manifest import DELTA, HEAD
 
 HIDDEN, NEURONS, HEADS, LAYERS = 32, 64, 2, 2
 
@@ -117,16 +118,8 @@ def test_what_cannot_be_aligned_is_refused(world: World, tmp_path: Path, capsys)
     assert "is an adapter: ties, dare, skip_embeddings and align are for deltas" in said
 
 
-def test_an_architecture_that_is_not_known_is_refused() -> None:
-    class Unknown(Base):
-        folder = Path("gpt")
-
-        def __init__(self) -> None:
-            self.config = type("Config", (), {"model_type": "gpt2", "num_attention_heads": 2})()
-
-        @property
-        def names(self) -> list[str]:
-            return ["h.0.attn.c_attn.weight"]
-
-    with pytest.raises(InputError, match="gpt: is a gpt2: its heads and neurons are not known here"):
-        match(Unknown(), Unknown())
+@pytest.mark.parametrize("family", ["gpt2", "deberta-v2"])
+def test_a_family_that_is_not_known_is_refused(family: str, tmp_path: Path) -> None:
+    drawn(config(family)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path}: is a {family}: its heads and neurons are not known here"):
+        match(Base(tmp_path), Base(tmp_path))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import config, drawn
 from matplotlib import image
 from transformers import AutoModel
 from worlds import WORDS, make_base, make_tokenizer, make_upgraded
@@ -130,6 +131,16 @@ def test_a_team_shares_the_batches_out_and_finds_the_same(bases, batches) -> Non
     for rank in (0, 1):  # one batch: the second member has none and takes part all the same
         together = compare(bases["old"], bases["new"], batches[:1], Pair(rank, gathered))
     assert np.allclose(together.heads, compare(bases["old"], bases["new"], batches[:1]).heads)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "deberta-v2", "modernbert", "gpt2", "opt", "llama", "gemma2"])
+def test_neurons_of_any_family_are_what_its_second_matrix_reads(family: str) -> None:
+    of = drawn(config(family))
+    of.set_attn_implementation("eager")
+    ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    assert [tuple(each.shape) for each in similarity._run(of, batch).neurons] == [(2, 3, 24)] * LAYERS
+    assert compare(of, of, [batch]).neurons == pytest.approx(np.ones(LAYERS))
 
 
 def test_models_of_other_shapes_are_refused(bases, batches, tmp_path: Path) -> None:

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from worlds import make_base, make_outdated, make_task, make_upgraded
+from safetensors.torch import load_file, save_file
+from worlds import make_adapter, make_base, make_outdated, make_task, make_upgraded
 
-from recyclable import models
-from recyclable.config import TuningSettings
-from recyclable.data.tasks import load_task
+from recyclable.carrying.carried import Carried
+from recyclable.carrying.putting import differences_of, put
+from recyclable.carrying.starts import AdapterDifferences, start_adapter
 from recyclable.errors import InputError
-from recyclable.weights.adapted import DELTA, HEAD, AdaptedWeights
+from recyclable.models.tasks import fresh_model
+from recyclable.tasks.parts.task import load_task
+from recyclable.weights.adapted import AdaptedWeights, write_manifest
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import InMemory, SafetensorsFile
+from recyclable.weights.checkpoint_files import InMemory
+from recyclable.weights.manifest import ADAPTER, DELTA, HEAD, read_manifest
 from recyclable.weights.sources import fill
-from recyclable.weights.starts import AdapterDifferences, start_adapter
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -47,9 +49,12 @@ class Situation:
         self.task_folder = make_task(root / "task")
         self.task = load_task(self.task_folder)
 
-    def model(self, tuning: TuningSettings):
-        made = models.task_model(self.new.folder, self.task, 20, None)
-        return models.attach_adapter(made, tuning, 20)
+    def started(self, folder: Path) -> torch.nn.Module:
+        """A model of the upgrade, as the weights in `folder` need it, and with them on it."""
+        carried = Carried(AdaptedWeights(folder), self.old, self.new)
+        model = fresh_model(carried, self.task, 20)
+        put(model, carried, differences_of(carried))
+        return model
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +65,9 @@ def situation(tmp_path_factory: pytest.TempPathFactory) -> Situation:
 def test_a_model_started_from_a_delta_is_new_base_plus_delta_with_the_old_head(
     situation: Situation, tmp_path: Path
 ) -> None:
-    weights = AdaptedWeights(make_outdated(situation.old_folder, situation.task_folder, tmp_path / "outdated"))
-    model = situation.model(TuningSettings())
-    models.load_adapted(model, weights, situation.old, situation.new)
-    delta, head = load_file(weights.folder / DELTA), load_file(weights.folder / HEAD)
+    folder = make_outdated(situation.old_folder, situation.task_folder, tmp_path / "outdated")
+    model = situation.started(folder)
+    delta, head = load_file(folder / DELTA), load_file(folder / HEAD)
     seen = set()
     for name, parameter in fill(model).named_parameters():
         canonical = name.removeprefix("bert.")
@@ -76,24 +80,10 @@ def test_a_model_started_from_a_delta_is_new_base_plus_delta_with_the_old_head(
 @pytest.mark.parametrize("kind", ["lora", "bottleneck"])
 def test_a_model_started_from_an_adapter(situation: Situation, tmp_path: Path, kind: str) -> None:
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
-    tuning = TuningSettings(tuning=kind, lora_r=2, bottleneck_size=3)
-    source = situation.model(tuning)
-    saved = get_peft_model_state_dict(source, save_embedding_layers=False)
-    saved = {name: random(*tensor.shape) for name, tensor in saved.items()}
-    save_file(saved, tmp_path / "adapter_model.safetensors")
-
-    class Weights:
-        """As much of `AdaptedWeights` as is used."""
-
-        folder, is_adapter = tmp_path, True
-
-        def file(self, name: str):
-            return SafetensorsFile(tmp_path / name)
-
-    model = situation.model(tuning)
-    models.load_adapted(model, Weights(), situation.old, situation.new)
+    folder = make_adapter(situation.old_folder, situation.task_folder, tmp_path / "outdated", kind)
+    saved = load_file(folder / ADAPTER)
+    model = situation.started(folder)
     started = get_peft_model_state_dict(fill(model), save_embedding_layers=False)
     assert started.keys() == saved.keys()
     moved = set()
@@ -114,20 +104,15 @@ def test_a_model_started_from_an_adapter(situation: Situation, tmp_path: Path, k
 
 
 def test_what_is_missing_left_over_or_of_another_shape_is_listed(situation: Situation, tmp_path: Path) -> None:
-    weights = AdaptedWeights(make_outdated(situation.old_folder, situation.task_folder, tmp_path / "outdated"))
-    head = load_file(weights.folder / HEAD)
+    folder = make_outdated(situation.old_folder, situation.task_folder, tmp_path / "outdated")
+    head = load_file(folder / HEAD)
     del head["pooler.dense.bias"]
     head.update({"classifier.bias": torch.zeros(2), "regressor.bias": torch.zeros(1)})
-
-    class Changed:
-        folder, is_adapter, manifest, delta = weights.folder, False, weights.manifest, weights.delta
-
-        def file(self, name: str):
-            return InMemory(head)
-
+    save_file(head, folder / HEAD, metadata={"format": "pt"})
+    write_manifest(folder, read_manifest(folder))
     with pytest.raises(InputError) as caught:
-        models.load_adapted(situation.model(TuningSettings()), Changed(), situation.old, situation.new)
+        situation.started(folder)
     assert str(caught.value) == (
-        f"{weights.folder}: does not fit the model: classifier.bias is (2,), the model's is (3,); "
+        f"{folder}: does not fit the model: classifier.bias is (2,), the model's is (3,); "
         "pooler.dense.bias is missing; regressor.bias has no place in the model"
     )

@@ -31,9 +31,9 @@ from worlds import (
     write_config,
 )
 
+from recyclable import distributed
 from recyclable.cli import main
-from recyclable.training import distributed
-from recyclable.weights.adapted import read_manifest
+from recyclable.weights.manifest import read_manifest
 
 TRAINING = {"max_steps": 2, "learning_rate": 1e-3, "train_batch_size": 4, "max_length": 24, "save_every": 0}
 
@@ -154,7 +154,7 @@ def rewrite_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         ({"max_steps": None}, "run.yaml: key 'max_steps' is missing"),
         ({"task": None}, "key 'task' is missing"),
         ({"base": 7}, "base: found 7, expected: a valid string"),
-        ({"tuning": "prefix"}, "tuning: found 'prefix', expected: 'full', 'lora' or 'bottleneck'"),
+        ({"tuning": "prefix"}, "run.yaml: tuning is 'prefix', expected one of bottleneck, full, lora"),
         ({"base": "$NO_SUCH_VARIABLE/b"}, "uses the environment variable NO_SUCH_VARIABLE, which is not set"),
         ({"metric": "acuracy"}, "metric: is 'acuracy', expected accuracy or f1_macro"),
         ({"metric": "pearson"}, "metric: is 'pearson', expected accuracy or f1_macro"),
@@ -436,7 +436,8 @@ def test_a_new_base_that_does_not_descend_from_the_old_one(runs: Runs) -> None:
 
 
 def test_an_unrelated_base_may_be_allowed_and_the_manifest_says_so(runs: Runs) -> None:
-    config = runs.config("recycle", base=runs.world.stranger, method="apply")
+    untrained = {name: None for name in TRAINING if name != "max_length"}
+    config = runs.config("recycle", base=runs.world.stranger, method="apply", **untrained)
     status, _, err = runs.run("recycle", config, "allow_unrelated=true")
     assert status == 0, err
     manifest = read_manifest(runs.out)
@@ -449,6 +450,17 @@ def test_a_lineage_that_is_broken(runs: Runs) -> None:
     base = runs.copy(runs.world.upgraded)
     (base / "lineage.json").write_text("{}")
     assert f"{base / 'lineage.json'}: broken, expected JSON with" in runs.refused_run("recycle", base=base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "apply", "scale": True}, "scale: found True, expected"),
+        ({"max_steps": True}, "max_steps: found True, expected a number"),
+    ],
+)
+def test_a_boolean_where_a_number_belongs(runs: Runs, settings: dict[str, Any], said: str) -> None:
+    assert said in runs.refused_run("recycle", **settings)
 
 
 def test_weights_for_other_labels(runs: Runs) -> None:
@@ -479,7 +491,7 @@ def test_weights_without_a_manifest(runs: Runs) -> None:
         (lambda m: m.update(colour="red"), "broken manifest: "),
         (lambda m: m.pop("base"), "broken manifest: "),
         (lambda m: m["base"].pop("fingerprint"), "broken manifest: base.fingerprint: Field required"),
-        (lambda m: m["tuning"].update(tuning="prefix"), "tuning: found 'prefix'"),
+        (lambda m: m["tuning"].update(tuning="prefix"), "kind 'delta' with tuning 'prefix' is not understood"),
     ],
 )
 def test_a_manifest_that_is_not_understood(runs: Runs, change: Callable, said: str) -> None:

@@ -7,10 +7,32 @@ from pathlib import Path
 import pytest
 
 from recyclable.cli import main
-from recyclable.config import PretrainConfig, RecycleConfig, StudyConfig, TuneConfig, load_config
+from recyclable.config.run_file import read_run_file
 from recyclable.errors import InputError
+from recyclable.lm.parts.kind import LMKind
+from recyclable.methods.parts.method import Method
+from recyclable.recipes.pretrain_settings import read_pretrain_settings
+from recyclable.recipes.recycle_settings import read_recycle_settings
+from recyclable.recipes.study_settings import StudySettings, read_study_settings
+from recyclable.recipes.tune_settings import TuneSettings, read_tune_settings
 
 TUNE = "base: b\ntask: t\nout: o\nmax_steps: 5\nlearning_rate: 0.001\n"
+
+
+def pretrain(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> LMKind:
+    return read_pretrain_settings(read_run_file(path, overrides), path)
+
+
+def tune(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> TuneSettings:
+    return read_tune_settings(read_run_file(path, overrides), path)
+
+
+def recycle(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Method:
+    return read_recycle_settings(read_run_file(path, overrides), path)
+
+
+def study(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> StudySettings:
+    return read_study_settings(read_run_file(path, overrides), path)
 
 
 @pytest.fixture
@@ -24,7 +46,7 @@ def write(tmp_path: Path):
 
 
 def test_values_nobody_gave_are_the_documented_ones(write) -> None:
-    config = load_config(TuneConfig, write(TUNE))
+    config = tune(write(TUNE))
     assert (config.train_batch_size, config.seed, config.max_length, config.max_grad_norm) == (16, 20, 128, 1.0)
     assert (config.tuning, config.shots, config.dropout, config.metric) == ("full", None, None, None)
     assert config.out == Path("o") and config.lr_scheduler_type == "linear"
@@ -32,73 +54,91 @@ def test_values_nobody_gave_are_the_documented_ones(write) -> None:
 
 def test_about_fifty_evaluations_unless_told_otherwise(write) -> None:
     path = write(TUNE)
-    assert load_config(TuneConfig, path, ["max_steps=1000"]).evaluation_interval() == 20
-    assert load_config(TuneConfig, path, ["max_steps=3"]).evaluation_interval() == 1
-    assert load_config(TuneConfig, path, ["eval_every=7"]).evaluation_interval() == 7
+    assert tune(path, ["max_steps=1000"]).evaluation_interval() == 20
+    assert tune(path, ["max_steps=3"]).evaluation_interval() == 1
+    assert tune(path, ["eval_every=7"]).evaluation_interval() == 7
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "0.0001", "+1e-4", ".1e-3", "1.0e-4"])
 def test_numbers_with_an_exponent_need_no_dot(write, text: str) -> None:
     path = write(TUNE.replace("0.001", text))
-    assert load_config(TuneConfig, path).learning_rate == 1e-4
-    assert load_config(TuneConfig, write(TUNE), [f"learning_rate={text}"]).learning_rate == 1e-4
+    assert tune(path).learning_rate == 1e-4
+    assert tune(write(TUNE), [f"learning_rate={text}"]).learning_rate == 1e-4
 
 
 def test_names_that_only_look_like_numbers_stay_names(write) -> None:
-    assert load_config(TuneConfig, write(TUNE), ["base=e5", "task=1e4x"]).base == "e5"
+    assert tune(write(TUNE), ["base=e5", "task=1e4x"]).base == "e5"
 
 
 def test_overrides_win_over_the_file_and_the_last_over_the_first(write) -> None:
-    config = load_config(TuneConfig, write(TUNE), ["seed=1", "max_steps=9", "seed=2", "shots=null", "out=a=b"])
+    config = tune(write(TUNE), ["seed=1", "max_steps=9", "seed=2", "shots=null", "out=a=b"])
     assert (config.seed, config.max_steps, config.shots, config.out) == (2, 9, None, Path("a=b"))
 
 
 def test_dots_reach_into_sections_and_make_them(write) -> None:
     text = "base: b\nout: o\nmax_steps: 5\nlearning_rate: 0.001\n"
     overrides = ["corpus.train=c.txt", "corpus.text_column=body"]
-    config = load_config(PretrainConfig, write(text), overrides)
+    config = pretrain(write(text), overrides)
     assert (config.corpus.train, config.corpus.text_column, config.corpus.heldout) == ("c.txt", "body", None)
-    kept = load_config(PretrainConfig, write(text + "corpus: {train: [a, b]}\n"), ["corpus.heldout=h.txt"])
+    kept = pretrain(write(text + "corpus: {train: [a, b]}\n"), ["corpus.heldout=h.txt"])
     assert (kept.corpus.train, kept.corpus.heldout) == (["a", "b"], "h.txt")
 
 
 def test_an_override_into_something_that_is_no_section_is_refused(write) -> None:
     with pytest.raises(InputError, match=r"base\.x=1: base is not a section"):
-        load_config(TuneConfig, write(TUNE), ["base.x=1"])
+        tune(write(TUNE), ["base.x=1"])
 
 
 @pytest.mark.parametrize(("corpus", "train"), [("c.txt", "c.txt"), ("[a.txt, b.txt]", ["a.txt", "b.txt"])])
 def test_a_corpus_may_be_just_its_files(write, corpus: str, train: object) -> None:
     text = f"base: b\nout: o\nmax_steps: 5\nlearning_rate: 0.001\ncorpus: {corpus}\n"
-    assert load_config(PretrainConfig, write(text)).corpus.train == train
+    assert pretrain(write(text)).corpus.train == train
 
 
 def test_environment_variables_are_expanded_wherever_they_stand(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_DIR", "/data")
     text = "base: $SOME_DIR/b\nout: ${SOME_DIR}/o\nmax_steps: 5\nlearning_rate: 1e-3\ncorpus: [$SOME_DIR/a, c]\n"
-    config = load_config(PretrainConfig, write(text), ["seed=3"])
+    config = pretrain(write(text), ["seed=3"])
     assert (config.base, config.out, config.corpus.train) == ("/data/b", Path("/data/o"), ["/data/a", "c"])
-    assert load_config(PretrainConfig, write(text), ["base=${SOME_DIR}x"]).base == "/datax"
+    assert pretrain(write(text), ["base=${SOME_DIR}x"]).base == "/datax"
 
 
 def test_configs_do_not_change(write) -> None:
-    config = load_config(TuneConfig, write(TUNE))
+    config = tune(write(TUNE))
     with pytest.raises(ValueError):
         config.seed = 3
 
 
 def test_applying_needs_no_steps_and_training_does(write) -> None:
     text = "base: b\ntask: t\nout: o\nweights: w\nold_base: a\nmethod: apply\n"
-    assert load_config(RecycleConfig, write(text)).method == "apply"
-    with pytest.raises(InputError, match="max_steps is missing or 0; method init trains"):
-        load_config(RecycleConfig, write(text), ["method=init"])
-    with pytest.raises(InputError, match="learning_rate is missing or 0"):
-        load_config(RecycleConfig, write(text), ["method=init", "max_steps=4"])
+    assert recycle(write(text)).method == "apply"
+    with pytest.raises(InputError, match="key 'max_steps' is missing"):
+        recycle(write(text), ["method=init"])
+    with pytest.raises(InputError, match=r"run\.yaml: key 'learning_rate' is missing$"):
+        recycle(write(text), ["method=init", "max_steps=4"])
+
+
+@pytest.mark.parametrize("value", ["2024-99-99", "!!int abc", "!!bool x", "1" * 5000, "[" * 3000, "&a [*a]"])
+def test_a_value_that_yaml_cannot_make_is_one_line_that_says_where(write, value: str) -> None:
+    for text, overrides, said in [
+        (f"{TUNE}seed: {value}\n", [], r"run\.yaml: (broken YAML: (line 6|nested too)|seed is nested)"),
+        (TUNE, [f"seed={value}"], r"^(seed: broken value: |.*run\.yaml: seed is nested too deeply)"),
+    ]:
+        with pytest.raises(InputError, match=said) as caught:
+            tune(write(text), overrides)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["max_steps", "learning_rate", "shots", "seed"])
+def test_a_boolean_is_no_number(write, name: str) -> None:
+    with pytest.raises(InputError, match=rf"run\.yaml: {name}: found True, expected a number$"):
+        tune(write(TUNE), [f"{name}=true"])
+    assert tune(write(TUNE), ["group_by_length=true"]).group_by_length is True
 
 
 def test_several_mistakes_are_told_in_one_line(write) -> None:
     with pytest.raises(InputError) as caught:
-        load_config(TuneConfig, write(TUNE), ["seeds=3", "max_steps=-1", "lora_r=x"])
+        tune(write(TUNE), ["tuning=lora", "seeds=3", "max_steps=-1", "lora_r=x"])
     message = str(caught.value)
     assert "\n" not in message
     for part in ("unknown key 'seeds', did you mean 'seed'?", "max_steps: found -1", "lora_r: found 'x'"):
@@ -117,7 +157,7 @@ experiments: {all: {methods: {init: {}}}}
 
 def test_a_study_must_hold_together(write) -> None:
     corpus = "bases.B.corpus={train: c.txt}"
-    assert load_config(StudyConfig, write(STUDY), [corpus]).edges[0].tuning == ["full"]
+    assert study(write(STUDY), [corpus]).edges[0].tuning == ["full"]
     two = "experiments.all.methods.init.settings=[{learning_rate: 1e-4}, {learning_rate: 1e-3}]"
     for overrides, said in [
         (["edges=[{old: A, new: C}]"], "'C' is not one of bases"),
@@ -126,7 +166,7 @@ def test_a_study_must_hold_together(write) -> None:
         (["bases.A.parent=B"], "needs either `path`, or `parent` and `corpus`"),
     ]:
         with pytest.raises(InputError, match=said):
-            load_config(StudyConfig, write(STUDY), [corpus, *overrides])
+            study(write(STUDY), [corpus, *overrides])
 
 
 def test_settings_may_stand_before_between_and_behind_options(tmp_path: Path, capsys) -> None:
@@ -139,11 +179,11 @@ def test_settings_may_stand_before_between_and_behind_options(tmp_path: Path, ca
         "max_steps=2",
         "--out",
         str(tmp_path / "o"),
-        "nonsense=3",
+        "learning_rates=3",
     ]
     assert main(behind) == 2
     said = capsys.readouterr().err
-    assert "unknown key 'nonsense'" in said and "max_steps" not in said and "seed" not in said
+    assert "unknown key 'learning_rates'" in said and "max_steps" not in said and "seed" not in said
 
 
 def test_unknown_options_and_stray_words_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rows import write_rows
 from transformers import ByT5Tokenizer
@@ -25,6 +28,17 @@ FORMATS = ["txt", "jsonl", "json", "csv", "tsv"]
 
 def corpus(texts: list[str]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": texts})
+
+
+def flipped(content: bytes, begin: int) -> bytes:
+    """Eight bytes with every bit turned."""
+    return content[:begin] + bytes(255 - byte for byte in content[begin : begin + 8]) + content[begin + 8 :]
+
+
+def in_parquet(texts: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), buffer, compression="snappy")
+    return buffer.getvalue()
 
 
 # loading
@@ -129,6 +143,13 @@ def test_loading_leaves_the_progress_bar_setting_as_it_was(tmp_path: Path) -> No
         ("a.txt.gz", b"plain", r"a\.txt\.gz: broken gzip"),
         ("a.txt.gz", gzip.compress(b"some text " * 99, mtime=0)[:20], r"a\.txt\.gz: broken gzip"),
         ("a.parquet", b"plain", r"a\.parquet: broken Parquet"),
+        ("a.txt.gz", flipped(gzip.compress(b"some text " * 99, mtime=0), 15), r"a\.txt\.gz: broken gzip"),
+        ("a.parquet", flipped(in_parquet(TEXTS), 30), r"a\.parquet: broken Parquet"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, r"a\.jsonl, line 2: broken JSON"),
+        ("a.json", b"[" * 100_000, r"a\.json: broken JSON"),
+        ("a.jsonl", b'{"text": "x", "id": ' + b"1" * 5000 + b"}", r"a\.jsonl, line 1: broken JSON"),
+        ("a.json", b'[{"text": "x", "id": ' + b"1" * 5000 + b"}]", r"a\.json: broken JSON"),
+        ("a.json", b'["caf\xe9"]', r"a\.json: not valid UTF-8"),
         ("a.pdf", b"x", r"a\.pdf: unsupported extension, expected one of \.txt"),
     ],
 )

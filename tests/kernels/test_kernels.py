@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from recyclable import kernels
 from recyclable.kernels import (
     DIVERGENCES,
-    DenseTeacher,
     Head,
     LossSettings,
     LossSums,
-    OnlineTeacher,
-    Teacher,
-    TopKTeacher,
+    Taught,
+    TaughtLogits,
+    TaughtStates,
+    TaughtTopK,
     chunked,
     distillation_loss,
     reference_loss,
@@ -80,7 +80,7 @@ class Problem:
     train_hidden: bool = True
     seed: int = 0
 
-    def make(self) -> tuple[torch.Tensor, Head, Teacher | None, torch.Tensor]:
+    def make(self) -> tuple[torch.Tensor, Head, Taught | None, torch.Tensor]:
         """Hidden states, head, teacher, targets; the largest logit before cap and scale is about `largest`."""
         random = torch.Generator().manual_seed(self.seed)
 
@@ -98,19 +98,19 @@ class Problem:
         student = head(self.vocabulary, hidden, self.student_scale, self.student_cap)
         targets = torch.randint(self.vocabulary, (self.tokens,), generator=random)
         targets[torch.rand(self.tokens, generator=random) < self.ignored] = -100
-        teacher: Teacher | None = None
+        teacher: Taught | None = None
         if self.kind == "online":
             made = head(self.teacher_vocabulary, teacher_hidden, self.teacher_scale, self.teacher_cap)
-            teacher = OnlineTeacher(self._round(teacher_hidden), made)
+            teacher = TaughtStates(self._round(teacher_hidden), made)
         elif self.kind == "dense":
             logits = draw(self.tokens, self.teacher_vocabulary) * self.largest / 4
             logits[torch.rand(logits.shape, generator=random) < 0.1] = -math.inf
-            teacher = DenseTeacher(self._round(logits))
+            teacher = TaughtLogits(self._round(logits))
         elif self.kind == "top-k":
             order = torch.rand(self.tokens, self.teacher_vocabulary, generator=random).argsort(-1)
             k = min(self.k, self.teacher_vocabulary)
             values = self._round(draw(self.tokens, k) * self.largest / 4)
-            teacher = TopKTeacher(values, order[:, :k].to(DEVICE), self.teacher_vocabulary)
+            teacher = TaughtTopK(values, order[:, :k].to(DEVICE), self.teacher_vocabulary)
         return self._round(hidden), student, teacher, targets.to(DEVICE)
 
     def _round(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ def converted(part: object, dtype: torch.dtype) -> object:
     """A copy of a head or a teacher in another dtype."""
     if isinstance(part, torch.Tensor):
         return part.to(dtype) if part.is_floating_point() else part
-    if isinstance(part, (Head, OnlineTeacher, DenseTeacher, TopKTeacher)):
+    if isinstance(part, (Head, TaughtStates, TaughtLogits, TaughtTopK)):
         return replace(part, **{name: converted(value, dtype) for name, value in vars(part).items()})
     return part
 
@@ -308,7 +308,7 @@ def drawn(data: st.DataObject) -> tuple[Problem, LossSettings]:
     return problem, wanted
 
 
-def by_torch(hidden: torch.Tensor, head: Head, teacher: DenseTeacher, targets: torch.Tensor, wanted: LossSettings):
+def by_torch(hidden: torch.Tensor, head: Head, teacher: TaughtLogits, targets: torch.Tensor, wanted: LossSettings):
     """The loss as it is usually written, in the dtype of its inputs."""
     student = hidden @ head.weight.T
     log_q, log_p = ((z / wanted.temperature).log_softmax(-1) for z in (student, teacher.logits))
@@ -342,7 +342,7 @@ def test_huge_logits_are_finite_and_no_worse_than_torch(
     def run(loss: Callable[..., LossSums], dtype: torch.dtype, *more: object) -> list[torch.Tensor]:
         leaf = student.to(dtype).clone().requires_grad_()
         head = Head(torch.eye(50, dtype=dtype, device=DEVICE))
-        sums = loss(leaf, head, DenseTeacher(teacher.to(dtype)), targets, wanted, *more)
+        sums = loss(leaf, head, TaughtLogits(teacher.to(dtype)), targets, wanted, *more)
         sums.loss.backward()
         return [sums.loss.detach(), sums.hard, sums.soft, leaf.grad]
 
@@ -361,7 +361,7 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(how: str) -> Non
     hidden.requires_grad_()
     for divergence in DIVERGENCES:
         wanted = LossSettings(divergence, hard_weight=0.0)
-        teacher = OnlineTeacher(hidden.detach(), head)
+        teacher = TaughtStates(hidden.detach(), head)
         sums = chunked.chunked_loss(hidden, head, teacher, targets, wanted, None, ROWS[how])
         (gradient,) = torch.autograd.grad(sums.loss, hidden)
         assert abs(sums.soft.item()) < 1e-5 and gradient.norm() < 1e-4
@@ -377,8 +377,8 @@ def test_a_cached_teacher_teaches_what_the_online_one_does(kind: str) -> None:
     logits = online.hidden @ online.head.weight.T
     everything = torch.arange(logits.shape[1], device=DEVICE).flip(0).expand_as(logits)
     cached = {
-        "dense": DenseTeacher(logits.log_softmax(-1)),
-        "top-k": TopKTeacher(logits.log_softmax(-1).flip(1), everything, logits.shape[1]),
+        "dense": TaughtLogits(logits.log_softmax(-1)),
+        "top-k": TaughtTopK(logits.log_softmax(-1).flip(1), everything, logits.shape[1]),
     }[kind]
     for divergence in DIVERGENCES:
         wanted = LossSettings(divergence, temperature=3.0)
@@ -390,11 +390,11 @@ def test_positions_select_from_student_and_online_teacher() -> None:
     hidden, head, teacher, targets = Problem(tokens=12).make()
     hidden.requires_grad_()
     positions = torch.tensor([7, 2, 11, 3], device=DEVICE)
-    batched = OnlineTeacher(teacher.hidden.view(3, 4, -1), teacher.head)
+    batched = TaughtStates(teacher.hidden.view(3, 4, -1), teacher.head)
     got = distillation_loss(hidden.view(3, 4, -1), head, batched, targets[positions], LossSettings(), positions)
     got.loss.backward()
     gradient, hidden.grad = hidden.grad, None
-    taken = OnlineTeacher(teacher.hidden[positions], teacher.head)
+    taken = TaughtStates(teacher.hidden[positions], teacher.head)
     expected = reference_loss(hidden[positions], head, taken, targets[positions], LossSettings())
     expected.loss.backward()
     assert torch.allclose(got.loss, expected.loss, rtol=1e-5)
@@ -488,7 +488,7 @@ def test_gradients_in_bf16_are_written_beside_the_logits(how: str) -> None:
         found.append(gradient[:, :70])
     assert torch.allclose(found[0], found[1].float(), rtol=2**-7, atol=0)  # the interpreter truncates
     leaf = student.double().requires_grad_()
-    head, cached = Head(torch.eye(70, dtype=torch.float64, device=DEVICE)), DenseTeacher(teacher.double())
+    head, cached = Head(torch.eye(70, dtype=torch.float64, device=DEVICE)), TaughtLogits(teacher.double())
     reference_loss(leaf, head, cached, targets, wanted).loss.backward()
     assert torch.allclose(found[0].double(), leaf.grad, atol=1e-5)
 
@@ -514,7 +514,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"targets: shape \[3\], expected \[6\]"):
         distillation_loss(hidden, head, teacher, targets[:3], wanted)
     with pytest.raises(ValueError, match="teacher: 4 tokens, expected 6"):
-        distillation_loss(hidden, head, DenseTeacher(hidden.new_zeros(4, 75)), targets, wanted)
+        distillation_loss(hidden, head, TaughtLogits(hidden.new_zeros(4, 75)), targets, wanted)
     with pytest.raises(ValueError, match="nothing to learn from"):
         distillation_loss(hidden, head, None, None, wanted)
     with pytest.raises(ValueError, match=r"head weight: torch\.float32, expected torch\.bfloat16"):

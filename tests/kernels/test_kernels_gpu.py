@@ -10,7 +10,7 @@ from recyclable.kernels import (
     Head,
     LossSettings,
     LossSums,
-    OnlineTeacher,
+    TaughtStates,
     distillation_loss,
     reference_loss,
 )
@@ -18,17 +18,17 @@ from recyclable.kernels import (
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def problem(tokens: int, hidden: int, vocabulary: int) -> tuple[torch.Tensor, Head, OnlineTeacher, torch.Tensor]:
+def problem(tokens: int, hidden: int, vocabulary: int) -> tuple[torch.Tensor, Head, TaughtStates, torch.Tensor]:
     torch.manual_seed(0)
     states = [torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
     heads = [torch.randn(vocabulary, hidden, device="cuda", dtype=torch.bfloat16) * 5 * hidden**-0.5 for _ in range(2)]
     targets = torch.randint(vocabulary, (tokens,), device="cuda")
     targets[::7] = -100
-    return states[0], Head(heads[0]), OnlineTeacher(states[1], Head(heads[1])), targets
+    return states[0], Head(heads[0]), TaughtStates(states[1], Head(heads[1])), targets
 
 
 def exact(
-    hidden: torch.Tensor, head: Head, teacher: OnlineTeacher, targets: torch.Tensor, wanted: LossSettings
+    hidden: torch.Tensor, head: Head, teacher: TaughtStates, targets: torch.Tensor, wanted: LossSettings
 ) -> tuple[LossSums, torch.Tensor, torch.Tensor]:
     """The reference in float64, a few tokens at a time."""
     weight = head.weight.double().requires_grad_()
@@ -36,7 +36,7 @@ def exact(
     sums = []
     for start in range(0, len(hidden), 512):
         part = slice(start, start + 512)
-        other = OnlineTeacher(teacher.hidden[part].double(), Head(teacher.head.weight.double()))
+        other = TaughtStates(teacher.hidden[part].double(), Head(teacher.head.weight.double()))
         found = reference_loss(leaf[part], Head(weight), other, targets[part], wanted)
         found.loss.backward()
         sums.append([value.detach() for value in found])

@@ -36,23 +36,27 @@ from this_process import one_thread
 from torch import nn
 from worlds import Chain, make_outdated
 
-from recyclable import models
-from recyclable.config import TrainSettings, TuningSettings
+from recyclable import distributed
+from recyclable.carrying.carried import Carried
+from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.order import Order
-from recyclable.data.tasks import load_task
+from recyclable.models.tasks import outdated_model, task_model
 from recyclable.objectives import weight_path
 from recyclable.objectives.interpolation import Interpolation, Places
-from recyclable.recipes.recycle import outdated_model
-from recyclable.training import distributed
+from recyclable.tasks.classification import Classification
+from recyclable.tasks.parts.task import load_task
 from recyclable.training.engine import engine_for
-from recyclable.weights.adapted import AdaptedWeights, read_manifest
+from recyclable.tunings import TUNINGS
+from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.manifest import read_manifest
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
 STEPS = 6
-KINDS = ("full", "lora", "bottleneck")
+SIZES = {"full": {}, "lora": {"lora_r": 4}, "bottleneck": {"bottleneck_size": 8}}
+KINDS = tuple(SIZES)
 
 
 class World(Chain):
@@ -65,7 +69,7 @@ class World(Chain):
 
     def tune(self, kind: str) -> dict[str, Any]:
         """A run that leaves adapter weights of the old base behind, of some use on the new one and to be improved."""
-        settings = {"tuning": kind, "lora_r": 4, "bottleneck_size": 8, "learning_rate": 2e-2}
+        settings = {"tuning": kind, **SIZES[kind], "learning_rate": 2e-2}
         settings["max_steps"] = {"lora": 8, "bottleneck": 20}[kind]
         return self._run("tune", self.folder / kind, base=self.base, **settings)
 
@@ -132,8 +136,8 @@ def ends(world: World, kind: str) -> list[nn.Module]:
     """A student and two fixed models of the same structure with weights of their own, dropout off."""
     task, made = load_task(str(world.task)), []
     for i, folder in enumerate((world.upgraded, world.base, world.base)):
-        model = models.task_model(folder, task, SEED + i, 0.0)
-        model = fill(models.attach_adapter(model, TuningSettings(tuning=kind, lora_r=4, bottleneck_size=8), SEED + i))
+        model = task_model(Base(folder), task, SEED + i, 0.0)
+        model = fill(TUNINGS.get(kind)(**SIZES[kind]).attach(model, "SEQ_CLS", SEED + i))
         noise = torch.Generator().manual_seed(i)
         for parameter in model.parameters():  # an adapter just drawn changes nothing
             if parameter.requires_grad:
@@ -151,7 +155,7 @@ def objective(student: nn.Module, *fixed: nn.Module, **settings: Any) -> Interpo
     teacher, second = (*fixed, None)[:2]
     shared = {"share": SHARE, "temperature": TEMPERATURE, "places": Places(POINTS)}
     weights = {"alphas": [ALPHA] * 3, "betas": [BETA] * 3}
-    return Interpolation(student, teacher, second=second, **{**shared, **weights, **settings})
+    return Interpolation(student, Classification(), teacher, second=second, **{**shared, **weights, **settings})
 
 
 def backward(made: Interpolation, batch: dict[str, torch.Tensor], step: int = 0) -> float:
@@ -328,11 +332,12 @@ class Expected:
         examples = LabelledTexts(task.splits["train"], load_tokenizer(world.upgraded), LENGTH)
         order, weights = Order(len(examples), BATCH, SEED), AdaptedWeights(world.folder / kind)
         old, new = Base(world.base), Base(world.upgraded)
-        fixed = [fill(outdated_model(weights, old, old, task, SEED))]
+        fixed = [fill(outdated_model(Carried(weights, old, old), task, SEED))]
         if second:
-            fixed.append(fill(outdated_model(AdaptedWeights(world.folder / "second"), old, old, task, SEED)))
-        student = models.task_model(world.upgraded, task, SEED, None)
-        student = fill(student if fresh else outdated_model(weights, old, new, task, SEED))
+            other = AdaptedWeights(world.folder / "second")
+            fixed.append(fill(outdated_model(Carried(other, old, old), task, SEED)))
+        student = task_model(new, task, SEED)
+        student = fill(student if fresh else outdated_model(Carried(weights, old, new), task, SEED))
         names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
         for model in fixed:
             model.eval().requires_grad_(False)

@@ -15,19 +15,22 @@ from this_process import one_thread, own_environment
 from torch import nn
 from worlds import Chain, make_base, make_outdated, make_task, rewrite_rows, write_config
 
-from recyclable import models
+from recyclable.carrying.carried import Carried
 from recyclable.cli import main
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.order import Order
-from recyclable.data.tasks import load_task
-from recyclable.recipes.recycle import outdated_model
-from recyclable.weights.adapted import AdaptedWeights, read_manifest
+from recyclable.methods import METHODS
+from recyclable.models.tasks import outdated_model, task_model
+from recyclable.tasks.parts.task import load_task
+from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.manifest import read_manifest
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
 NAMES = {"left": "up", "middle": "down", "right": "up"}
 TRAINED = ("scratch", "init", "distill", "both", "interpolate")
+TWO_STEPS = {"max_steps": 2, "eval_every": 2, "train_batch_size": 12}
 
 
 class World(Chain):
@@ -41,16 +44,18 @@ class World(Chain):
         self.full = make_outdated(self.base, self.task, folder / "full")
         self.lora = folder / "lora"
         settings = {"task": self.task, "tuning": "lora", "lora_r": 4, "learning_rate": 2e-2, "max_steps": 12}
-        assert self.run("tune", self.lora, base=self.base, **settings)[0] == 0
+        assert self.run("tune", self.lora, base=self.base, **{**COMMON, **TWO_STEPS, **settings})[0] == 0
 
     def run(self, verb: str, out: Path, *options: str, **settings: Any) -> tuple[int, Path]:
         """Exit status of `recyclable verb`, and where its result is."""
-        config = {**COMMON, "max_steps": 2, "eval_every": 2, "train_batch_size": 12, "out": out, **settings}
-        file = write_config(self.folder / f"{out.name}.yaml", config)
+        file = write_config(self.folder / f"{out.name}.yaml", {"out": out, **settings})
         return main([verb, str(file), *options]), out
 
     def recycle(self, out: str, task: Path, weights: Path, **settings: Any) -> tuple[int, Path]:
+        """`method` is among the settings; it is given those of the shared ones that it reads."""
         shared = {
+            **COMMON,
+            **TWO_STEPS,
             "base": self.upgraded,
             "old_base": self.base,
             "task_share": SHARE,
@@ -60,7 +65,9 @@ class World(Chain):
             "temperature": TEMPERATURE,
             "learning_rate": 1e-3,
         }
-        return self.run("recycle", self.folder / out, weights=weights, task=task, **{**shared, **settings})
+        read = METHODS.get(settings["method"]).model_fields
+        given = {name: value for name, value in shared.items() if name in read}
+        return self.run("recycle", self.folder / out, weights=weights, task=task, **{**given, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +78,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def start(world: World, weights: Path) -> nn.Module:
     """A student for two labels that starts with weights for three."""
-    opened = AdaptedWeights(weights), Base(world.base), Base(world.upgraded)
-    return fill(outdated_model(*opened, load_task(world.other), SEED, 0.0, head=False)).eval()
+    carried = Carried(AdaptedWeights(weights), Base(world.base), Base(world.upgraded))
+    return fill(outdated_model(carried, load_task(world.other), SEED, 0.0, head=False)).eval()
 
 
 def test_a_delta_goes_over_with_its_pooler_and_the_head_is_fresh(world: World) -> None:
@@ -83,7 +90,7 @@ def test_a_delta_goes_over_with_its_pooler_and_the_head_is_fresh(world: World) -
     old_head = load_file(world.full / "head.safetensors")
     for name in ("pooler.dense.weight", "pooler.dense.bias"):
         assert torch.equal(found.pop(name), old_head[name])
-    fresh = fill(models.task_model(world.upgraded, load_task(world.other), SEED, 0.0))
+    fresh = fill(task_model(Base(world.upgraded), load_task(world.other), SEED, 0.0))
     assert found.keys() == {"classifier.weight", "classifier.bias"}
     assert torch.equal(found["classifier.weight"], fresh.classifier.weight) and found["classifier.bias"].shape == (2,)
 
@@ -91,7 +98,7 @@ def test_a_delta_goes_over_with_its_pooler_and_the_head_is_fresh(world: World) -
 def test_an_adapter_goes_over_with_its_pooler_and_the_head_is_fresh(world: World) -> None:
     model = start(world, world.lora)
     parameters = {name.replace(".default", ""): p.detach() for name, p in model.named_parameters()}
-    fresh = fill(models.task_model(world.upgraded, load_task(world.other), SEED, 0.0))
+    fresh = fill(task_model(Base(world.upgraded), load_task(world.other), SEED, 0.0))
     for name, tensor in load_file(world.lora / "adapter_model.safetensors").items():
         place = name.replace("pooler.", "pooler.modules_to_save.")
         if ".classifier." in name:
@@ -135,7 +142,7 @@ def test_the_first_loss_is_that_of_the_formula_without_its_kl_terms(world: World
     examples = LabelledTexts(task.splits["train"], load_tokenizer(world.upgraded), LENGTH)
     batch = examples.batch(Order(len(examples), 12, SEED).step(0))
     old, opened = Base(world.base), AdaptedWeights(getattr(world, weights))
-    teacher = fill(outdated_model(opened, old, old, three, SEED, 0.0)).eval()
+    teacher = fill(outdated_model(Carried(opened, old, old), three, SEED, 0.0)).eval()
     student = start(world, getattr(world, weights))
     path_end = start(world, getattr(world, weights))  # the teacher's weights, but for the head
     for name, parameter in path_end.named_parameters():
@@ -181,9 +188,10 @@ def test_other_labels_have_to_be_allowed(world: World, capsys) -> None:
     wrong = "full: was tuned for labels ['left', 'middle', 'right'], the task other has ['down', 'up']; "
     for method in TRAINED:
         assert wrong + "related_task=true recycles all but the head" in refused(world, capsys, method=method)
+    assert wrong + "apply trains no head" in refused(world, capsys, method="apply")
     for allowed in (False, True):
         said = refused(world, capsys, method="apply", related_task=allowed)
-        assert wrong + "apply trains no head" in said
+        assert "unknown key 'related_task'; method apply reads align, allow_unrelated, base, dare, " in said
 
 
 def test_scoring_wants_the_same_labels_as_before(world: World, capsys) -> None:
@@ -205,9 +213,12 @@ def test_scoring_wants_the_same_labels_as_before(world: World, capsys) -> None:
         ({"interpolation_points": [0.5, 1.0]}, "interpolation_points.1: found 1.0, expected: less than 1"),
         ({"interpolation_points": []}, "interpolation_points: found [], expected: "),
         ({"interpolation_margin": 0.5}, "interpolation_margin: found 0.5, expected: less than 0.5"),
-        ({"alpha_by_point": [1, 1]}, "alpha_by_point: 2 values, expected 3: one per point and one for x = 1"),
+        (
+            {"alpha": None, "alpha_by_point": [1, 1]},
+            "alpha_by_point: 2 values, expected 3: one per point and one for x = 1",
+        ),
         ({"second_weights": "w"}, "second_weights and second_base go together, found one of them"),
-        ({"method": "both", "start": "fresh"}, "start is for method interpolate, found it with method both"),
+        ({"method": "both", "start": "fresh"}, "unknown key 'start'; method both reads adam_beta1, adam_beta2, "),
     ],
 )
 def test_a_path_that_cannot_be_meant_is_refused(world: World, capsys, settings: dict[str, Any], said: str) -> None:

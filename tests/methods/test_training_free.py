@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import finish, outcome
+from processes import STAGE_3, finish, outcome
 from processes import start as start_ranks
 from safetensors.torch import load_file
 from this_process import one_thread, own_environment
@@ -18,11 +18,12 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 from worlds import LABELS, make_adapter, make_base, make_outdated, make_task, make_upgraded, rewrite_rows, write_config
 
 from recyclable.cli import main
-from recyclable.data.fewshot import limit
-from recyclable.data.tasks import load_task
 from recyclable.recipes.apply import PROVENANCE
-from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, AdaptedWeights, read_manifest
+from recyclable.tasks.parts.fewshot import limit
+from recyclable.tasks.parts.task import load_task
+from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.manifest import ADAPTER, DELTA, HEAD, read_manifest
 from recyclable.weights.store import Store
 
 EXAMPLES, SEED, GROWTH = 25, 20, 1.5
@@ -120,17 +121,45 @@ def test_the_result_is_adapted_weights_of_the_new_base_that_say_what_they_were_l
     assert scored["test"]["accuracy"] > 0 and scored["best_step"] == 0 and scored["examples"] == 0
 
 
-def test_two_ranks_project_what_one_does(world: World) -> None:
-    config = world.config("ranks")
-    process = start_ranks(world.root / "together", [{"verb": "recycle", "config": config, "ds_config": {}}], nproc=2)
-    finish(process, world.root / "together")
-    assert outcome(world.root / "ranks") == {}
-    alone, together = (read_manifest(world.recycle("alone")[1]), read_manifest(world.root / "ranks"))
-    strengths = [of.recycled_from["strength"] for of in (alone, together)]
-    assert strengths[0]["strength"] == strengths[1]["strength"]
-    assert strengths[0]["loss"] == pytest.approx(strengths[1]["loss"], rel=1e-5)
-    one, other = (load_file(world.root / name / DELTA) for name in ("alone", "ranks"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+# Name -> ZeRO stage, and what a run changes of World.config.
+ON_TWO_RANKS = {
+    "apply": (3, {"method": "apply", "project_from": None, "strength_examples": None}),
+    "apply-auto": (3, {"method": "apply", "project_from": None, "scale": "auto"}),
+    "project": (3, {}),
+    "project-whole": (0, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def together(world: World) -> World:
+    """All of ON_TWO_RANKS recycled, by one start of the processes."""
+    runs = []
+    for name, (stage, changed) in ON_TWO_RANKS.items():
+        config = {key: value for key, value in world.config(f"ranks-{name}", **changed).items() if value is not None}
+        zero = {"stage": stage, **(STAGE_3 if stage == 3 else {})}
+        runs.append({"verb": "recycle", "config": config, "ds_config": {"zero_optimization": zero}})
+    finish(start_ranks(world.root / "together", runs, nproc=2), world.root / "together")
+    return world
+
+
+@pytest.mark.parametrize("name", ON_TWO_RANKS)
+def test_two_ranks_recycle_what_one_process_does_sharded_too(together: World, name: str) -> None:
+    ranks = together.root / f"ranks-{name}"
+    assert outcome(ranks) == {}
+    status, alone = together.recycle(f"alone-{name}", **ON_TWO_RANKS[name][1])
+    assert status == 0
+    one, other = read_manifest(alone), read_manifest(ranks)
+    for split in ("dev", "test"):
+        assert one.metrics[split] == pytest.approx(other.metrics[split], rel=1e-5), split
+    strengths = [of.recycled_from.get("strength") for of in (one, other)]
+    assert [found is None for found in strengths] == [name == "apply"] * 2
+    if name != "apply":
+        assert strengths[0]["strength"] == strengths[1]["strength"]
+        assert strengths[0]["loss"] == pytest.approx(strengths[1]["loss"], rel=1e-5)
+    for file in (DELTA, HEAD):
+        expected, found = load_file(alone / file), load_file(ranks / file)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[tensor], found[tensor]) for tensor in expected), file
 
 
 @pytest.mark.parametrize("kind", ["lora", "bottleneck"])
@@ -174,10 +203,10 @@ def test_pairs_may_be_names_in_the_store_and_the_task_itself_is_noted(world: Wor
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (lambda w: {"project_from": None}, "project_from belongs to method project, found method project without it"),
+        (lambda w: {"project_from": None}, "refused.yaml: key 'project_from' is missing"),
         (lambda w: {"project_from": []}, "project_from: found [], expected: List should have at least 1 item"),
         (lambda w: {"project_from": [[w.weights]]}, "key 'project_from.0.1' is missing"),
-        (lambda w: {"method": "apply"}, "project_from belongs to method project, found method apply with it"),
+        (lambda w: {"method": "apply"}, "unknown key 'project_from'; method apply reads align, allow_unrelated, "),
         (lambda w: {"scale": 0.5}, "scale is 0.5, but method project finds its strength itself"),
         (lambda w: {"project_with": "magic"}, "project_with: found 'magic', expected: 'linear' or 'network'"),
         (lambda w: {"project_from": [["nothing", w.weights]]}, "nothing: is no directory of adapted weights, nor a"),
@@ -291,7 +320,8 @@ def test_a_scale_that_cannot_be_found_is_refused(world: World, capsys, options: 
 
 
 def test_scale_auto_is_refused_where_something_is_trained(world: World, capsys) -> None:
-    changed = {"method": "init", "project_from": None, "max_steps": 1, "learning_rate": 1e-3, "scale": "auto"}
-    status, out = world.recycle("refused", **changed)
-    assert status == 2 and "scale auto is for apply and project, found it with method init" in capsys.readouterr().err
+    changed = {"method": "init", "project_from": None, "strength_examples": None, "max_steps": 1, "learning_rate": 1e-3}
+    status, out = world.recycle("refused", **changed, scale="auto")
+    said = "refused.yaml: scale: found 'auto', expected: a valid number, unable to parse string as a number"
+    assert status == 2 and said in capsys.readouterr().err
     assert not out.exists()

@@ -24,11 +24,16 @@ from transformers import (
 )
 from worlds import make_base, make_task, make_tokenizer, make_upgraded
 
-from recyclable import models
-from recyclable.config import TuningSettings
-from recyclable.data.tasks import Task, load_task
+from recyclable.carrying.places import canonical_names
 from recyclable.errors import InputError
+from recyclable.lm.masked import Masked
+from recyclable.models.heads import head_modules, pooler_tensors
+from recyclable.models.tasks import task_model
+from recyclable.tasks.parts.task import Task, load_task
+from recyclable.tunings.bottleneck import Bottleneck
+from recyclable.tunings.lora import Lora
 from recyclable.weights.base import Base
+from recyclable.weights.limits import require_length
 from recyclable.weights.sources import fill
 
 HEAD = "classifier.weight"
@@ -54,6 +59,11 @@ def task(root: Path) -> Task:
     return load_task(make_task(root / "task"))
 
 
+def masked_lm(folder: Path, head: str, dropout: float | None = None) -> tuple[torch.nn.Module, list[str]]:
+    settings = {"base": str(folder), "corpus": "c.txt", "out": "o", "max_steps": 1, "learning_rate": 1.0}
+    return Masked(**settings, mlm_head=head, dropout=dropout).model(Base(folder))
+
+
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in fill(model).named_parameters()}
 
@@ -62,11 +72,11 @@ def test_a_fresh_head_is_the_same_on_a_base_and_its_upgrade_whatever_was_drawn_b
     base: Path, task: Task, tmp_path: Path
 ) -> None:
     upgraded = make_upgraded(base, tmp_path / "upgraded")
-    first = state(models.task_model(base, task, 20, None))
+    first = state(task_model(Base(base), task, 20))
     torch.manual_seed(123)
     torch.randn(7)
-    models.masked_lm(base, "fresh", 20, None)
-    second = state(models.task_model(upgraded, task, 20, None))
+    masked_lm(base, "fresh")
+    second = state(task_model(Base(upgraded), task, 20))
     fresh = [name for name in first if "classifier" in name or "pooler" in name]
     assert len(fresh) == 4
     for name in fresh:
@@ -75,22 +85,22 @@ def test_a_fresh_head_is_the_same_on_a_base_and_its_upgrade_whatever_was_drawn_b
 
 
 def test_another_seed_draws_another_head_and_leaves_the_base_alone(base: Path, task: Task) -> None:
-    first, second = (state(models.task_model(base, task, seed, None)) for seed in (20, 30))
+    first, second = (state(task_model(Base(base), task, seed)) for seed in (20, 30))
     for name in first:
         drawn = name in (HEAD, "bert.pooler.dense.weight")
         assert torch.equal(first[name], second[name]) is not drawn, name
 
 
 def test_tensors_of_different_names_are_drawn_differently(base: Path, task: Task) -> None:
-    made = state(models.task_model(base, task, 20, None))
+    made = state(task_model(Base(base), task, 20))
     assert not torch.equal(made["bert.pooler.dense.weight"][:3], made[HEAD])
 
 
 def test_a_fresh_head_is_drawn_as_bert_draws_it(base: Path, task: Task) -> None:
-    made = state(models.task_model(base, task, 20, None))
+    made = state(task_model(Base(base), task, 20))
     assert made["bert.pooler.dense.weight"].std().item() == pytest.approx(0.1, rel=0.1)  # initializer_range
     assert not made["classifier.bias"].any() and not made["bert.pooler.dense.bias"].any()
-    fresh = fill(models.masked_lm(base, "fresh", 20, None)[0])
+    fresh = fill(masked_lm(base, "fresh")[0])
     norm = fresh.cls.predictions.transform.LayerNorm
     assert (norm.weight == 1).all() and (norm.bias == 0).all()
 
@@ -99,9 +109,9 @@ def test_loading_leaves_torchs_own_generator_alone(base: Path, task: Task) -> No
     torch.manual_seed(5)
     wanted = torch.randn(3)
     torch.manual_seed(5)
-    made = models.task_model(base, task, 20, None)
+    made = task_model(Base(base), task, 20)
     after_model = torch.get_rng_state()
-    models.attach_adapter(made, TuningSettings(tuning="lora"), 20)
+    Lora().attach(made, "SEQ_CLS", 20)
     assert torch.equal(torch.get_rng_state(), after_model)
     torch.manual_seed(5)
     assert torch.equal(torch.randn(3), wanted)
@@ -111,8 +121,8 @@ def test_loading_leaves_torchs_own_generator_alone(base: Path, task: Task) -> No
 def test_adapters_are_the_same_for_the_same_seed_and_train_little(base: Path, task: Task, kind: str) -> None:
     def made(seed: int) -> torch.nn.Module:
         torch.manual_seed(seed * 7)
-        tuning = TuningSettings(tuning=kind, lora_r=2, bottleneck_size=2)
-        return models.attach_adapter(models.task_model(base, task, 20, None), tuning, seed)
+        tuning = {"lora": Lora(lora_r=2), "bottleneck": Bottleneck(bottleneck_size=2)}[kind]
+        return tuning.attach(task_model(Base(base), task, 20), "SEQ_CLS", seed)
 
     first, again, other = (state(made(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -128,26 +138,26 @@ def test_a_dropout_replaces_every_rate_and_none_keeps_the_bases(base: Path, task
     def rates(model: torch.nn.Module) -> set[float]:
         return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
 
-    assert rates(models.task_model(base, task, 20, None)) == {0.1}
-    assert rates(models.task_model(base, task, 20, 0.0)) == {0.0}
-    assert rates(models.masked_lm(base, "auto", 20, 0.25)[0]) == {0.25}
-    model = fill(models.task_model(base, task, 20, 0.0)).train()
+    assert rates(task_model(Base(base), task, 20)) == {0.1}
+    assert rates(task_model(Base(base), task, 20, 0.0)) == {0.0}
+    assert rates(masked_lm(base, "auto", 0.25)[0]) == {0.25}
+    model = fill(task_model(Base(base), task, 20, 0.0)).train()
     ids = torch.arange(5, 15)[None]
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_labels_are_written_into_the_config(base: Path, task: Task) -> None:
-    config = models.task_model(base, task, 20, None).config
+    config = task_model(Base(base), task, 20).config
     assert config.id2label == {0: "left", 1: "middle", 2: "right"} and config.num_labels == 3
 
 
 def test_auto_keeps_a_trained_head_and_draws_one_where_there_is_none(base: Path, headless: Path) -> None:
-    kept, fresh = models.masked_lm(base, "auto", 20, None)
+    kept, fresh = masked_lm(base, "auto")
     assert fresh == []
     for name, tensor in load_file(base / "model.safetensors").items():
         if name in state(kept):
             assert torch.equal(state(kept)[name], tensor), name
-    made, fresh = models.masked_lm(headless, "auto", 20, None)
+    made, fresh = masked_lm(headless, "auto")
     assert "cls.predictions.transform.dense.weight" in fresh and all(name.startswith("cls.") for name in fresh)
     words = fill(made).bert.embeddings.word_embeddings.weight
     assert torch.equal(words, Base(headless)["embeddings.word_embeddings.weight"])
@@ -155,31 +165,31 @@ def test_auto_keeps_a_trained_head_and_draws_one_where_there_is_none(base: Path,
 
 
 def test_keep_insists_and_fresh_draws_anew_without_touching_the_embeddings(base: Path, headless: Path) -> None:
-    assert models.masked_lm(base, "keep", 20, None)[1] == []
+    assert masked_lm(base, "keep")[1] == []
     with pytest.raises(InputError, match=f"mlm_head: is 'keep', but {headless} has no trained head"):
-        models.masked_lm(headless, "keep", 20, None)
+        masked_lm(headless, "keep")
     kept, drawn = (
-        state(models.masked_lm(base, "auto", 20, None)[0]),
-        state(models.masked_lm(base, "fresh", 20, None)[0]),
+        state(masked_lm(base, "auto")[0]),
+        state(masked_lm(base, "fresh")[0]),
     )
     changed = {name for name in kept if not torch.equal(kept[name], drawn[name])}
     assert changed == {"cls.predictions.transform.dense.weight"}  # the rest of it starts at 0 and 1 in both
-    again = state(models.masked_lm(base, "fresh", 20, None)[0])
+    again = state(masked_lm(base, "fresh")[0])
     assert all(torch.equal(drawn[name], again[name]) for name in drawn)
 
 
 def test_the_pooler_of_a_base_is_found_under_the_name_its_children_save_it_by(
     headless: Path, base: Path, tmp_path: Path
 ) -> None:
-    assert models.pooler_tensors(Base(base)).names == []
-    found = dict(models.pooler_tensors(Base(headless)).items())
+    assert pooler_tensors(Base(base)).names == []
+    found = dict(pooler_tensors(Base(headless)).items())
     assert found.keys() == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     whole = AutoModel.from_pretrained(headless)
     assert torch.equal(found["bert.pooler.dense.weight"], whole.pooler.dense.weight)
 
 
 def test_a_bases_own_pooler_is_used_by_a_task(headless: Path, task: Task) -> None:
-    made = state(models.task_model(headless, task, 20, None))
+    made = state(task_model(Base(headless), task, 20))
     stored = load_file(headless / "model.safetensors")["pooler.dense.weight"]
     assert torch.equal(made["bert.pooler.dense.weight"], stored)
 
@@ -189,16 +199,16 @@ def test_roberta_has_a_dense_head_and_no_pooler(root: Path, task: Task) -> None:
     config = RobertaConfig(**size, intermediate_size=32, max_position_embeddings=34, pad_token_id=1)
     RobertaForMaskedLM(config).save_pretrained(root / "roberta")
     make_tokenizer().save_pretrained(root / "roberta")
-    model = models.task_model(root / "roberta", task, 20, None)
-    assert models.head_modules(model) == ["classifier"]
-    names = models.canonical_names(model)
+    model = task_model(Base(root / "roberta"), task, 20)
+    assert head_modules(model) == ["classifier"]
+    names = canonical_names(model)
     assert names["embeddings.word_embeddings.weight"] == "roberta.embeddings.word_embeddings.weight"
     assert {name for name in names if name not in Base(root / "roberta")} == {
         *("classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias")
     }
-    models.require_length(root / "roberta", 32)
+    require_length(root / "roberta", 32)
     with pytest.raises(InputError, match="has positions for 32 tokens at most"):
-        models.require_length(root / "roberta", 33)
+        require_length(root / "roberta", 33)
 
 
 SIZE = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -226,10 +236,10 @@ def test_a_model_is_what_from_pretrained_makes_of_the_same_files(family: str, ta
             whole, info = auto_class.from_pretrained(folder, output_loading_info=True, **labels)
             drawn = info["missing_keys"] | {name for name, *_ in info["mismatched_keys"]}
             if auto_class is AutoModelForMaskedLM:
-                made, fresh = models.masked_lm(folder, "auto", 20, None)
+                made, fresh = masked_lm(folder, "auto")
                 assert set(fresh) == {name for name, _ in made.named_parameters()} & drawn
             else:
-                made = models.task_model(folder, task, 20, None)
+                made = task_model(Base(folder), task, 20)
             assert made.training == whole.training and made.config.to_dict().keys() == whole.config.to_dict().keys()
             expected, found = dict(whole.named_parameters()), state(made)
             assert found.keys() == expected.keys()
@@ -241,7 +251,7 @@ def test_a_model_is_what_from_pretrained_makes_of_the_same_files(family: str, ta
 def test_a_family_whose_checkpoints_transformers_converts_is_refused_with_the_reason(tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_config(NomicBertConfig(**SIZE)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"lacks \d+ backbone tensors: .*converts nomic_bert checkpoints"):
-        models.masked_lm(tmp_path, "auto", 20, None)
+        masked_lm(tmp_path, "auto")
 
 
 def test_files_that_hold_a_tied_tensor_twice_must_hold_the_same(base: Path, tmp_path: Path) -> None:
@@ -250,11 +260,11 @@ def test_files_that_hold_a_tied_tensor_twice_must_hold_the_same(base: Path, tmp_
     tensors = load_file(file)
     words = tensors["bert.embeddings.word_embeddings.weight"]
     save_file({**tensors, "cls.predictions.decoder.weight": words.clone()}, file)
-    made = state(models.masked_lm(file.parent, "auto", 20, None)[0])
+    made = state(masked_lm(file.parent, "auto")[0])
     assert torch.equal(made["bert.embeddings.word_embeddings.weight"], words)
     save_file({**tensors, "cls.predictions.decoder.weight": words + 1}, file)
     with pytest.raises(InputError, match="its config ties cls"):
-        state(models.masked_lm(file.parent, "auto", 20, None)[0])
+        state(masked_lm(file.parent, "auto")[0])
 
 
 def test_a_masked_lm_head_of_another_shape_is_told(base: Path, tmp_path: Path) -> None:
@@ -262,18 +272,18 @@ def test_a_masked_lm_head_of_another_shape_is_told(base: Path, tmp_path: Path) -
     file = tmp_path / "other" / "model.safetensors"
     save_file({**load_file(file), "cls.predictions.bias": torch.zeros(7)}, file)
     with pytest.raises(InputError, match=r"cls.predictions.bias is \(7,\), the model's is \(200,\)"):
-        models.masked_lm(file.parent, "auto", 20, None)
+        masked_lm(file.parent, "auto")
 
 
 def test_a_classifier_of_other_labels_is_replaced_by_a_fresh_one(base: Path, task: Task, tmp_path: Path) -> None:
-    fill(models.task_model(base, task, 20, None)).save_pretrained(tmp_path)
+    fill(task_model(Base(base), task, 20)).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file({**tensors, HEAD: torch.ones(7, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    made, fresh = (state(models.task_model(folder, task, 30, None)) for folder in (tmp_path, base))
+    made, fresh = (state(task_model(Base(folder), task, 30)) for folder in (tmp_path, base))
     assert torch.equal(made[HEAD], fresh[HEAD])
 
 
 def test_a_module_that_an_adapter_cannot_attach_to_is_named(base: Path, task: Task) -> None:
-    tuning = TuningSettings(tuning="lora", target_modules=["no_such_module"])
+    tuning = Lora(target_modules=["no_such_module"])
     with pytest.raises(InputError, match=r"target_modules: .*no_such_module"):
-        models.attach_adapter(models.task_model(base, task, 20, None), tuning, 20)
+        tuning.attach(task_model(Base(base), task, 20), "SEQ_CLS", 20)

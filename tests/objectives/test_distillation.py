@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
-from recyclable.objectives.distillation import Distillation, kd_sum, patient_sum
+from recyclable.objectives.distillation import Distillation, patient_sum
 from recyclable.objectives.teachers import OnlineTeacher, first_token_states
+from recyclable.tasks.classification import Classification
+from recyclable.tasks.regression import Regression
 
+CLASSES, NUMBERS = Classification(), Regression()
 RANDOM = np.random.default_rng(0)
 
 
@@ -46,7 +49,9 @@ def batch(labels: int = 3, examples: int = 5) -> dict[str, torch.Tensor]:
 
 
 def objective(student, teacher, **settings) -> Distillation:
-    return Distillation(student, OnlineTeacher(teacher), **{"alpha": 0.7, "beta": 10.0, "temperature": 5.0, **settings})
+    kind = NUMBERS if student.config.num_labels == 1 else CLASSES
+    settings = {"alpha": 0.7, "beta": 10.0, "temperature": 5.0, **settings}
+    return Distillation(student, kind, OnlineTeacher(teacher, kind, with_states=settings["beta"] > 0), **settings)
 
 
 def loss(made: Distillation, data: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -73,7 +78,7 @@ def patient(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [1.0, 5.0, 0.5])
 def test_kd_is_the_divergence_of_the_student_from_the_teacher(temperature: float) -> None:
     student, teacher = RANDOM.normal(size=(2, 7, 4)) * 3
-    got = kd_sum(torch.tensor(student), torch.tensor(teacher), temperature)
+    got = CLASSES.divergence_sum(torch.tensor(student), torch.tensor(teacher), temperature)
     assert got.dtype == torch.float32
     assert got.item() == pytest.approx(kl(student, teacher, temperature).sum(), rel=1e-5)
     other_way = kl(teacher, student, temperature).sum()
@@ -82,8 +87,8 @@ def test_kd_is_the_divergence_of_the_student_from_the_teacher(temperature: float
 
 def test_kd_is_zero_only_for_equal_distributions() -> None:
     logits = torch.tensor(RANDOM.normal(size=(4, 3)))
-    assert kd_sum(logits, logits + 7, 5.0).item() == pytest.approx(0, abs=1e-6)
-    assert kd_sum(logits, -logits, 5.0).item() > 0.01
+    assert CLASSES.divergence_sum(logits, logits + 7, 5.0).item() == pytest.approx(0, abs=1e-6)
+    assert CLASSES.divergence_sum(logits, -logits, 5.0).item() > 0.01
 
 
 def test_a_teacher_known_by_its_likeliest_classes_gives_the_others_no_probability() -> None:
@@ -92,23 +97,23 @@ def test_a_teacher_known_by_its_likeliest_classes_gives_the_others_no_probabilit
     p = softmax(np.take_along_axis(teacher, kept, 1) / 2)
     q = np.take_along_axis(softmax(student / 2), kept, 1)
     logits, classes = torch.tensor(teacher).topk(2)
-    got = kd_sum(torch.tensor(student), logits, 2.0, classes).item()
+    got = CLASSES.divergence_sum(torch.tensor(student), logits, 2.0, classes).item()
     assert got == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
     logits, classes = torch.tensor(teacher).topk(5)
-    dense = kd_sum(torch.tensor(student), torch.tensor(teacher), 2.0).item()
-    assert kd_sum(torch.tensor(student), logits, 2.0, classes).item() == pytest.approx(dense, rel=1e-5)
+    dense = CLASSES.divergence_sum(torch.tensor(student), torch.tensor(teacher), 2.0).item()
+    assert CLASSES.divergence_sum(torch.tensor(student), logits, 2.0, classes).item() == pytest.approx(dense, rel=1e-5)
 
 
 def test_kd_of_one_output_is_half_the_squared_distance() -> None:
     student, teacher = RANDOM.normal(size=(2, 6, 1))
-    got = kd_sum(torch.tensor(student), torch.tensor(teacher), 5.0).item()
+    got = NUMBERS.divergence_sum(torch.tensor(student), torch.tensor(teacher), 5.0).item()
     assert got == pytest.approx(sum((s - t) ** 2 / 2 for s, t in zip(student[:, 0], teacher[:, 0], strict=True)) / 25)
 
 
 def test_half_precision_logits_and_states_are_compared_in_fp32() -> None:
     student, teacher = torch.tensor(RANDOM.normal(size=(2, 5, 4)) * 4).bfloat16()
     wanted = kl(student.double().numpy(), teacher.double().numpy(), 2.0).sum()
-    assert kd_sum(student, teacher, 2.0).item() == pytest.approx(wanted, rel=1e-5)
+    assert CLASSES.divergence_sum(student, teacher, 2.0).item() == pytest.approx(wanted, rel=1e-5)
     states = [torch.tensor(RANDOM.normal(size=(2, 3, 8)) * 100).half() for _ in range(2)]
     assert torch.isfinite(patient_sum(*states)) and patient_sum(*states).dtype == torch.float32
 
@@ -168,7 +173,7 @@ def test_kd_and_its_gradient_are_those_of_float64_on_the_same_inputs(
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     student, teacher = ((torch.rand(shape, generator=random) * 2 - 1).mul(largest).to(dtype) for _ in range(2))
-    value, gradient = value_and_gradient(kd_sum, student, teacher, temperature)
+    value, gradient = value_and_gradient(CLASSES.divergence_sum, student, teacher, temperature)
     exact_value, exact_gradient = exact_kd(student, teacher, temperature)
     assert error(value, exact_value) <= TOLERANCE[dtype]
     assert error(gradient, exact_gradient, 0.01) <= TOLERANCE[dtype]
@@ -177,7 +182,7 @@ def test_kd_and_its_gradient_are_those_of_float64_on_the_same_inputs(
 @pytest.mark.parametrize("largest", [100.0, 1e3, 1e4])
 def test_kd_of_huge_logits_is_finite_and_near_float64(largest: float) -> None:
     student, teacher = (torch.randn(6, 5, generator=torch.Generator().manual_seed(s)) * largest / 3 for s in (1, 2))
-    value, gradient = value_and_gradient(kd_sum, student, teacher, 4.0)
+    value, gradient = value_and_gradient(CLASSES.divergence_sum, student, teacher, 4.0)
     exact_value, exact_gradient = exact_kd(student, teacher, 4.0)
     assert error(value, exact_value) <= 1e-5 and error(gradient, exact_gradient) <= 1e-4
 
@@ -215,7 +220,7 @@ def test_soft_gradients_keep_their_size_when_the_temperature_grows() -> None:
     def gradient(temperature: float) -> torch.Tensor:
         weight = objective(model(1), model(2), alpha=1.0, temperature=temperature).weights["kd"]
         leaf = logits.clone().requires_grad_()
-        (weight * kd_sum(leaf, teacher, temperature)).backward()
+        (weight * CLASSES.divergence_sum(leaf, teacher, temperature)).backward()
         return leaf.grad
 
     assert torch.allclose(gradient(50.0), gradient(100.0), rtol=0.05, atol=1e-3)
@@ -278,6 +283,16 @@ def test_only_the_students_gradient_flows_and_equals_autograd_of_the_formula() -
     (0.3 * label + 0.7 * 25 * kd + 10 * patient).backward()
     for name, parameter in student.named_parameters():
         assert torch.allclose(got[name], parameter.grad, atol=1e-4, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-3])
+def test_hidden_states_are_computed_only_for_a_patient_term(beta: float) -> None:
+    made, states = objective(model(1), model(2), beta=beta), []
+    for asked in (made.student, made.teacher.model):
+        asked.register_forward_hook(lambda *told: states.append(told[-1].hidden_states))
+    sums = made(batch())
+    assert len(states) == 2 and [each is None for each in states] == [beta == 0] * 2
+    assert ("patient" in sums) is ("patient" in made.weights) is ("patient" in made.counts(batch())) is (beta > 0)
 
 
 def test_prediction_is_the_students() -> None:

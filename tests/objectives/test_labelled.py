@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from recyclable.objectives.labelled import LabelledTask, task_sum
+from recyclable.objectives.labelled import LabelledTask
+from recyclable.tasks.classification import Classification
+from recyclable.tasks.regression import Regression
 
 
 @pytest.mark.parametrize("labels", [2, 3, 1])
@@ -17,11 +19,11 @@ def test_the_mean_is_the_loss_of_transformers(labels: int) -> None:
     model = BertForSequenceClassification(config).eval()
     wanted = torch.randn(4) if labels == 1 else torch.randint(labels, (4,))
     data = {"input_ids": torch.randint(5, 30, (4, 6)), "attention_mask": torch.ones(4, 6).long(), "labels": wanted}
-    made = LabelledTask(model)
+    made = LabelledTask(model, Regression() if labels == 1 else Classification())
     assert made.counts(data) == {"task": 4}
     assert made(data)["task"].item() / 4 == pytest.approx(model(**data).loss.item(), rel=1e-6)
     assert torch.equal(made(data, predict=True), model(**{k: v for k, v in data.items() if k != "labels"}).logits)
 
 
 def test_one_number_per_example_is_not_broadcast() -> None:
-    assert task_sum(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])).item() == 4.0
+    assert Regression().loss_sum(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])).item() == 4.0

@@ -20,11 +20,11 @@ from train_ranks import with_lora
 from transformers import BertConfig, BertForMaskedLM
 from worlds import WORDS, make_base, make_corpus
 
-from recyclable.config import PretrainConfig
+from recyclable import distributed
 from recyclable.errors import InputError
+from recyclable.lm.masked import Masked
 from recyclable.objectives.lm_distillation import LMDistillation, MaskedLMTeacher
-from recyclable.recipes.pretrain import _objective, pretrain
-from recyclable.training import distributed
+from recyclable.recipes.pretrain import pretrain
 
 ALPHA, BETA, TEMPERATURE, MIXING = 0.6, 3.0, 4.0, 0.3
 
@@ -148,12 +148,13 @@ def test_an_adapter_on_the_last_layer_itself_learns() -> None:
 
 def test_last_layers_are_fused_into_the_loss_and_stay_parts_of_their_models() -> None:
     made, (data, _) = objective(bert(), roberta(), beta=0.0), batch()
-    for layer in (made.student.cls.predictions.decoder, made.teacher.model.lm_head.decoder):
+    layers = made.student.cls.predictions.decoder, made.teacher.model.lm_head.decoder
+    for layer in layers:
         layer.register_forward_hook(lambda *_: pytest.fail("all logits at once"))
     made(data)["lm"].backward()
     assert {name.split(".")[0] for name in made.state_dict()} == {"student", "teacher"}
     borrowed = {id(parameter) for module, parameter in made.borrowed() if module is made.over_vocabulary}
-    assert borrowed == {id(p) for layer in made.over_vocabulary._layers for p in layer.parameters()} != set()
+    assert borrowed == {id(p) for layer in layers for p in layer.parameters()} != set()
 
 
 def test_the_parts_of_the_loss_are_told_and_not_learned_from_twice() -> None:
@@ -170,9 +171,10 @@ def test_the_parts_of_the_loss_are_told_and_not_learned_from_twice() -> None:
 def test_the_run_config_chooses_the_divergence(tmp_path: Path, divergence: str) -> None:
     torch.manual_seed(0)
     student, teacher, (data, labels) = bert().eval(), bert().eval(), batch()
-    settings = {"alpha": ALPHA, "beta": BETA, "temperature": TEMPERATURE, "divergence": divergence, "mixing": MIXING}
-    chosen = config(tmp_path, tmp_path, tmp_path, teacher="one", **settings)
-    made = _objective(student, MaskedLMTeacher(teacher, with_states=True), chosen)
+    settings = {"alpha": ALPHA, "beta": BETA, "temperature": TEMPERATURE, "divergence": divergence}
+    if divergence == "jensen_shannon":
+        settings["mixing"] = MIXING
+    made = config(tmp_path, tmp_path, tmp_path, teacher="one", **settings).objective(student, teacher)
     wanted = formula(student, teacher, data, labels, BETA, divergence)
     assert loss(made, data).item() == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -232,10 +234,10 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("old") / "base")
 
 
-def config(folder: Path, base: Path, train: Path, **changed) -> PretrainConfig:
+def config(folder: Path, base: Path, train: Path, **changed) -> Masked:
     settings = {"max_steps": 60, "learning_rate": 5e-3, "train_batch_size": 16, "max_length": 24, "save_every": 0}
     settings |= {"dropout": 0.0, "eval_every": 60, "corpus": {"train": str(train)}}
-    return PretrainConfig(**{**settings, "base": str(base), "out": folder, **changed})
+    return Masked(**{**settings, "base": str(base), "out": folder, **changed})
 
 
 def other_words(corpus: Path, folder: Path) -> Path:

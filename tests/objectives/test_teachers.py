@@ -12,16 +12,18 @@ from processes import STAGE_3, finish, outcome, scalars, start
 from torch import nn
 from worlds import make_base, make_outdated, make_task, make_upgraded
 
-from recyclable import models
-from recyclable.config import RecycleConfig
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.order import Order
-from recyclable.data.tasks import load_task
 from recyclable.errors import InputError
+from recyclable.methods.parts.method import Method
+from recyclable.models.tasks import task_model
 from recyclable.objectives.distillation import Distillation
 from recyclable.objectives.teacher_cache import TaughtExamples, TeacherCache, open_folder
 from recyclable.objectives.teachers import CachedTeacher, OnlineTeacher
-from recyclable.recipes import teaching
+from recyclable.recipes.recycle_settings import read_recycle_settings
+from recyclable.tasks.parts.task import load_task
+from recyclable.training import teaching
+from recyclable.weights.base import Base
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
@@ -177,7 +179,7 @@ def test_a_teacher_under_zero_3_is_partitioned_has_no_moments_and_leaks_nothing(
     held = outcome(out(trained, "online", 2, 3))["held"]
     assert len(held) == STEPS
     task = load_task(str(trained / "task"))
-    model = fill(models.task_model(trained / "base", task, 0, None))
+    model = fill(task_model(Base(trained / "base"), task, 0))
     size, padding = sum(p.numel() for p in model.parameters()), len(list(model.parameters()))
     for step in held:
         assert size / 2 <= step["teacher"] <= size / 2 + padding, "more than this rank's half of the teacher is here"
@@ -195,18 +197,18 @@ class Desk:
     def __init__(self, world: Path, tmp_path: Path) -> None:
         self.world, self.root, self.asked = world, tmp_path / "answers", 0
 
-    def config(self, **changed: Any) -> RecycleConfig:
+    def config(self, **changed: Any) -> Method:
         changed = {"teacher_cache": self.root, **changed}
-        return RecycleConfig(**recycling(self.world, self.world / "unused", **changed))
+        return read_recycle_settings(recycling(self.world, self.world / "unused", **changed), "recycle.yaml")
 
-    def examples(self, config: RecycleConfig, rows: slice = slice(None)) -> LabelledTexts:
+    def examples(self, config: Method, rows: slice = slice(None)) -> LabelledTexts:
         train = load_task(config.task).splits["train"]
         tokenizer = load_tokenizer(self.world / "base")
         return LabelledTexts(train.take(range(len(train))[rows]), tokenizer, config.max_length)
 
     def model(self, seed: int = 3) -> nn.Module:
         task = load_task(str(self.world / "task"))
-        model = fill(models.task_model(self.world / "base", task, seed, None))
+        model = fill(task_model(Base(self.world / "base"), task, seed))
 
         def count(_: nn.Module, __: Any, output: Any) -> None:
             self.asked += len(output.logits)
@@ -222,7 +224,12 @@ class Desk:
             print(stale)
         cache, examples = TeacherCache(folder), self.examples(config, rows)
         used = Order(len(examples), config.train_batch_size, 20).used(config.max_steps)
-        teaching.fill(cache, examples, used, self.model, config, {})
+        kind = load_task(config.task).kind
+
+        def teacher() -> OnlineTeacher:
+            return OnlineTeacher(self.model(), kind, top_k=config.teacher_top_k)
+
+        teaching.fill(cache, examples, used, teacher, config.eval_batch_size, {})
         return TaughtExamples(examples, cache)
 
     def files(self) -> list[Path]:
@@ -382,13 +389,11 @@ def test_a_cache_that_is_a_file_is_refused(desk: Desk) -> None:
 
 def test_the_loss_does_not_depend_on_how_the_batch_was_padded_for_the_teacher(desk: Desk) -> None:
     """The same module on the same batch, taught online and from answers computed in other company."""
-    taught, student = (
-        desk.fill(),
-        fill(models.task_model(desk.world / "upgraded", load_task(str(desk.world / "task")), 1, 0.0)),
-    )
+    taught, task = desk.fill(), load_task(str(desk.world / "task"))
+    student, kind = fill(task_model(Base(desk.world / "upgraded"), task, 1, 0.0)), task.kind
     settings = {"alpha": 0.6, "beta": 3.0, "temperature": 4.0}
-    online = Distillation(student, OnlineTeacher(desk.model()), **settings).eval()
-    cached = Distillation(student, CachedTeacher(), **settings).eval()
+    online = Distillation(student, kind, OnlineTeacher(desk.model(), kind), **settings).eval()
+    cached = Distillation(student, kind, CachedTeacher(), **settings).eval()
     batch = taught.batch([(0, row) for row in range(0, 90, 7)])
 
     def gradients(objective: Distillation) -> tuple[dict[str, float], torch.Tensor]:

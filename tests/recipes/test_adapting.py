@@ -6,9 +6,9 @@ from pathlib import Path
 
 from worlds import make_base, make_task
 
-from recyclable.config import TuneConfig
-from recyclable.data.tasks import load_task
-from recyclable.recipes.adapting import task_data
+from recyclable.recipes.tune_settings import read_tune_settings
+from recyclable.tasks.parts.task import load_task
+from recyclable.tasks.parts.task_data import task_data
 
 
 def test_dev_and_test_are_limited_to_fixed_subsets(tmp_path: Path) -> None:
@@ -16,7 +16,8 @@ def test_dev_and_test_are_limited_to_fixed_subsets(tmp_path: Path) -> None:
     given = {"base": str(base), "task": str(task), "out": tmp_path / "out", "max_steps": 1, "learning_rate": 1e-3}
 
     def sizes(**limits: int) -> list[int]:
-        data = task_data(TuneConfig(**given, max_length=32, **limits), load_task(task), base)
+        settings = read_tune_settings({**given, "max_length": 32, **limits}, "tune.yaml")
+        data = task_data(settings, load_task(task), base)
         return [len(data.train), len(data.dev), len(data.test)]
 
     train, dev, test = sizes()

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from worlds import WORDS, make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
 
+from recyclable.carrying.changes import FoundChanges
 from recyclable.cli import main
-from recyclable.config import StartSettings
 from recyclable.errors import InputError
 from recyclable.recipes.apply import PROVENANCE, apply
 from recyclable.weights import algebra, lineage
-from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, AdaptedWeights
+from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.manifest import ADAPTER, DELTA, HEAD
 
 PREFIX = "bert."
 KINDS = ("lora", "bottleneck")
@@ -51,7 +56,7 @@ def merged(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("upgrades", [0, 1, 2])
 def test_a_delta_over_any_number_of_upgrades(chain: Chain, tmp_path: Path, upgrades: int) -> None:
-    record = apply([chain.weights], chain.bases[upgrades], tmp_path / "out", StartSettings())
+    record = apply([chain.weights], chain.bases[upgrades], tmp_path / "out", FoundChanges())
     found, base = merged(tmp_path / "out"), Base(chain.bases[upgrades])
     delta, head = load_file(chain.weights / DELTA), load_file(chain.weights / HEAD)
     assert found.keys() == delta.keys() | head.keys()
@@ -67,8 +72,8 @@ def test_a_delta_over_any_number_of_upgrades(chain: Chain, tmp_path: Path, upgra
 
 
 def test_many_small_files_hold_the_same_model(chain: Chain, tmp_path: Path) -> None:
-    apply([chain.weights], chain.bases[1], tmp_path / "one", StartSettings())
-    apply([chain.weights], chain.bases[1], tmp_path / "many", StartSettings(), max_shard_bytes=20_000)
+    apply([chain.weights], chain.bases[1], tmp_path / "one", FoundChanges())
+    apply([chain.weights], chain.bases[1], tmp_path / "many", FoundChanges(), max_shard_bytes=20_000)
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 3
     one, many = (AutoModelForSequenceClassification.from_pretrained(tmp_path / n) for n in ("one", "many"))
     for (name, a), (_, b) in zip(one.state_dict().items(), many.state_dict().items(), strict=True):
@@ -78,11 +83,11 @@ def test_many_small_files_hold_the_same_model(chain: Chain, tmp_path: Path) -> N
 def test_strength_pruning_and_embeddings_left_alone(chain: Chain, tmp_path: Path) -> None:
     base, delta = Base(chain.bases[1]), load_file(chain.weights / DELTA)
     words = "embeddings.word_embeddings.weight"
-    apply([chain.weights], chain.bases[1], tmp_path / "s", StartSettings(scale=0.5, skip_embeddings=True))
+    apply([chain.weights], chain.bases[1], tmp_path / "s", FoundChanges(scale=0.5, skip_embeddings=True))
     for name, tensor in merged(tmp_path / "s").items():
         if name in delta:
             assert torch.allclose(tensor, base[name] + (0 if name == words else 0.5 * delta[name]), atol=1e-7), name
-    apply([chain.weights], chain.bases[1], tmp_path / "t", StartSettings(ties=0.25))
+    apply([chain.weights], chain.bases[1], tmp_path / "t", FoundChanges(ties=0.25))
     for name, tensor in merged(tmp_path / "t").items():
         if name in delta:
             kept = (
@@ -90,7 +95,7 @@ def test_strength_pruning_and_embeddings_left_alone(chain: Chain, tmp_path: Path
                 >= delta[name].abs().flatten().sort(descending=True).values[-(-delta[name].numel() // 4) - 1]
             )
             assert torch.allclose(tensor, base[name] + delta[name] * kept, atol=1e-7), name
-    apply([chain.weights], chain.bases[1], tmp_path / "d", StartSettings(dare=0.5), seed=3)
+    apply([chain.weights], chain.bases[1], tmp_path / "d", FoundChanges(dare=0.5), seed=3)
     for name, tensor in merged(tmp_path / "d").items():
         if name in delta:
             thinned = algebra.dare(delta[name].view(-1), 0.5, 3, name).view_as(tensor)
@@ -104,7 +109,7 @@ def test_an_adapter_goes_over_and_full_values_in_it_move_with_the_base(
 ) -> None:
     before, old, new = load_file(chain.adapters[kind] / ADAPTER), Base(chain.bases[0]), Base(chain.bases[upgrades])
     for scale in (1.0, 0.5):
-        apply([chain.adapters[kind]], chain.bases[upgrades], tmp_path / str(scale), StartSettings(scale=scale))
+        apply([chain.adapters[kind]], chain.bases[upgrades], tmp_path / str(scale), FoundChanges(scale=scale))
         weights = AdaptedWeights(tmp_path / str(scale))
         assert weights.manifest.base["fingerprint"] == fingerprint(new).as_dict()
         assert weights.manifest.recycled_from["relation"] == ("recorded" if upgrades else "own")
@@ -123,7 +128,7 @@ def test_an_adapter_goes_over_and_full_values_in_it_move_with_the_base(
 
 
 def test_several_are_merged_and_the_head_is_the_firsts(chain: Chain, tmp_path: Path) -> None:
-    apply([chain.weights, chain.other], chain.bases[2], tmp_path / "out", StartSettings(scale=0.5))
+    apply([chain.weights, chain.other], chain.bases[2], tmp_path / "out", FoundChanges(scale=0.5))
     base, one, two = Base(chain.bases[2]), load_file(chain.weights / DELTA), load_file(chain.other / DELTA)
     for name, tensor in merged(tmp_path / "out").items():
         if name in one:
@@ -135,17 +140,17 @@ def test_several_are_merged_and_the_head_is_the_firsts(chain: Chain, tmp_path: P
 def test_a_stranger_is_refused_unless_allowed(chain: Chain, tmp_path: Path) -> None:
     wanted = fingerprint(Base(chain.bases[0])).weights[:12]
     with pytest.raises(InputError, match=wanted):
-        apply([chain.weights], chain.stranger, tmp_path / "out", StartSettings())
+        apply([chain.weights], chain.stranger, tmp_path / "out", FoundChanges())
     assert not (tmp_path / "out").exists()
-    record = apply([chain.weights], chain.stranger, tmp_path / "out", StartSettings(), allow_unrelated=True)
+    record = apply([chain.weights], chain.stranger, tmp_path / "out", FoundChanges(), allow_unrelated=True)
     assert record["weights"][0]["relation"] == "unrelated"
     for kind in ("w", "lora"):  # of another shape: the base is named all the same
         narrow = make_base(tmp_path / f"narrow-{kind}", hidden=16)
         both = f"{wanted}.*{fingerprint(Base(narrow))}"
         with pytest.raises(InputError, match=both):
-            apply([chain.root / kind], narrow, tmp_path / "no", StartSettings())
+            apply([chain.root / kind], narrow, tmp_path / "no", FoundChanges())
         with pytest.raises(InputError, match=r"does not fit.*is \(32,.*; .*is \(32,"):
-            apply([chain.root / kind], narrow, tmp_path / "no", StartSettings(), allow_unrelated=True)
+            apply([chain.root / kind], narrow, tmp_path / "no", FoundChanges(), allow_unrelated=True)
 
 
 @pytest.mark.parametrize("which", ["base", "delta", "head"])
@@ -158,7 +163,7 @@ def test_a_flipped_bit_is_found_and_nothing_is_left(chain: Chain, tmp_path: Path
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     with pytest.raises(InputError, match=str(base if which == "base" else path)):
-        apply([weights], base, tmp_path / "out", StartSettings())
+        apply([weights], base, tmp_path / "out", FoundChanges())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "weights"]
 
 
@@ -185,7 +190,7 @@ def grown(chain: Chain, folder: Path) -> Path:
 
 def test_rows_follow_their_tokens_into_a_grown_vocabulary(chain: Chain, tmp_path: Path, capsys) -> None:
     folder = grown(chain, tmp_path / "grown")
-    record = apply([chain.weights], folder, tmp_path / "out", StartSettings(), old_base=chain.bases[0])
+    record = apply([chain.weights], folder, tmp_path / "out", FoundChanges(), old_base=chain.bases[0])
     name = "embeddings.word_embeddings.weight"
     base, delta, found = Base(folder)[name], load_file(chain.weights / DELTA)[name], merged(tmp_path / "out")[name]
     assert torch.equal(found[5:15], base[5:15])
@@ -206,8 +211,6 @@ def test_recycling_tells_of_tokens_too_and_no_teacher_reads_those_of_another_voc
         "weights": chain.weights,
         "task": chain.task,
         "out": tmp_path / "out",
-        "max_steps": 1,
-        "learning_rate": 1e-3,
         "max_length": 24,
     }
     config = tmp_path / "run.yaml"
@@ -215,7 +218,8 @@ def test_recycling_tells_of_tokens_too_and_no_teacher_reads_those_of_another_voc
     assert main(["recycle", str(config)]) == 0
     assert "dropped tokens: 5 (w190" in capsys.readouterr().out
     assert AdaptedWeights(tmp_path / "out").manifest.recycled_from["vocabulary"]["dropped"] == WORDS[-5:]
-    assert main(["recycle", str(config), "method=distill", f"out={tmp_path / 'no'}"]) == 2
+    training = ["max_steps=1", "learning_rate=1e-3"]
+    assert main(["recycle", str(config), "method=distill", *training, f"out={tmp_path / 'no'}"]) == 2
     assert f"{settings['base']}: has another vocabulary than {chain.bases[0]}" in capsys.readouterr().err
 
 
@@ -232,6 +236,15 @@ def test_command_line(chain: Chain, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_a_process_that_has_made_no_adapter_knows_ours_all_the_same(chain: Chain, tmp_path: Path) -> None:
+    given = ["--weights", chain.adapters["bottleneck"], "--base", chain.bases[1], "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "recyclable.cli", "apply", *map(str, given)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert AdaptedWeights(tmp_path / "out").manifest.tuning["tuning"] == "bottleneck"
+
+
 def test_on_its_own_base_every_bit_comes_back(chain: Chain, tmp_path: Path) -> None:
     """Also where the sum of base and difference alone would not give it."""
     from recyclable.weights.adapted import write_manifest
@@ -246,7 +259,7 @@ def test_on_its_own_base_every_bit_comes_back(chain: Chain, tmp_path: Path) -> N
     save_file(tuned, tmp_path / "tuned.safetensors")
     write_delta(weights / DELTA, SafetensorsFile(tmp_path / "tuned.safetensors"), base, Codec())
     write_manifest(weights, AdaptedWeights(chain.weights).manifest)
-    apply([weights], chain.bases[0], tmp_path / "out", StartSettings())
+    apply([weights], chain.bases[0], tmp_path / "out", FoundChanges())
     found, delta = merged(tmp_path / "out"), AdaptedWeights(weights).delta
     assert all(torch.equal(found[name], tensor) for name, tensor in tuned.items())
     assert not all(torch.equal(base[name] + delta[name], tensor) for name, tensor in tuned.items())

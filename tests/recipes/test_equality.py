@@ -44,17 +44,20 @@ from train_ranks import with_lora
 from transformers import BertForMaskedLM, BertForSequenceClassification
 from worlds import make_base, make_corpus, make_outdated, make_task, make_upgraded
 
-from recyclable import models
-from recyclable.config import TuneConfig
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.examples import LabelledTexts, MaskedBlocks
-from recyclable.data.fewshot import k_shot
 from recyclable.data.order import Order
-from recyclable.data.tasks import load_task
+from recyclable.models.language import language_model
+from recyclable.models.tasks import task_model
+from recyclable.tasks.parts.fewshot import k_shot
+from recyclable.tasks.parts.task import load_task
+from recyclable.tunings import TUNINGS
+from recyclable.weights.base import Base
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
 SHOTS, HEAD_STEPS, HEAD_RATE = 16, 5, 5e-3
+SIZES = {"full": {}, "lora": {"lora_r": 4}, "bottleneck": {"bottleneck_size": 8}}
 # What is trained -> micro-batch per rank on 1 and on 2 ranks (less than 12 / ranks means accumulation), ZeRO stages.
 ALL = (0, 1, 2, 3)
 PLAN = {
@@ -127,7 +130,8 @@ def run(world: World, name: str, ranks: int, stage: int, precision: str = "fp32"
             config.update(base=world.untied, teacher=world.untied_teacher)
         config.update({"learning_rate": ADAPTER_RATE} if kind == "taught_lora" else {})
     elif verb == "tune":
-        config.update(base=world.base, task=str(world.task), tuning=kind or "full", lora_r=4, bottleneck_size=8)
+        tuning = kind or "full"
+        config.update(base=world.base, task=str(world.task), tuning=tuning, **SIZES[tuning])
         config.update({"learning_rate": ADAPTER_RATE} if kind else {})
     else:
         config.update(base=world.upgraded, old_base=world.base, weights=world.outdated, task=str(world.task))
@@ -179,7 +183,7 @@ def pretrain_oracle(world: World, kind: str) -> Expected:
         return mean_loss(examples.batch(order.step(step)))
 
     if kind == "fresh_head":
-        drawn, fresh = models.masked_lm(folder, "auto", SEED, None)
+        drawn, fresh = language_model(Base(folder), "MaskedLM", SEED, None)
         model.load_state_dict(fill(drawn).state_dict())
         plain_training(model, fresh, loss_of, HEAD_RATE, 0, HEAD_STEPS)
     if kind == "taught_lora":
@@ -214,7 +218,7 @@ def mean_heldout(mean_loss: Callable, packed: Any, tokenizer: Any, cut: int) -> 
 def classifier(folder: Path, task: Any) -> BertForSequenceClassification:
     """The base with the head (and the pooler it lacks) that the package draws from the seed."""
     model = BertForSequenceClassification.from_pretrained(folder, num_labels=len(task.labels))
-    model.load_state_dict(fill(models.task_model(folder, task, SEED, None)).state_dict())
+    model.load_state_dict(fill(task_model(Base(folder), task, SEED)).state_dict())
     return model.eval()
 
 
@@ -259,8 +263,7 @@ def tune_oracle(world: World, kind: str) -> Expected:
 
 def adapted_start(model: nn.Module, task: Any, world: World, kind: str) -> dict[str, torch.Tensor]:
     """State of a model with the freshly drawn adapter that the package would train."""
-    config = TuneConfig(**COMMON, out=world.folder, base="", task="", tuning=kind, lora_r=4, bottleneck_size=8)
-    return dict(models.attach_adapter(model, config, SEED).state_dict())
+    return dict(TUNINGS.get(kind)(**SIZES[kind]).attach(model, "SEQ_CLS", SEED).state_dict())
 
 
 def with_bottlenecks(model: nn.Module, start: dict[str, torch.Tensor]) -> tuple[nn.Module, list[str]]:
@@ -278,7 +281,7 @@ def with_bottlenecks(model: nn.Module, start: dict[str, torch.Tensor]) -> tuple[
 
 def both_oracle(world: World) -> Expected:
     task, tokenizer = load_task(str(world.task)), load_tokenizer(world.upgraded)
-    few, _ = k_shot(task.splits["train"], SHOTS, SEED)
+    few, _ = k_shot(task.splits["train"], SHOTS, SEED, task.splits["train"].labels)
     examples = LabelledTexts(few, tokenizer, LENGTH)
     order = Order(len(examples), BATCH, SEED)
     delta, head = load_file(world.outdated / "delta.safetensors"), load_file(world.outdated / "head.safetensors")

@@ -16,20 +16,23 @@ from safetensors.torch import load_file, save_file
 from this_process import own_environment
 from worlds import make_base, make_corpus, make_roberta, make_task, write_config
 
+from recyclable.carrying.carried import Carried
 from recyclable.cli import main
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.examples import LabelledTexts, MaskedBlocks
-from recyclable.data.tasks import load_task
+from recyclable.models.tasks import outdated_model
 from recyclable.objectives.labelled import LabelledTask
-from recyclable.recipes.recycle import outdated_model
+from recyclable.tasks.parts.task import load_task
 from recyclable.training.evaluation import _HELD_OUT_EPOCH
-from recyclable.weights.adapted import AdaptedWeights, read_manifest
+from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.lineage import read_lineage
+from recyclable.weights.manifest import read_manifest
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
 COMMON = {"max_length": 24, "train_batch_size": 8, "seed": 3, "eval_every": 6, "log_every": 4, "save_every": 0}
+UNTRAINED = {name: COMMON[name] for name in ("max_length", "seed")}
 TUNE = {**COMMON, "max_steps": 12, "learning_rate": 2e-2}
 FAMILIES = ("bert", "roberta")
 
@@ -75,7 +78,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_expected_logits(file: Path, base: Path, weights: Path, task_folder: Path) -> None:
     """What recyclable's own model says of the test split, with the inputs it was given."""
     task, opened = load_task(task_folder), Base(base)
-    model = fill(LabelledTask(outdated_model(AdaptedWeights(weights), opened, opened, task, COMMON["seed"]))).eval()
+    carried = Carried(AdaptedWeights(weights), opened, opened)
+    model = fill(LabelledTask(outdated_model(carried, task, COMMON["seed"]), task.kind)).eval()
     examples = LabelledTexts(task.splits["test"], load_tokenizer(base), COMMON["max_length"])
     batch = examples.batch([(0, i) for i in range(len(examples))])
     with torch.no_grad():
@@ -216,13 +220,15 @@ def test_the_pooler_of_a_base_passes_through_an_upgrade(root: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tuning", ["full", "bottleneck"])
-def test_tuning_and_recycling_run_end_to_end(root: Path, tmp_path: Path, family: str, tuning: str) -> None:
+@pytest.mark.parametrize(("tuning", "size"), [("full", {}), ("bottleneck", {"bottleneck_size": 4})])
+def test_tuning_and_recycling_run_end_to_end(
+    root: Path, tmp_path: Path, family: str, tuning: str, size: dict[str, int]
+) -> None:
     here, task = root / family, root / "task"
-    tuned = run("tune", tmp_path / "tuned", base=here / "m0", task=task, tuning=tuning, bottleneck_size=4, **TUNE)
+    tuned = run("tune", tmp_path / "tuned", base=here / "m0", task=task, tuning=tuning, **size, **TUNE)
     shared = {"base": here / "m1", "old_base": here / "m0", "weights": tuned, "task": task}
     recycled = run("recycle", tmp_path / "recycled", method="both", **shared, **TUNE)
-    applied = run("recycle", tmp_path / "applied", method="apply", **shared, **COMMON)
+    applied = run("recycle", tmp_path / "applied", method="apply", **shared, **UNTRAINED)
     for folder in (recycled, applied):
         manifest = AdaptedWeights(folder).manifest
         assert manifest.recycled_from["base"] == read_manifest(tuned).base

@@ -19,19 +19,22 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from worlds import WORDS, make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
 
-from recyclable import probe_cli
+from recyclable import launcher
+from recyclable.carrying.changes import FoundChanges
 from recyclable.cli import main
-from recyclable.config import StartSettings, make_config
-from recyclable.data.tasks import load_task
+from recyclable.config.run_file import make_config
 from recyclable.errors import InputError
 from recyclable.recipes import probe_task
 from recyclable.recipes.apply import apply
-from recyclable.recipes.probe import ProbeConfig, probe
+from recyclable.recipes.probe import probe
+from recyclable.recipes.probe_settings import ProbeSettings
+from recyclable.tasks.parts.task import load_task
 from recyclable.weights import lineage
-from recyclable.weights.adapted import DELTA, AdaptedWeights
+from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.lineage import declare
+from recyclable.weights.manifest import DELTA
 
 
 class World:
@@ -50,9 +53,11 @@ class World:
             make_adapter(self.m1, self.task, root / f"{kind}-1", kind, seed=8)
         make_outdated(self.m1, self.task, root / "full-1", seed=4)
 
-    def config(self, **settings: Any) -> ProbeConfig:
-        content = {"weights": str(self.full), "base": str(self.m1), "examples": 20, "points": 3, **settings}
-        return make_config(ProbeConfig, {name: str(v) if isinstance(v, Path) else v for name, v in content.items()}, "")
+    def config(self, **settings: Any) -> ProbeSettings:
+        tried = {"examples": 20, "points": 3} if "task" in settings else {}
+        content = {"weights": str(self.full), "base": str(self.m1), **tried, **settings}
+        content = {name: str(value) if isinstance(value, Path) else value for name, value in content.items()}
+        return make_config(ProbeSettings, content, "")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,7 @@ def test_scores_are_those_of_a_merged_model_in_plain_transformers(
     found = whole["evidence"]["compatibility"]
     split = probe_task.limit(load_task(world.task).splits["dev"], 20, 20)
     for when, base in (("old", world.m0), ("new", world.m1)):
-        apply([world.full], base, tmp_path / when, StartSettings())
+        apply([world.full], base, tmp_path / when, FoundChanges())
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / when).eval()
         tokenizer = AutoTokenizer.from_pretrained(base)
         with torch.no_grad():
@@ -129,14 +134,14 @@ def test_knowing_nothing_is_the_most_frequent_class_or_the_mean(tmp_path: Path) 
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": "w", "label": x}) + "\n" for x in "aaab"))
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps({"text": "w", "label": x}) + "\n" for x in "abb"))
     task = load_task(tmp_path)
-    found = probe_task.knowing_nothing(task, task.splits["dev"])
+    found = probe_task.knowing_nothing(task, task.kind.examples(task.splits["dev"], make_tokenizer(), 8))
     assert found["accuracy"] == pytest.approx(1 / 3)
     assert found["loss"] == pytest.approx(-(np.log(4 / 6) + 2 * np.log(2 / 6)) / 3, rel=1e-6)
     for name, values in (("train", (0.5, 1.5)), ("dev", (1.0, 3.5))):
         rows = (json.dumps({"text": "w", "label": x}) + "\n" for x in values)
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     task = load_task(tmp_path)
-    found = probe_task.knowing_nothing(task, task.splits["dev"])
+    found = probe_task.knowing_nothing(task, task.kind.examples(task.splits["dev"], make_tokenizer(), 8))
     assert (found["pearson"], found["loss"]) == (0, pytest.approx((0 + 2.5**2) / 2))
 
 
@@ -147,7 +152,7 @@ def test_weights_over_a_chain_of_bases(world: World, tmp_path: Path) -> None:
     rows = probe_task.compatibility(weights, bases, task, task.splits["dev"], tmp_path)
     assert len(rows) == 3 and len({row["loss"] for row in rows}) == 3
     assert json.loads((tmp_path / "compatibility.json").read_text())["points"]["2"] == rows[2]
-    apply([world.full], world.m2, tmp_path / "merged", StartSettings())
+    apply([world.full], world.m2, tmp_path / "merged", FoundChanges())
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     tokenizer, dev = AutoTokenizer.from_pretrained(world.m2), task.splits["dev"]
     with torch.no_grad():
@@ -330,7 +335,7 @@ def test_the_old_base_is_found_by_the_lineage_or_named(world: World, tmp_path: P
     (lost / lineage.FILE).write_text(json.dumps(record))
     capsys.readouterr()
     assert main(command(world, weights=moved, base=lost)) == 2
-    assert "say where it is with --old-base" in capsys.readouterr().err
+    assert "name it with --old-base" in capsys.readouterr().err
     assert main(command(world, weights=moved, base=lost, old_base=world.m0)) == 0
     assert main(command(world, weights=moved, base=lost, old_base=world.stranger)) == 2
     assert fingerprint(Base(world.m0)).weights[:12] in capsys.readouterr().err
@@ -346,11 +351,18 @@ def test_a_base_that_is_not_related_is_tried_where_that_is_allowed(world: World,
 
 def test_ranks_are_told_what_the_command_line_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
-    monkeypatch.setattr(probe_cli, "launch", lambda script, argv, nproc: told.extend(argv) or 0)
-    assert main(command(world, "--nproc", 2, "--json", "--allow-unrelated", points=2)) == 0
-    options = [f"--weights {world.full}", f"--base {world.m1}", "--points 2"]
-    assert " ".join(told) == " ".join(["--json --allow-unrelated", *options])
-    assert main(command(world, "--nproc", 2)) == 0 and "unrelated" not in " ".join(told[8:])
+
+    def launch(script: Path, argv: list[str], nproc: int, hostfile: str | None) -> int:
+        assert (script.name, nproc, hostfile) == ("probe.py", 2, None)
+        told.append(argv)
+        return 0
+
+    monkeypatch.setattr(launcher, "launch", launch)
+    assert main(command(world, "--nproc", 2, "--json", "--allow-unrelated", task=world.task)) == 0
+    assert main(command(world, "--nproc", 2)) == 0
+    shared = ["--weights", str(world.full), "--base", str(world.m1)]
+    assert told[0] == [*shared, "--task", str(world.task), "--nproc", "2", "--json", "--allow-unrelated"]
+    assert told[1] == [*shared, "--nproc", "2"]
 
 
 @pytest.mark.parametrize(
@@ -363,7 +375,9 @@ def test_ranks_are_told_what_the_command_line_says(world: World, monkeypatch: py
         ({"task": "{root}/two-labels"}, "was tuned for labels ['left', 'middle', 'right']"),
         ({"task": "{root}/task", "points": "1"}, "points: found 1, expected: greater than or equal to 2"),
         ({"task": "{root}/task", "examples": "0"}, "examples: found 0, expected: greater than 0"),
-        ({"to": "{root}/full-1"}, "there is no task to walk the path with"),
+        ({"to": "{root}/full-1"}, "to is given, but nothing reads it without a task"),
+        ({"examples": "9"}, "examples is given, but nothing reads it without a task"),
+        ({"points": "5"}, "points is given, but nothing reads it without a task"),
         ({"task": "{root}/task", "to": "{root}/full"}, "was tuned on"),
         ({"task": "{root}/task", "to": "{root}/lora-1"}, "its tuning is {{'tuning': 'lora'"),
         ({"out": "{root}/task"}, "is not empty and holds no run"),

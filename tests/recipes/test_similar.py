@@ -17,11 +17,11 @@ from worlds import make_adapter, make_base, make_outdated, make_task, make_token
 from recyclable.analysis.similarity import compare
 from recyclable.analysis.transferability import logme
 from recyclable.cli import main
-from recyclable.data.fewshot import limit
-from recyclable.data.tasks import load_task
 from recyclable.errors import InputError
 from recyclable.recipes.similar import BARE
 from recyclable.recipes.similarity import similarity
+from recyclable.tasks.parts.fewshot import limit
+from recyclable.tasks.parts.task import load_task
 from recyclable.weights.store import Store
 
 EXAMPLES = 60

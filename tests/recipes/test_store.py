@@ -21,12 +21,14 @@ from transformers import (
 )
 from worlds import LABELS, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
 
+from recyclable.carrying.carried import Carried
 from recyclable.cli import main
-from recyclable.data.tasks import load_task
-from recyclable.recipes.recycle import outdated_model
-from recyclable.weights.adapted import ADAPTER, ADAPTER_CONFIG, AdaptedWeights
+from recyclable.models.tasks import outdated_model
+from recyclable.tasks.parts.task import load_task
+from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG
 from recyclable.weights.sources import fill
 from recyclable.weights.store import VARIABLE, Store
 
@@ -176,7 +178,7 @@ def test_the_architecture_is_kept(runs: Runs) -> None:
     assert not info["missing_keys"] and again.config.architectures == ["BertForTokenClassification"]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     said = runs.refused("evaluate", "--weights", "n", "--base", runs.world.base, "--task", runs.world.task)
-    assert "was tuned for labels" in said
+    assert "n: was tuned for tokens, the task task is classification" in said
 
 
 @pytest.mark.parametrize("kind", PEFT_KINDS)
@@ -186,7 +188,7 @@ def test_an_adapter_opens_in_plain_peft_with_the_same_logits(runs: Runs, kind: s
     runs.run("store", "export", "n", "--peft", "--base", world.base, "--out", runs.tmp / "out")
     plain = PeftModel.from_pretrained(world.plain(world.base), runs.tmp / "out").eval()
     weights, opened = AdaptedWeights(Store().path("n")), Base(world.base)
-    ours = fill(outdated_model(weights, opened, opened, load_task(world.task), seed=1))
+    ours = fill(outdated_model(Carried(weights, opened, opened), load_task(world.task), seed=1))
     with torch.no_grad():
         assert torch.equal(plain(input_ids=IDS).logits, want)
         torch.testing.assert_close(ours(input_ids=IDS).logits, want)

@@ -12,11 +12,12 @@ import yaml
 from worlds import make_base, make_corpus, make_task
 
 from recyclable.cli import main
-from recyclable.config import StudyConfig, load_config
+from recyclable.config.run_file import load_config
 from recyclable.errors import InputError
 from recyclable.recipes import study as study_module
 from recyclable.recipes.study_plan import plan
-from recyclable.weights.adapted import read_manifest
+from recyclable.recipes.study_settings import StudySettings
+from recyclable.weights.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,9 @@ def test_a_restart_runs_only_what_is_missing(content, finished):
 
 def test_project_learns_from_the_other_tasks_tuned_on_both_bases(content):
     methods = {"project": {"settings": [{"project_rank": 4}]}}
-    few = {**content["experiments"]["few"], "methods": methods, "tasks": ["three"]}
+    few = {**content["experiments"]["few"], "recycle": {"max_length": 32}, "methods": methods, "tasks": ["three"]}
     tasks = dict.fromkeys(("three", "four", "five"), content["tasks"]["three"])
-    config = StudyConfig.model_validate({**content, "tasks": tasks, "experiments": {"few": few}})
+    config = StudySettings.model_validate({**content, "tasks": tasks, "experiments": {"few": few}})
     cells = {cell.name: cell for cell in plan(config)}
     cell, out = cells["few/M0-M1/three/full/project/seed2"], Path(content["out"])
     known = [[f"tuned/{base}/{task}/full/seed2" for base in ("M0", "M1")] for task in ("four", "five")]
@@ -119,14 +120,14 @@ def test_an_experiment_may_be_run_on_some_edges_alone(content):
     edges = [edge, {**edge, "new": "M2"}]
     tasks = dict.fromkeys(("three", "four"), content["tasks"]["three"])
     changed = {"bases": bases, "edges": edges, "tasks": tasks, "experiments": {"few": few, "last": last}}
-    cells = [cell.name for cell in plan(StudyConfig.model_validate({**content, **changed}))]
+    cells = [cell.name for cell in plan(StudySettings.model_validate({**content, **changed}))]
     assert {name.split("/")[1] for name in cells if name.startswith("last/")} == {"M0-M2"}
     assert {name.split("/")[1] for name in cells if name.startswith("few/")} == {"M0-M1", "M0-M2"}
     assert {name.split("/")[1] for name in cells if name.startswith("tuned/")} == {"M0", "M2"}
 
 
 def test_a_cell_that_another_job_holds_is_left_to_it(content, finished, tmp_path):
-    config = load_config(StudyConfig, finished).model_copy(update={"out": tmp_path})
+    config = load_config(StudySettings, finished).model_copy(update={"out": tmp_path})
     cells = [cell for cell in plan(config) if cell.name.startswith("tuned/")]
     free = [cell for cell in cells if not cell.depends]
     with study_module._taken(tmp_path, free) as first:
@@ -138,7 +139,7 @@ def test_a_cell_that_another_job_holds_is_left_to_it(content, finished, tmp_path
 
 
 def test_a_cell_waits_for_what_it_depends_on(content, finished, tmp_path):
-    config = load_config(StudyConfig, finished).model_copy(update={"out": tmp_path})
+    config = load_config(StudySettings, finished).model_copy(update={"out": tmp_path})
     waiting = [cell for cell in plan(config) if cell.name.startswith(("few/", "tuned/"))]
     few = [cell for cell in waiting if cell.name.startswith("few/")]
     with study_module._taken(tmp_path, few) as name:
@@ -162,7 +163,7 @@ def test_a_study_that_does_not_hold_together_is_refused(content, tmp_path, chang
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({**content, **change}))
     with pytest.raises(InputError, match=message):
-        load_config(StudyConfig, file)
+        load_config(StudySettings, file)
 
 
 def test_another_tasks_weights_are_tuned_and_recycled_for_the_tasks_that_want_them(content, tmp_path):
@@ -174,7 +175,7 @@ def test_another_tasks_weights_are_tuned_and_recycled_for_the_tasks_that_want_th
     few = {**content["experiments"]["few"], "methods": methods, "tasks": ["next"], "weights_from": {"next": "three"}}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({**content, "tasks": tasks, "experiments": {"few": few}}))
-    cells = {cell.name: cell for cell in plan(load_config(StudyConfig, file))}
+    cells = {cell.name: cell for cell in plan(load_config(StudySettings, file))}
     assert [name for name in cells if name.startswith("tuned/")] == [
         f"tuned/M0/three/full/seed{seed}" for seed in (1, 2, 9)
     ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from records import run
 
-from recyclable.report.compare import compare, plot, steps_to_target, table
+from recyclable.errors import InputError
+from recyclable.report.compare import compare, plot, require_plottable, steps_to_target, table
 
 
 def test_the_first_evaluation_at_the_target_counts_not_a_later_one():
@@ -43,3 +46,23 @@ def test_the_plot_is_a_png_with_curves_and_levels(tmp_path):
     panel = {"scratch": [run("scratch", [0.1, 0.3]), run("scratch", [0.2, 0.4])], "apply": [run("apply", [0.3])]}
     plot({"few": panel, "full": panel}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_without_a_curve_of_their_metric_are_left_out(tmp_path):
+    pytest.importorskip("matplotlib")
+    bare = {**run("init", [0.1, 0.9]), "history": [{"step": 0}, {"step": 10}]}
+    empty = {"method": "init", "metrics": {}, "history": []}
+    assert steps_to_target(bare, 0.5) is None
+    for name, panel in {"some": {"a": [bare], "b": [run("scratch", [0.1, 0.3])]}, "none": {"c": [empty]}}.items():
+        plot({name: panel}, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("place", ["/nope/x.png", "/proc/x.png", "{tmp}/x.foo", "{tmp}/x", "{tmp}/folder.png"])
+def test_a_plot_that_cannot_be_written_is_refused_before(place, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match=r"^--plot: .*, expected a "):
+        require_plottable(Path(place.replace("{tmp}", str(tmp_path))), "--plot")
+    require_plottable(tmp_path / "x.png", "--plot")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder.png"]

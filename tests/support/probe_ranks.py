@@ -6,15 +6,16 @@ import json
 import sys
 from pathlib import Path
 
-from recyclable.config import make_config
-from recyclable.recipes.probe import ProbeConfig, probe
-from recyclable.training import distributed
+from recyclable import distributed
+from recyclable.config.run_file import make_config
+from recyclable.recipes.probe import probe
+from recyclable.recipes.probe_settings import ProbeSettings
 
 
 def main(file: str) -> int:
     distributed.init()
     for run in json.loads(Path(file).read_text()):
-        config = make_config(ProbeConfig, run["config"], file)
+        config = make_config(ProbeSettings, run["config"], file)
         result, _ = probe(config, run.get("resume", False))
         Path(f"{config.out}-{distributed.rank()}.json").write_text(json.dumps(result))
     distributed.shutdown()

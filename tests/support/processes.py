@@ -34,7 +34,7 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "runs.json").write_text(json.dumps(runs, default=str))
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment["OMP_NUM_THREADS"] = "1"
     launch = ["-c", LAUNCH.format(nproc)] if nproc else []
     command = [sys.executable, *launch, str(SUPPORT / script), str(folder / "runs.json")]

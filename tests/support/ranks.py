@@ -20,8 +20,8 @@ def together() -> int:
     """Every collective, each against the value worked out by hand; then bad input that only rank 0 sees."""
     import torch
 
+    from recyclable import distributed as d
     from recyclable.errors import InputError
-    from recyclable.training import distributed as d
 
     d.init()
     d.init()

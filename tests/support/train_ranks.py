@@ -13,7 +13,8 @@ import json
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ from unittest.mock import patch
 import torch
 from peft import LoraConfig, get_peft_model
 
-from recyclable.config import make_config
+from recyclable import distributed
 from recyclable.errors import InputError
-from recyclable.rank import RUN_CONFIGS
-from recyclable.training import distributed
+from recyclable.lm.masked import Masked
 from recyclable.training.monitor import Monitor
 from recyclable.weights.sources import fill
 
@@ -41,11 +41,12 @@ def main(file: str) -> int:
         outcome: dict[str, Any] = {}
         held = outcome.setdefault("held", []) if run.get("look") else None
         Monitor.step = disturbed(untouched, run.get("raise_at"), run.get("slow", 0), held)
-        config = make_config(RUN_CONFIGS[run["verb"]], run["config"], file)
+        verb = run["verb"]
+        recipe, settings = (import_module(f"recyclable.recipes.{name}") for name in (verb, f"{verb}_settings"))
+        config = getattr(settings, f"read_{verb}_settings")(run["config"], file)
         try:
-            recipes = import_module(f"recyclable.recipes.{run['verb']}")
-            with lora_student(recipes) if run.get("lora") else nullcontext():
-                getattr(recipes, run["verb"])(config, run["ds_config"], run.get("resume", False))
+            with lora_student(recipe) if run.get("lora") else nullcontext():
+                getattr(recipe, verb)(config, run["ds_config"], run.get("resume", False))
         except (InputError, Interrupted) as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
         if distributed.is_main():
@@ -68,9 +69,13 @@ def disturbed(original: Any, raise_at: int | None, slow: float, held: list[dict[
     return step
 
 
-def lora_student(pretrain: Any) -> Any:
+@contextmanager
+def lora_student(pretrain: Any) -> Iterator[None]:
     """Pre-training of LoRA weights alone, which no recipe does: the parts of the recipe exchanged while it lasts."""
-    objective = pretrain._objective
+    whole = Masked.objective
+
+    def objective(kind: Masked, model: torch.nn.Module, teacher: torch.nn.Module | None) -> Any:
+        return whole(kind, with_lora(model), teacher)
 
     def keep(_: str, outcome: Any, __: Any, config: Any, *___: Any) -> None:
         heldout = {when: {"loss": outcome.history[i]["loss"]} for when, i in (("before", 0), ("after", -1))}
@@ -79,7 +84,11 @@ def lora_student(pretrain: Any) -> Any:
             (config.out / "lora.json").write_text(json.dumps({"heldout": heldout}))
         distributed.barrier()
 
-    return patch.multiple(pretrain, _objective=lambda model, *rest: objective(with_lora(model), *rest), _save=keep)
+    with (
+        patch.object(Masked, "objective", objective),
+        patch.multiple(pretrain, _save=keep, _lineage=lambda _: {}),  # no base is written, so there is no lineage
+    ):
+        yield
 
 
 def with_lora(model: torch.nn.Module) -> torch.nn.Module:

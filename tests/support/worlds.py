@@ -23,18 +23,22 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
 )
 
-from recyclable import models
-from recyclable.config import TuningSettings
-from recyclable.data.tasks import load_task
+from recyclable.carrying.places import adapter_shapes
+from recyclable.models.tasks import task_model
+from recyclable.tasks.parts.task import load_task
+from recyclable.tunings import TUNINGS
+from recyclable.tunings.parts.tuning import Tuning
 from recyclable.weights import lineage
-from recyclable.weights.adapted import ADAPTER, DELTA, HEAD, Manifest, write_manifest
+from recyclable.weights.adapted import write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.manifest import ADAPTER, DELTA, HEAD, Manifest
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{i}" for i in range(195)]
@@ -127,6 +131,13 @@ def make_roberta(folder: Path, *, hidden: int = 32, layers: int = 2, seed: int =
     return Path(folder)
 
 
+def make_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
+    """A base of any other family, of `make_tokenizer`'s 200 tokens or another tokenizer's."""
+    model.save_pretrained(folder)
+    (tokenizer or make_tokenizer()).save_pretrained(folder)
+    return Path(folder)
+
+
 def make_upgraded(base: Path, folder: Path, *, scale: float = 0.02, seed: int = 2) -> Path:
     """`base` with noise N(0, scale) on every tensor and a lineage that names `base`: an upgrade without training."""
     shutil.copytree(base, folder)
@@ -163,14 +174,19 @@ def make_outdated(base: Path, task: Path, folder: Path, *, scale: float = 0.02, 
 
 def make_adapter(base: Path, task: Path, folder: Path, kind: str, *, seed: int = 6) -> Path:
     """An adapter of `base` for `task` without training: every tensor random. kind: lora or bottleneck, of size 3."""
-    tuning = TuningSettings(tuning=kind, lora_r=3, bottleneck_size=3)
-    model = models.attach_adapter(models.task_model(base, load_task(task), 20, None), tuning, 20)
+    tuning = small_adapter(kind)
+    model = tuning.attach(task_model(Base(base), load_task(task), 20), "SEQ_CLS", 20)
     noise = torch.Generator().manual_seed(seed)
-    shapes = {name: parameter.shape for name, parameter in sorted(models.adapter_parameters(model).items())}
+    shapes = dict(sorted(adapter_shapes(model).items()))
     model.peft_config["default"].save_pretrained(folder)
     save_file({name: torch.randn(shape, generator=noise) * 0.2 for name, shape in shapes.items()}, folder / ADAPTER)
     _write_manifest(folder, base, task, tuning.model_dump())
     return folder
+
+
+def small_adapter(kind: str) -> Tuning:
+    """The tuning that `make_adapter` means by this kind."""
+    return TUNINGS.get(kind)(**{"lora": {"lora_r": 3}, "bottleneck": {"bottleneck_size": 3}}[kind])
 
 
 def _write_manifest(folder: Path, base: Path, task: Path, tuning: dict[str, Any]) -> None:
@@ -178,12 +194,7 @@ def _write_manifest(folder: Path, base: Path, task: Path, tuning: dict[str, Any]
     manifest = Manifest(
         kind="delta" if tuning["tuning"] == "full" else "adapter",
         tuning=tuning,
-        task={
-            "name": labelled.name,
-            "problem": labelled.problem,
-            "labels": list(labelled.labels),
-            "digest": labelled.digest,
-        },
+        task=labelled.described(),
         base={"name": str(base), "fingerprint": fingerprint(Base(base)).as_dict()},
         method="tune",
         metrics={"metric": "accuracy", "dev": {}, "test": {}, "best_step": 0, "examples": 0, "seconds": 0.0},
@@ -208,6 +219,38 @@ def make_task(folder: Path, *, train: int = 90, dev: int = 30, test: int = 30, s
             text = [draw.choice(own if draw.random() < 0.8 else WORDS) for _ in range(draw.randint(3, 20))]
             rows.append({"text": " ".join(text), "label": LABELS[i % 3]})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def make_tagged_task(
+    folder: Path,
+    *,
+    types: tuple[str, ...] = ("PER", "LOC"),
+    train: int = 90,
+    dev: int = 30,
+    test: int = 30,
+    seed: int = 7,
+) -> Path:
+    """A directory with train, dev and test.conll: entities of one to three words, each type from words of its own.
+
+    Sentences have 3 to 22 words. One word in ten is a compound such as `w3-w9`, of three pieces and of the first
+    part's type.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, common = random.Random(seed), WORDS[8 * len(types) :]
+    for name, size in (("train", train), ("dev", dev), ("test", test)):
+        lines = ["-DOCSTART- O\n"]
+        for _ in range(size):
+            length, lines = draw.randint(3, 20), [*lines, ""]
+            while length > 0:
+                kind = draw.choice([None, None, *range(len(types))])
+                own = common if kind is None else WORDS[8 * kind : 8 * kind + 8]
+                for place in range(draw.randint(1, 3)):
+                    word = draw.choice(own) + (f"-{draw.choice(WORDS)}" if draw.random() < 0.1 else "")
+                    tag = "O" if kind is None else f"{'I' if place else 'B'}-{types[kind]}"
+                    lines.append(f"{word} {tag}")
+                    length -= 1
+        (folder / f"{name}.conll").write_text("\n".join(lines) + "\n")
     return folder
 
 

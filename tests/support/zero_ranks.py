@@ -22,18 +22,24 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForSequenceClassification
+from worlds import small_adapter
 
-from recyclable import models
-from recyclable.config import RecycleConfig, TrainSettings, TuningSettings
-from recyclable.data.tasks import load_task
+from recyclable import distributed
+from recyclable.carrying.carried import Carried
+from recyclable.config.settings import TrainSettings
 from recyclable.errors import InputError
+from recyclable.models.tasks import outdated_model, task_model
 from recyclable.objectives.distillation import Distillation
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.objectives.objective import Objective
-from recyclable.recipes.recycle import outdated_model, recycle
-from recyclable.training import distributed, rundir, zero
+from recyclable.objectives.teachers import OnlineTeacher
+from recyclable.recipes.recycle import recycle
+from recyclable.recipes.recycle_settings import read_recycle_settings
+from recyclable.tasks.parts.task import load_task
+from recyclable.training import rundir, zero
 from recyclable.training.engine import engine_for, materialize
 from recyclable.training.loop import _keep_tensors
+from recyclable.tunings.full import Full
 from recyclable.weights import digest, sources
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
@@ -56,15 +62,16 @@ class World:
         """A student, unread. kind: `full`, `lora`, `bottleneck` (fresh) or `outdated-` and one of these."""
         outdated, _, tuning = kind.rpartition("-")
         if outdated:
-            return outdated_model(self.weights(tuning), self.old, self.new, self.task, SEED)
-        settings = TuningSettings(tuning=tuning, lora_r=3, bottleneck_size=3)
-        return models.attach_adapter(models.task_model(self.new, self.task, SEED, None), settings, SEED)
+            return outdated_model(Carried(self.weights(tuning), self.old, self.new), self.task, SEED)
+        settings = Full() if tuning == "full" else small_adapter(tuning)
+        return settings.attach(task_model(self.new, self.task, SEED), "SEQ_CLS", SEED)
 
     def weights(self, tuning: str) -> AdaptedWeights:
         return AdaptedWeights(self.folder / f"outdated-{tuning}", verify=False)
 
-    def teacher(self) -> nn.Module:
-        return outdated_model(self.weights("full"), self.old, self.old, self.task, SEED)
+    def teacher(self) -> OnlineTeacher:
+        model = outdated_model(Carried(self.weights("full"), self.old, self.old), self.task, SEED)
+        return OnlineTeacher(model, self.task.kind)
 
 
 # ---- the oracle: whole models, whole state dicts -----------------------------------------------------------------
@@ -92,7 +99,7 @@ def expected(world: World, kind: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed_of(SEED, "lora"))
         model = get_peft_model(model, lora)
     if tuning == "bottleneck":
-        model = models.attach_adapter(model, TuningSettings(tuning="bottleneck", bottleneck_size=3), SEED)
+        model = small_adapter("bottleneck").attach(model, "SEQ_CLS", SEED)
     values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     if tuning != "full" and outdated:
         for name, tensor in load_file(world.weights(tuning).folder / "adapter_model.safetensors").items():
@@ -114,7 +121,7 @@ def partitions(
     wanted = {f"student.{name}": tensor for name, tensor in expected(world, kind).items()}
     if teacher:
         m0 = expected_teacher(world)
-        wanted.update({f"teacher.{name}": tensor for name, tensor in m0.items()})
+        wanted.update({f"teacher.model.{name}": tensor for name, tensor in m0.items()})
     materialize(objective, settings(), ds)
     dtype = getattr(torch, precision)
     trained = {n for n, p in objective.named_parameters() if p.requires_grad}
@@ -249,13 +256,8 @@ def refused(world: World, stage: int, damaged: str, said: str, method: str = "bo
     changed = {names[Path(damaged).parts[0]]: str(world.folder / f"damaged-{Path(damaged).parts[0]}")}
     out = world.folder / f"refused-{distributed.world_size()}-{stage}-{Path(damaged).parts[0]}-{method}"
     paths = {key: str(world.folder / name) for name, key in names.items()}
-    config = RecycleConfig(
-        **settings().model_dump(exclude={"out"}),
-        out=out,
-        task=str(world.folder / "task"),
-        method=method,
-        **{**paths, **changed},
-    )
+    content = {**settings().model_dump(), "out": out, "task": str(world.folder / "task"), "method": method}
+    config = read_recycle_settings({**content, **paths, **changed}, "recycle.yaml")
     try:
         recycle(config, ds_config(stage, "float32", {}))
     except InputError as error:
@@ -289,7 +291,7 @@ def not_shared(world: World) -> None:
     out = world.folder / f"host-{distributed.rank()}" / "out"
     rundir._PATIENCE_S = 0.5
     try:
-        rundir.claim(settings().model_copy(update={"out": out}), "manifest.json", resume=False)
+        rundir.claim(settings(), out, "manifest.json", resume=False)
     except InputError as error:
         assert "is not on a file system that all ranks share: not seen by rank 1 on " in str(error), str(error)
     else:
@@ -325,9 +327,9 @@ def objective_and_config(
     world: World, kind: str, stage: int, precision: str, teacher: bool, more: dict[str, Any]
 ) -> tuple[Objective, dict[str, Any]]:
     student = world.start(kind)
-    objective: Objective = LabelledTask(student)
+    objective: Objective = LabelledTask(student, world.task.kind)
     if teacher:
-        objective = Distillation(student, world.teacher(), alpha=0.5, beta=1.0, temperature=2.0)
+        objective = Distillation(student, world.task.kind, world.teacher(), alpha=0.5, beta=1.0, temperature=2.0)
     return objective, ds_config(stage, precision, more)
 
 

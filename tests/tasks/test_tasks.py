@@ -11,8 +11,9 @@ import datasets
 import pytest
 from rows import write_rows
 
-from recyclable.data.tasks import Split, load_task
+from recyclable.data.split import Split
 from recyclable.errors import InputError
+from recyclable.tasks.parts.task import load_task
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 ROWS = [{"text": f'text, "{i}" é', "label": ["no", "yes"][i % 2]} for i in range(6)]
@@ -133,6 +134,12 @@ def test_a_dict_says_the_same_as_a_task_file(write_task: Callable, tmp_path: Pat
     assert (task.name, task.labels, task.splits["train"].labels) == ("x", ("0.5", "1.5", "2.5"), [0, 2])
 
 
+def test_labels_that_are_listed_are_classes_even_where_they_are_numbers(write_task: Callable) -> None:
+    path = write_task(train=[0.5, 2.5]) / "train.jsonl"
+    task = load_task({"train": str(path), "labels": [2.5, 0.5]})
+    assert (task.problem, task.labels, task.splits["train"].labels) == ("classification", ("2.5", "0.5"), [1, 0])
+
+
 def test_a_hub_data_set_gives_its_splits_and_label_names(monkeypatch: pytest.MonkeyPatch) -> None:
     features = datasets.Features({"s": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
 
@@ -194,6 +201,7 @@ GOOD = [row(), row(label="b")]
         ({"train": []}, r"train\.jsonl: this split is empty"),
         ({"train": [*GOOD, row(label=None)]}, r"train\.jsonl, row 3: column 'label' is empty \(null\)"),
         ({"train": [*GOOD, row(label=float("nan"))]}, r"train\.jsonl, row 3: column 'label' is empty \(null\)"),
+        ({"train": [*GOOD, row(label="\ud800")]}, r"train\.jsonl, row 3: column 'label' is no valid Unicode"),
         ({"train": GOOD, "dev": [row(text=None)]}, r"dev\.jsonl, row 1: column 'text' is empty \(null\)"),
         ({"train": [row(text=3)]}, r"train\.jsonl, row 1: column 'text' is 3, expected a string"),
         (
@@ -243,16 +251,24 @@ def test_broken_json_is_an_input_error(tmp_path: Path) -> None:
         ("train: train.xlsx\n", r"train\.xlsx: (no such file|unsupported extension)"),
         ("dev: train.jsonl\n", r"task\.yaml: no train split"),
         ("train: [a, b]\n", r"task\.yaml: train is \['a', 'b'\], expected a string"),
-        ("train: train.jsonl\nproblem: ranking\n", r"problem is 'ranking', expected classification or regression"),
+        (
+            "train: train.jsonl\nproblem: ranking\n",
+            r"task\.yaml: problem is 'ranking', expected one of classification, regression",
+        ),
         ("train: train.jsonl\nlabels: a\n", r"labels is 'a', expected a list"),
         ("train: train.jsonl\nlabels: [a, a]\n", r"expected at least two different names, each once"),
         ("train: train.jsonl\nlabels: [yes, no]\n", r"put quotes around names that YAML reads as true or false"),
         ("train: train.jsonl\nlabels: [a, c]\n", r"row 2: label 'b' is not in the list of labels, which has a, c"),
-        ("train: train.jsonl\nlabels: [a, b]\nproblem: regression\n", r"labels are for classification"),
+        ("train: train.jsonl\nlabels: [a, b]\nproblem: regression\n", r"task\.yaml: labels are for classes"),
         ("train: train.jsonl\nproblem: regression\n", r"row 1: label 'a', expected a finite number"),
         ("train: train.jsonl\ntext: body\n", r"train\.jsonl, row 1: no column 'body', found \['label', 'text'\]"),
         ("train: train.jsonl\ntext_pair: other\n", r"train\.jsonl, row 1: no column 'other'"),
         ("train: [\n", r"task\.yaml: broken YAML"),
+        ("train: train.jsonl\nname: 2024-99-99\n", r"broken YAML: line 2, column 7: no value of the type timestamp"),
+        ("train: !!int abc\n", r"broken YAML: line 1, column 8: no value of the type int"),
+        ("labels: " + "[" * 3000, r"task\.yaml: broken YAML: nested too deeply"),
+        ("train: train.jsonl\nlabels: &a [*a, b]\n", r"task\.yaml: labels is \[\[\.\.\.\], 'b'\], expected a list"),
+        ('train: train.jsonl\nlabels: ["\\ud800", b]\n', r"task\.yaml: name or labels hold half a surrogate pair"),
         ("- train\n", r"task\.yaml: found list, expected the keys"),
         ("", r"task\.yaml: found NoneType, expected the keys"),
     ],

@@ -10,10 +10,10 @@ import pytest
 import torch
 from worlds import make_tokenizer
 
-from recyclable.config import TrainSettings
+from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import LabelledTexts, MaskedBlocks
 from recyclable.data.order import Order, share_of_step
-from recyclable.data.tasks import Split
+from recyclable.data.split import Split
 from recyclable.training import evaluation
 from recyclable.training.evaluation import mean_losses, predict
 from recyclable.training.optimizer import build_optimizer, learning_rate

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from recyclable.errors import InputError
-from recyclable.weights.adapted import DELTA, HEAD, MANIFEST, AdaptedWeights, Manifest, read_manifest, write_manifest
+from recyclable.weights.adapted import AdaptedWeights, write_manifest
+from recyclable.weights.manifest import DELTA, HEAD, MANIFEST, Manifest, read_manifest
 
 MANIFEST_CONTENT = Manifest(
     kind="delta",

@@ -10,7 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from worlds import make_base
 
 from recyclable.errors import InputError
@@ -151,12 +157,16 @@ def test_config_fields_count_when_they_change_outputs(copy: Path, base: Path, fi
     assert (found.weights, found.tokenizer) == (own.weights, own.tokenizer)
 
 
-def test_an_untied_language_model_head_is_part_of_the_base(copy: Path, base: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    rewrite(copy, lambda tensors: {**tensors, "lm_head.weight": torch.ones(200, 32)})
-    assert of(copy).weights == of(base).weights
-    (copy / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
-    assert of(copy).weights != of(base).weights
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_untied_language_model_head_is_part_of_the_base(tmp_path: Path, tied: bool) -> None:
+    size = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(**size, intermediate_size=8, tie_word_embeddings=tied)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    before = of(tmp_path).weights
+    assert ("lm_head.weight" in Base(tmp_path)) is not tied
+    rewrite(tmp_path, lambda t: {**t, "lm_head.weight": t["lm_head.weight"] + 1})
+    assert (of(tmp_path).weights == before) is tied
 
 
 def test_tensors_come_under_canonical_names_whatever_the_view(base: Path, tmp_path: Path) -> None:

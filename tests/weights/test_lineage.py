@@ -70,6 +70,28 @@ def test_a_broken_lineage_is_bad_input(chain: list[Path], tmp_path: Path, text: 
         relation(folder, digest(folder), digest(chain[0]))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 9}, "format 9, this version reads 1"),
+        ({"fingerprint": {"weights": 5, "tokenizer": "t", "config": "c"}}, "broken, expected JSON with fingerprint"),
+        ({"ancestors": [{"fingerprint": {"weights": "w", "tokenizer": "t", "config": "c"}}]}, "broken, ancestor 1 is"),
+        ({"ancestors": [{"name": "a", "fingerprint": {"weights": "w"}}]}, "broken, ancestor 1 is"),
+        (
+            {"ancestors": [{"name": 5, "fingerprint": dict.fromkeys(("weights", "tokenizer", "config"), "x")}]},
+            "ancestor 1",
+        ),
+    ],
+)
+def test_a_lineage_with_a_field_of_another_type_is_bad_input(
+    chain: list[Path], tmp_path: Path, change: dict, said: str
+) -> None:
+    record = json.loads((chain[1] / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({**record, **change}))
+    with pytest.raises(InputError, match=rf"{FILE}: .*{said}"):
+        read_lineage(tmp_path)
+
+
 def test_weights_go_onto_their_own_base_and_its_descendants(chain: list[Path], weights: AdaptedWeights) -> None:
     assert require_own_base(weights, Base(chain[0])) == fingerprint(Base(chain[0]))
     for folder in chain:
@@ -94,7 +116,7 @@ def test_the_same_weights_with_another_tokenizer_or_config_are_another_base(
     content = json.loads(file.read_text())
     content.update({"version": "1.1"} if part == "tokenizer" else {"layer_norm_eps": 1e-6})
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=rf"\({part} [0-9a-f]{{12}}\), but .* has {part} [0-9a-f]{{12}}$"):
+    with pytest.raises(InputError, match=rf"\({part} [0-9a-f:]{{12}}\), but .* has {part} [0-9a-f:]{{12}}$"):
         require_own_base(weights, Base(folder))
 
 

@@ -16,8 +16,9 @@ from processes import ROOT
 from worlds import make_base, make_outdated, make_task
 
 from recyclable.errors import InputError
-from recyclable.weights.adapted import DELTA, HEAD, MANIFEST, SEAL, AdaptedWeights, read_manifest, write_manifest
-from recyclable.weights.files import new_directory
+from recyclable.weights.adapted import AdaptedWeights, write_manifest
+from recyclable.weights.durable import new_directory
+from recyclable.weights.manifest import DELTA, HEAD, MANIFEST, SEAL, read_manifest
 from recyclable.weights.store import VARIABLE, Store, find
 
 
@@ -148,7 +149,8 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from recyclable.weights.store import Store
-from recyclable.weights.adapted import read_manifest, write_manifest
+from recyclable.weights.adapted import write_manifest
+from recyclable.weights.manifest import read_manifest
 run, store, name, point = sys.argv[1:]
 if point == "renaming":
     Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -186,3 +188,23 @@ def test_a_failure_leaves_no_store_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Store(tmp_path / "new" / "store").adding("x"):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "a\0b"])
+def test_a_store_that_cannot_be_made_is_refused(run: Path, place: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be written \(.+\), expected a directory"):
+        put(Store(place if place.startswith("/") else tmp_path / place), "n", run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_directory_is_no_entry_and_long_lists_are_cut(store: Store) -> None:
+    (store.folder / "notes.txt").write_text("hello")
+    (store.folder / "dangling").symlink_to("nowhere")
+    (store.folder / "other").symlink_to("first")
+    assert store.names() == ["first"]
+    for number in range(30):
+        (store.folder / f"n{number:02}").mkdir()
+    with pytest.raises(InputError, match=r"holds no 'x', only first, n00, .*, n18, 11 more$"):
+        store.path("x")
+    with pytest.raises(InputError, match=r"which has first, n00, .*, n18, 11 more$"):
+        find("x", store.folder)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recyclable.weights import files
+from recyclable.weights import durable
 from recyclable.weights.checkpoint_files import SafetensorsFile, TensorFiles
-from recyclable.weights.files import new_directory, write_json, write_safetensors, write_tensors
+from recyclable.weights.durable import new_directory, write_json
+from recyclable.weights.files import write_safetensors, write_tensors
 
 DTYPES = [
     torch.float32,
@@ -92,7 +93,7 @@ def test_json_replaces_in_one_go(tmp_path: Path) -> None:
 
 def test_everything_in_a_new_directory_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch) -> None:
     synced, rename = set(), Path.rename
-    monkeypatch.setattr(files, "sync", lambda path: synced.add(path.name))
+    monkeypatch.setattr(durable, "sync", lambda path: synced.add(path.name))
 
     def renaming(aside: Path, folder: Path) -> Path:
         assert synced == {"config.json", "inner", "weights", aside.name}

@@ -1,0 +1,85 @@
+"""Which fields of a config decide what the weights compute: all that differ from what its class makes of the others.
+
+A version of transformers that adds a field, with a default or made from the others, so changes nothing.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from recyclable.architectures.dropout import is_dropout
+
+_BOOKKEEPING = frozenset(
+    (
+        # where it comes from and how it is stored
+        *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map"),
+        *("dtype", "torch_dtype", "use_bfloat16", "tokenizer_class"),
+        # a task's: the head travels with the task's weights, its labels with their manifest
+        *("id2label", "label2id", "num_labels", "_num_labels", "problem_type"),
+        *("finetuning_task", "task_specific_params"),
+        # what is returned, and how the same is computed
+        *("output_attentions", "_output_attentions", "output_hidden_states", "output_router_logits", "output_scores"),
+        *("output_past", "return_dict", "return_dict_in_generate", "use_cache", "torchscript", "tf_legacy_loss"),
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "experts_implementation"),
+        *("gradient_checkpointing", "chunk_size_feed_forward"),
+        # how text is generated (transformers drops the others as it reads a config)
+        *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
+    )
+)
+_FRESH_WEIGHTS = ("initializer_", "init_std")
+"""How names of fields begin that say how weights are drawn."""
+
+
+def computing_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Field -> value, for JSON; of a config inside another likewise, under its name."""
+    found, default = _computing(config), _default(type(config))  # type: ignore[arg-type]  # see _default
+    if default is not None:
+        found = {name: value for name, value in found.items() if name not in default or default[name] != value}
+        for name in sorted(found):
+            if _follows(name, found, type(config)):
+                del found[name]
+    return {"model_type": config.model_type, **found}
+
+
+def differing_fields(one: PretrainedConfig, other: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
+    """Field -> its two values, of those that make configs of one class compute differently.
+
+    A field that the class does not know counts only where both have it.
+    """
+    first, second = _computing(one), _computing(other)
+    known = _default(type(one)) or {}  # type: ignore[arg-type]  # see _default
+    names = sorted((first.keys() & second.keys()) | ((first.keys() | second.keys()) & known.keys()))
+    return {n: (first.get(n), second.get(n)) for n in names if first.get(n) != second.get(n)}
+
+
+def _computing(config: PretrainedConfig) -> dict[str, Any]:
+    found = {name: value for name, value in config.to_dict().items() if not _is_bookkeeping(name, value)}
+    inner = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
+    return found | {name: computing_fields(value) for name, value in inner.items()}
+
+
+def _is_bookkeeping(name: str, value: object) -> bool:
+    training_only = is_dropout(name, value) or "layerdrop" in name or name.startswith(_FRESH_WEIGHTS)
+    return name in _BOOKKEEPING or training_only or name == "model_type"
+
+
+@cache
+def _default(config_class: type[PretrainedConfig]) -> dict[str, Any] | None:
+    """The fields of a class's own defaults; None for a class that has none for all of its fields."""
+    # mypy takes no class for Hashable, which the stub of `cache` asks for
+    try:
+        return _computing(config_class())
+    except Exception:  # whatever a class makes of arguments that it lacks
+        return None
+
+
+def _follows(name: str, found: dict[str, Any], config_class: type[PretrainedConfig]) -> bool:
+    """Whether the class makes this value from the other fields (`layer_types` from the number of layers)."""
+    try:
+        made = _computing(config_class(**{other: value for other, value in found.items() if other != name}))
+    except Exception:  # it does not go without it
+        return False
+    return name in made and made[name] == found[name]

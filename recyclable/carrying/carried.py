@@ -1,0 +1,152 @@
+"""Outdated weights with the base they belong to and the base they go onto, opened and verified in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from recyclable.carrying.places import adapter_base_name
+from recyclable.carrying.starts import AdapterDifferences, carried_rows
+from recyclable.errors import InputError
+from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.base import Base
+from recyclable.weights.fingerprint import Fingerprint, tokenizer_digest
+from recyclable.weights.lineage import read_lineage
+from recyclable.weights.locate import locate
+from recyclable.weights.manifest import ADAPTER
+from recyclable.weights.provenance import claimed_relation, refuse_early, require_descendant, require_own_base
+from recyclable.weights.store import find
+from recyclable.weights.team import ALONE, Team
+from recyclable.weights.vocabulary import Rows, align
+
+
+class Carried:
+    """Adapted weights on their way from one base to another: their own, a descendant of it, or an unrelated one.
+
+    What manifests and lineages claim is checked when it is made; that files hold what they claim is known after the
+    reading, by `verify`.
+
+    Args:
+        weights: the outdated weights.
+        old: their own base; None: looked for by the names that manifest and lineage have, when it is needed.
+        new: the base they go onto.
+        allow_unrelated: it need not descend from theirs.
+    """
+
+    def __init__(self, weights: AdaptedWeights, old: Base | None, new: Base, allow_unrelated: bool = False) -> None:
+        self.weights, self.new, self._allow_unrelated = weights, new, allow_unrelated
+        if old is not None:
+            refuse_early(weights, old)
+            self.old = old
+        self.relation = claimed_relation(weights, new, allow_unrelated)
+        """How the new base is related to the weights' own: own, recorded, declared or unrelated."""
+        if old is None and self.own:
+            self.old = new
+
+    @classmethod
+    def open(
+        cls,
+        weights: str | Path,
+        old: str | Path | None,
+        new: str | Path | Base,
+        *,
+        store: str | Path | None = None,
+        allow_unrelated: bool = False,
+    ) -> Carried:
+        """By paths and names: weights in a directory or in the store, bases in directories or on the hub."""
+        new_base = new if isinstance(new, Base) else Base(locate(new))
+        old_base = None if old is None else Base(locate(old))
+        if old_base is not None and old_base.folder == new_base.folder:
+            old_base = new_base
+        opened = AdaptedWeights(find(weights, store), verify=False)
+        return cls(opened, old_base, new_base, allow_unrelated)
+
+    @property
+    def own(self) -> bool:
+        """Whether the weights were tuned on this very base."""
+        return self.relation == "own"
+
+    @property
+    def at_home(self) -> Carried:
+        """The same weights on their own base."""
+        return Carried(self.weights, self.old, self.old)
+
+    @cached_property
+    def old(self) -> Base:
+        """The base that the weights were tuned on; InputError where no recorded name leads to it."""
+        tried = list(dict.fromkeys(self._names_of_old()))
+        for name in tried:
+            try:
+                old = Base(locate(name))
+                refuse_early(self.weights, old)
+            except InputError:
+                continue
+            return old
+        raise InputError(
+            self.weights.folder,
+            f"needs the base it was tuned on, which is not at {' or '.join(tried)} any more: name it with --old-base "
+            "(old_base)",
+        )
+
+    def _names_of_old(self) -> Iterator[str]:
+        recorded = self.weights.manifest.base
+        yield recorded["name"]
+        for ancestor in (read_lineage(self.new.folder) or {"ancestors": []})["ancestors"]:
+            if ancestor["fingerprint"]["weights"] == recorded["fingerprint"]["weights"]:
+                yield ancestor["name"]
+
+    @cached_property
+    def rows(self) -> Rows | None:
+        """How the rows of embeddings follow their tokens into another vocabulary; None where it is the same."""
+        return carried_rows(self.weights, lambda: self.old, self.new)
+
+    def moved_rows(self) -> Rows | None:
+        """`rows` where any token came, went or changed its place."""
+        return None if self.rows is None or self.rows.unchanged else self.rows
+
+    @cached_property
+    def shared(self) -> dict[str, str]:
+        """Name in an adapter's file -> canonical name, of its tensors that replace the base's own (layer norms)."""
+        named = ((name, adapter_base_name(name, self.new)) for name in self.weights.file(ADAPTER).names)
+        in_new = {name: base_name for name, base_name in named if base_name in self.new}
+        return {name: base_name for name, base_name in in_new.items() if base_name in self.old}
+
+    def adapter_differences(self) -> AdapterDifferences:
+        """An adapter's tensors as differences; the old base is read where it has some of them too."""
+        old = self.old.hashed if self.shared else self.new.hashed
+        return AdapterDifferences(self.weights.file(ADAPTER), old, self.shared)
+
+    def require_same_tokens(self, hint: str) -> None:
+        """InputError where the two bases take the same ids for other tokens."""
+        if tokenizer_digest(self.new) == tokenizer_digest(self.old):
+            return
+        if not (rows := align(self.old, self.new)).unchanged:
+            raise InputError(self.new.folder, f"has another vocabulary than {self.old.folder} ({rows}): {hint}")
+
+    def require_same_shapes(self) -> None:
+        """InputError where no straight path leads from one base's weights to the other's."""
+        require_same_shapes(self.new, self.old)
+
+    def verify(self, team: Team = ALONE) -> tuple[Fingerprint, str]:
+        """After the reading: the new base's fingerprint and its relation to the weights' own; a collective.
+
+        What nobody has read of weights and bases is read now, shared out. A base that was never named nor needed is
+        not. Raises InputError where anything is not what manifest and lineage say.
+        """
+        opened = vars(self).get("old")
+        for each in (*self.weights.files(), *([opened.hashed] if opened is not None else []), self.new.hashed):
+            each.complete(team=team)
+        self.weights.verify()
+        found = require_descendant(self.weights, self.new, self._allow_unrelated)
+        if opened is not None:
+            require_own_base(self.weights, opened)
+        return found
+
+
+def require_same_shapes(base: Base, other: Base) -> None:
+    """InputError where no straight path leads from one base's weights to the other's."""
+    for name in sorted({*base.names, *other.names}):
+        found, wanted = (b.shape(name) if name in b else "missing" for b in (base, other))
+        if found != wanted:
+            raise InputError(base.folder, f"{name} is {found}, in {other.folder} {wanted}: no path to interpolate on")

@@ -1,0 +1,48 @@
+"""`recyclable lineage`: where a base comes from, and bases that were upgraded elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+
+from recyclable.commands.parts.command import Command, Group, add_json, end
+
+
+class Show(Command):
+    """The chain, nearest first."""
+
+    text = "a base's fingerprint and ancestors"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("base", metavar="B")
+        add_json(parser)
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        from recyclable.recipes.lineage import show
+
+        shown = show(arguments.base)
+        for ancestor in [{"name": arguments.base, "fingerprint": shown["fingerprint"]}, *shown["ancestors"]]:
+            claim = "  (declared by the user to be the parent)" if ancestor.get("declared") else ""
+            print(f"{ancestor['fingerprint']['weights'][:12]}  {ancestor['name']}{claim}")
+        end(arguments, shown)
+        return 0
+
+
+class Declare(Command):
+    """The user's claim."""
+
+    text = "record that a base was upgraded from another outside recyclable"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("base", metavar="B")
+        parser.add_argument("--parent", required=True, metavar="A")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        from recyclable.recipes.lineage import declare
+
+        declare(arguments.base, arguments.parent)
+        print(f"{arguments.base}: recorded {arguments.parent} as its parent, as your claim")
+        return 0
+
+
+TEXT = "where a base comes from, and bases that were upgraded elsewhere"
+COMMAND = Group(TEXT, 90, {"show": Show(), "declare": Declare()})

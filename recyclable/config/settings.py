@@ -1,0 +1,149 @@
+"""Settings that verbs share: where a run writes, how it trains, which task it is for; others lie by their reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, numbers are finite and no booleans, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    purpose: ClassVar[str] = ""
+    """Who reads these settings, as messages call it; empty: the class's name."""
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        found = validated(value)
+        if isinstance(value, bool) and isinstance(found, int | float) and not isinstance(found, bool):
+            raise ValueError(f"found {value!r}, expected a number")
+        return found
+
+    @classmethod
+    def reader(cls) -> str:
+        """Who reads these settings."""
+        return cls.purpose or cls.__name__
+
+    @classmethod
+    def explained(cls) -> list[dict[str, Any]]:
+        """Each setting: name, type, whether it must be given, its default (for JSON), and what it is about."""
+        return [
+            {
+                "name": name,
+                "type": _type_name(field.annotation),
+                "required": field.is_required(),
+                "default": None if field.is_required() else field.get_default(),
+                "about": field.description or "",
+            }
+            for name, field in cls.model_fields.items()
+        ]
+
+    def require_unset(self, names: Iterable[str], why: str) -> None:
+        """ValueError where one of these was given, which nothing would read."""
+        for name in names:
+            if name in self.model_fields_set and getattr(self, name) is not None:
+                raise ValueError(f"{name} is given, but nothing reads it {why}")
+
+
+def _type_name(annotation: Any) -> str:
+    """A type as people write it: `int`, `float | None`, `"cached" | "online"`."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(_type_name(each) for each in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return " | ".join(f'"{each}"' for each in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if inner := get_args(annotation):
+        return f"{get_origin(annotation).__name__}[{', '.join(_type_name(each) for each in inner)}]"
+    return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+
+
+class RunSettings(Settings):
+    """What every run has."""
+
+    out: Path
+    """Directory the result goes to. It must not hold another run's result."""
+    seed: int = Field(20, ge=0)
+    """Decides order, masks, fresh weights, shots and dropout; rank numbers never do."""
+    max_length: int = Field(128, gt=2)
+    """Tokens per sequence, special tokens included."""
+    eval_batch_size: int = Field(64, gt=0)
+    """Examples per forward pass and rank in evaluation."""
+
+
+class TrainSettings(RunSettings):
+    """The science of one training run; the ds_config owns the machine."""
+
+    max_steps: int = Field(gt=0)
+    """Optimizer steps."""
+    train_batch_size: int = Field(16, gt=0)
+    """Examples per optimizer step, over all ranks and accumulation steps."""
+    learning_rate: float = Field(gt=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and norms."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this global norm; 0 leaves them alone."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Replaces every dropout rate of the base; null keeps the base's own."""
+    attn_implementation: Literal["eager", "sdpa"] | None = None
+    """How the trained model computes attention; null: as transformers chooses. On a CPU in bf16 and with short
+    sequences, sdpa's backward pass takes several times as long as eager's."""
+    eval_every: int | None = Field(None, gt=0)
+    """Steps between evaluations; null: about 50 in the run. Step 0 and the last step are always evaluated."""
+    save_every: int = Field(500, ge=0)
+    """Steps between checkpoints; 0 writes none."""
+    log_every: int = Field(10, gt=0)
+    """Steps between logged training losses."""
+
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations, `eval_every` or a fiftieth of the run."""
+        return self.eval_every or max(1, round(self.max_steps / 50))
+
+
+class TaskSettings(RunSettings):
+    """A base, a task, and how much of it is used."""
+
+    base: str
+    """The model the adapted weights end up on."""
+    task: str | dict[str, Any]
+    """A task directory, a task file, or the task file's content."""
+    shots: int | None = Field(None, gt=0)
+    """Examples per class in train and dev; null uses all."""
+    max_dev_examples: int | None = Field(None, gt=0)
+    """A fixed random subset of dev keeps frequent evaluation cheap; null uses all."""
+    max_test_examples: int | None = Field(None, gt=0)
+    """The same of test; it depends on the seed, so compare runs of one seed."""
+    metric: str | None = None
+    """Which dev score selects the best step; null: the usual one of the kind of task."""
+
+
+class LearnSettings(TaskSettings, TrainSettings):
+    """Training on a task."""
+
+    group_by_length: bool = False
+    """Texts of like length share a step: less padding, at the price of steps that are not quite random."""
+
+
+class CorpusSettings(Settings):
+    """Unlabelled text: files, a directory, or the name of a `datasets` data set."""
+
+    train: str | list[str]
+    heldout: str | list[str] | None = None
+    """Text the held-out loss is measured on; null sets aside the last 2% of the packed training sequences."""
+    text_column: str = "text"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_path(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, (str, list)) else value

@@ -1,0 +1,63 @@
+"""Whether a family's classifier can read texts as a tokenizer cut them, seen before anything is written."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
+
+from recyclable.errors import InputError
+
+
+def require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """InputError for a tokenizer without a pad token."""
+    if tokenizer.pad_token_id is None:
+        problem = "its tokenizer has no pad token, which texts of unequal length in a batch need"
+        raise InputError(tokenizer.name_or_path, problem)
+
+
+def require_readable(
+    texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> None:
+    """InputError where the sequence classifier of a base with this config could not read token ids in batches.
+
+    Decoders classify by the last token that is no padding, most encoder-decoders by the last end token: these must
+    then be the same to config and tokenizer. Which ids a family looks at is told by the names in its code.
+    """
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return  # said where the model is made
+    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    pooled, file = _names(classifier.forward), Path(config.name_or_path) / "config.json"
+    if "pad_token_id" in pooled and config.pad_token_id != tokenizer.pad_token_id:
+        raise InputError(
+            file,
+            f"pad_token_id is {config.pad_token_id}, expected the tokenizer's, {tokenizer.pad_token_id}: "
+            f"{classifier.__name__} reads the last token before the padding",
+        )
+    shifted = _names(classifier._shift_right) if "_shift_right" in pooled else frozenset()
+    for field in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
+        if field in pooled | shifted and (found := getattr(config, field, None)) not in range(config.vocab_size):
+            raise InputError(file, f"{field} is {found!r}, expected a token's id: {classifier.__name__} reads it")
+    if "eos_token_id" in pooled:
+        _require_ends(texts, tokenizer, config.eos_token_id, f"which {classifier.__name__} reads")
+
+
+def _names(function: Callable[..., Any]) -> frozenset[str]:
+    """The attributes that a function's own code mentions."""
+    return frozenset(inspect.unwrap(function).__code__.co_names)
+
+
+def _require_ends(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, end: int, why: str) -> None:
+    """InputError unless all texts have the same number of end tokens, and at least one."""
+    counts = [list(ids).count(end) for ids in texts]
+    if not counts[0]:
+        problem = f"its tokenizer puts no end token (id {end}, the config's eos_token_id) behind a text, {why}"
+        raise InputError(tokenizer.name_or_path, problem)
+    for ids, count in zip(texts, counts, strict=True):
+        if count != counts[0]:
+            text = tokenizer.decode(ids)
+            problem = f"{count} end tokens (id {end}) in {text[:40]!r}, {why}; expected {counts[0]} as in the others"
+            raise InputError(tokenizer.name_or_path, problem)

@@ -1,0 +1,182 @@
+"""Starts and ends the process group, and the few collectives the rest of the package needs.
+
+Everything here also works in one process that was never initialised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from recyclable.errors import InputError
+from recyclable.host import free_port, use_cpu_if_alone
+from recyclable.launcher import end_with_command
+from recyclable.weights.team import Team
+
+T = TypeVar("T")
+_turns = 0  # how often main_first ran: every rank counts alike
+
+
+def init() -> None:
+    """Join the process group the launcher describes in the environment, or make one of a single process."""
+    end_with_command()
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    use_cpu_if_alone()
+    import deepspeed
+
+    verbose = bool(os.environ.get("RECYCLABLE_VERBOSE"))
+    for handler in [deepspeed.utils.logger, *deepspeed.utils.logger.handlers]:
+        handler.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:  # DeepSpeed calls collectives by names that torch is about to change
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # DeepSpeed would compile a shared-memory all-reduce at its first start on a CPU: a minute, and a rank killed
+    # meanwhile leaves a lock that hangs every later run. Gloo gives the same sums.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    elif "OMP_NUM_THREADS" not in os.environ:  # as on hosts reached over ssh: ranks that share cores slow each other
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_SIZE", 1))))
+    deepspeed.init_distributed(verbose=verbose)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """While it lasts, this process is in a group: the one it is in already, else one that is left again at the end."""
+    if dist.is_initialized():
+        yield
+        return
+    before = dict(os.environ)
+    init()
+    try:
+        yield
+    finally:
+        shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def device() -> str:
+    """Where a plain model runs on this rank: its GPU, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def rank() -> int:
+    """This process's number among all ranks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many ranks train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True on the one rank that talks and writes."""
+    return rank() == 0
+
+
+def say(line: str) -> None:
+    """Print a line for a person, once whatever the number of ranks."""
+    if is_main():
+        print(line, flush=True)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        # NCCL's barrier is an all-reduce on a GPU: without a name it may take one that another rank has, and hang
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Add a tensor up over all ranks, in place and in its own dtype; any device and layout."""
+    if world_size() > 1:
+        needs_gpu = dist.get_backend() == "nccl" and not tensor.is_cuda
+        sent = tensor.detach().to("cuda" if needs_gpu else tensor.device).contiguous()
+        dist.all_reduce(sent, op=dist.ReduceOp.SUM)
+        if sent.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(sent)
+    return tensor
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value on every rank; what the others pass in is dropped."""
+    if world_size() == 1:
+        return value
+    box: list[Any] = [value if is_main() else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class Ranks(Team):
+    """The ranks of this run, which read and write weights together."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = rank(), world_size()
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank; a collective."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Run the body on rank 0, then on the others, who find its files there.
+
+    Fails on every rank when it fails on rank 0: with the same InputError, or a RuntimeError naming what happened.
+    """
+    if world_size() == 1:
+        yield
+        return
+    global _turns
+    _turns += 1
+    # A key in the ranks' store and no collective: preparing a large corpus takes longer than a collective may wait.
+    store, key = dist.distributed_c10d._get_default_store(), f"recyclable/main_first/{_turns}"
+    if not is_main():
+        store.wait([key], timedelta(days=7))  # ends at once, with an error, when rank 0 is gone
+        if found := store.get(key).decode():
+            raise _error_of_main(found)
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        where = error.where if isinstance(error, InputError) else ""
+        store.set(key, f"{type(error).__name__}\n{where}\n{error}")
+        raise
+    store.set(key, "")
+
+
+def shutdown() -> None:
+    """Leave the process group; harmless when there is none."""
+    if not dist.is_initialized():
+        return
+    import deepspeed.comm.comm as deepspeed_comm
+    from deepspeed.utils import groups as deepspeed_groups
+
+    dist.destroy_process_group()
+    deepspeed_comm.cdb = None  # DeepSpeed keeps its own records of the group
+    deepspeed_groups._WORLD_GROUP = None
+
+
+def _error_of_main(found: str) -> Exception:
+    kind, where, message = found.split("\n", 2)
+    if kind == InputError.__name__:
+        return InputError(where, message.removeprefix(f"{where}: "))
+    return RuntimeError(f"rank 0 failed: {kind}: {message}")

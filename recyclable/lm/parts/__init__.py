@@ -1,0 +1,1 @@
+"""What kinds of language models are made of."""

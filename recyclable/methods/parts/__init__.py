@@ -1,0 +1,1 @@
+"""What methods are made of: where weights start, and what they learn from."""

@@ -1,0 +1,134 @@
+"""What a student learns from: labels, or labels and the old model as its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from recyclable.config.settings import LearnSettings
+from recyclable.errors import InputError
+from recyclable.methods.parts.method import Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from recyclable.data.examples import Examples
+    from recyclable.methods.parts.scene import Scene
+    from recyclable.objectives.objective import Objective
+
+
+class LearnsFromLabels(Method, LearnSettings):
+    """Labels alone."""
+
+    related_task: bool = False
+    """Use another task's weights though its labels are others: the head is fresh, a teacher's logits are left out."""
+
+    def rate(self) -> float | None:
+        """`dropout`."""
+        return self.dropout
+
+    def objective(self, student: nn.Module, scene: Scene) -> Objective:
+        """What is minimised."""
+        from recyclable.objectives.labelled import LabelledTask
+
+        return LabelledTask(student, scene.kind)
+
+    def examples(self, scene: Scene) -> Examples:
+        """What it is minimised on; asked for when the run's directory is taken and everything has been read."""
+        return scene.data.train
+
+
+class Distils(LearnsFromLabels):
+    """Labels and a teacher: the old base with the old weights (arXiv 2305.08702, section 5.2)."""
+
+    alpha: float = Field(0.7, ge=0, le=1)
+    """Share of distillation: (1 - alpha) task + alpha T^2 KL + beta patient."""
+    beta: float = Field(10.0, ge=0)
+    """Weight of the patient (first token's hidden states) loss; at 0 nobody computes them."""
+    temperature: float = Field(5.0, gt=0)
+    kd_reduction: Literal["batchmean", "paper"] = "batchmean"
+    """paper: mean over batch *and* classes, as the paper's released code has it."""
+
+    def require(self, scene: Scene) -> None:
+        """A teacher reads the student's tokens."""
+        super().require(scene)
+        scene.data.train.readable_by(scene.carried.old.config)
+        scene.carried.require_same_tokens("a teacher reads the student's tokens; methods init and apply need none")
+
+    def teaching(self, scene: Scene) -> nn.Module:
+        """The old base with the old weights, unread."""
+        from recyclable.models.tasks import outdated_model
+        from recyclable.tasks.parts.task import task_of
+
+        carried = scene.carried
+        return outdated_model(carried.at_home, task_of(carried.weights.manifest.task), self.seed)
+
+
+class LearnsFromTeacher(Distils):
+    """A teacher that answers in every step, or once for each example, before training."""
+
+    teacher: Literal["online", "cached"] = "cached"
+    """online: the teacher computes in every step; cached: it answers once per example used, before training starts."""
+    teacher_cache: Path | None = None
+    """Directory that keeps a cached teacher's answers for other runs; null: in memory, for this run only (for each
+    example used, layers x width numbers)."""
+    teacher_top_k: int | None = Field(None, gt=0)
+    """Only so many of the teacher's likeliest classes are learned from, the others count as impossible; null: all."""
+
+    @model_validator(mode="after")
+    def _read_by_cache(self) -> LearnsFromTeacher:
+        if self.teacher == "online":
+            self.require_unset(("teacher_cache",), "with teacher: online")
+        return self
+
+    def require(self, scene: Scene) -> None:
+        """As `Distils`; a cache needs a directory. A collective."""
+        from recyclable.training.rundir import require_writable
+
+        super().require(scene)
+        if self.teacher_cache is None:
+            return
+        if self.teacher_cache.is_file():
+            raise InputError("teacher_cache", f"{self.teacher_cache} is a file, expected a directory or none yet")
+        require_writable("teacher_cache", self.teacher_cache)
+
+    def objective(self, student: nn.Module, scene: Scene) -> Objective:
+        """Labels and the teacher; without its logits where its head is for other labels."""
+        from recyclable.objectives.distillation import Distillation
+        from recyclable.objectives.teachers import CachedTeacher, OnlineTeacher
+
+        states, top_k = self.beta > 0, self.teacher_top_k
+        online = None if self.teacher == "cached" else OnlineTeacher(self.teaching(scene), scene.kind, states, top_k)
+        return Distillation(
+            student,
+            scene.kind,
+            online or CachedTeacher(),
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+            reduction=self.kd_reduction,
+            logits=scene.head,
+        )
+
+    def examples(self, scene: Scene) -> Examples:
+        """With the answers of a cached teacher."""
+        if self.teacher == "online":
+            return scene.data.train
+        from recyclable.objectives.teachers import OnlineTeacher
+        from recyclable.training.teaching import taught
+
+        def teacher() -> OnlineTeacher:
+            return OnlineTeacher(self.teaching(scene), scene.kind, self.beta > 0, self.teacher_top_k)
+
+        manifest = scene.carried.weights.manifest
+        key = {
+            "weights": manifest.files,
+            "base": manifest.base["fingerprint"],
+            "tuning": manifest.tuning,
+            "task": scene.kind.name,
+            "top_k": self.teacher_top_k,
+            "states": self.beta > 0,
+        }
+        return taught(scene.data.train, teacher, key, self.teacher_cache, self, scene.ds_config)

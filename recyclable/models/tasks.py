@@ -1,0 +1,61 @@
+"""A base with the head of a task, fresh or with outdated weights on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from recyclable.carrying.carried import Carried
+from recyclable.carrying.putting import differences_of, put
+from recyclable.models.adapters import attach_same
+from recyclable.models.build import auto_class, draw, structure, unread
+from recyclable.tasks import KINDS
+from recyclable.tasks.parts.task import Task
+from recyclable.weights.base import Base, read_config
+
+
+def task_model(base: Base, task: Task, seed: int, dropout: float | None = None) -> PreTrainedModel:
+    """A base with the head that the kind of task wants, unread, the head drawn from `seed`."""
+    config = read_config(base.folder)
+    task.kind.set_labels(config, task.labels)
+    model, missing, other_shape = unread(auto_class(task.kind.model_class), base, config, dropout)
+    draw(model, [*missing, *other_shape], seed)
+    return model
+
+
+def fresh_model(carried: Carried, task: Task, seed: int, dropout: float | None = None) -> nn.Module:
+    """The new base for the task, unread, with a fresh adapter of the kind that the outdated weights are, if any."""
+    return attach_same(task_model(carried.new, task, seed, dropout), carried.weights, seed)
+
+
+def outdated_model(
+    carried: Carried,
+    task: Task,
+    seed: int,
+    dropout: float | None = None,
+    head: bool = True,
+) -> nn.Module:
+    """The new base for the task, unread, with the outdated weights on it.
+
+    Args:
+        head: False draws the head for the task's labels from `seed`: the weights' is for others.
+    """
+    model = fresh_model(carried, task, seed, dropout)
+    put(model, carried, differences_of(carried), head)
+    return model
+
+
+def task_structure(folder: Path, described: dict[str, Any], architecture: str | None) -> PreTrainedModel:
+    """The structure of a model tuned on a base for a task, as `structure`; its config is the base's with the labels.
+
+    Args:
+        described: what a manifest says of the task, whose kind need not be known here where `architecture` is.
+    """
+    config: PretrainedConfig = read_config(folder)
+    known = described["problem"] in KINDS.names()
+    kind = KINDS.get(described["problem"] if known or architecture is None else "classification")()
+    kind.set_labels(config, described["labels"])
+    return structure(config, auto_class(kind.model_class), architecture)

@@ -1,0 +1,35 @@
+"""Runs the recipe of a verb that takes a run config, once config, ds_config and ranks are known to go together."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from recyclable import distributed, machine
+from recyclable.config.settings import Settings, TrainSettings
+
+
+def run_recipe(
+    verb: str, settings: Settings, ds_config: dict[str, Any], resume: bool, *, run: str | Path, where: str | Path
+) -> Any:
+    """What the verb's recipe returns; a collective.
+
+    Args:
+        run: the run config's file, for messages.
+        where: the ds_config's file, for messages.
+
+    Raises InputError, before `out` is touched, where the batch does not come out whole over micro-batches and ranks.
+    """
+    recipe = import_module(f"recyclable.recipes.{verb}")
+    for each in getattr(recipe, "runs", lambda only: [only])(settings):
+        if isinstance(each, TrainSettings):
+            machine.merge(
+                ds_config,
+                where=where,
+                run=run,
+                train_batch_size=each.train_batch_size,
+                max_grad_norm=each.max_grad_norm,
+                world_size=distributed.world_size(),
+            )
+    return getattr(recipe, verb)(settings, ds_config, resume)

@@ -1,0 +1,51 @@
+"""`recyclable store show`: what one entry is; its files are not verified."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recyclable.recipes.store_list import named, row
+from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import Stored
+from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.lineage import relation
+from recyclable.weights.locate import locate
+from recyclable.weights.store import Store
+
+
+def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
+    """A row of `ls`, and what manifest and headers say besides.
+
+    Args:
+        base: a base to relate it to; the answer's `relation` is own, recorded, declared or None.
+
+    Returns among others `lineage` (its base, then the base's ancestors), `mb` (10^6 bytes on disk), `compression`
+    (bytes of the tuned weights over those) and `loss`: norm of what the codec lost over the norm of the tuned weights
+    and of their difference from the base.
+    """
+    folder = store.path(name)
+    weights = AdaptedWeights(folder, verify=False)
+    manifest = weights.manifest
+    about = {
+        **row(folder),
+        "problem": manifest.task["problem"],
+        "labels": manifest.task["labels"],
+        "base": manifest.base,
+        "lineage": [named(each) for each in (manifest.base, *manifest.base.get("ancestors", ()))],
+        "architecture": manifest.architecture,
+        "recycled_from": manifest.recycled_from,
+        "metrics": manifest.metrics,
+        "compression": None,
+        "loss": None,
+    }
+    if not weights.is_adapter:
+        delta, storage = weights.delta, manifest.storage or {}
+        tuned = sum(Stored(delta.tuned_dtype(n), delta.shape(n)).nbytes for n in delta.names)
+        about["compression"] = (tuned + weights.head_bytes) / (about["mb"] * 1e6)
+        about["loss"] = storage.get("loss") or ({"weights": 0.0, "difference": 0.0} if delta.codec == "exact" else None)
+    if base is not None:
+        opened = Base(locate(base))
+        own = fingerprint(opened).weights
+        about["relation"] = relation(opened.folder, own, manifest.base["fingerprint"]["weights"])
+    return about

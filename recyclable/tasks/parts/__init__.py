@@ -1,0 +1,1 @@
+"""What kinds of tasks are made of: files and rows in, samples, scores."""

@@ -1,0 +1,165 @@
+"""What every kind of task is: how its rows are read, what a model says of an example, its losses and its scores.
+
+Shapes: B examples of a batch, N of a split, ... what an example is asked about (nothing more, or words), C classes, K
+classes that a teacher tells, R rows: everything that was asked about, one below the other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from recyclable.data.examples import Batch, TaskExamples
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from recyclable.data.split import Split
+    from recyclable.tasks.parts.files import Raw
+
+Labels = tuple[str, ...]
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns a kind reads by default; a task file's keys `text`, `text_pair` and `label` name others."""
+
+    text: str = "text"
+    text_pair: str | None = "text_pair"
+    label: str = "label"
+    holds: type = str
+    """What a cell of the text column is: a string, or a list of words."""
+
+
+class TaskKind(ABC):
+    """A kind of task. It has no state: whatever it is asked about is given."""
+
+    name: ClassVar[str]
+    """As `problem` in task files and manifests."""
+    columns: ClassVar[Columns] = Columns()
+    model_class: ClassVar[str] = "SequenceClassification"
+    """transformers' AutoModelFor... that has the head."""
+    task_type: ClassVar[str] = "SEQ_CLS"
+    """PEFT's name for the kind."""
+    has_labels: ClassVar[bool] = True
+    """Whether its targets are of classes with names."""
+
+    @classmethod
+    def explained(cls) -> list[dict[str, Any]]:
+        """Each key of a task file that names a column, as `config.settings.Settings.explained`."""
+        columns = {"text": cls.columns.text, "text_pair": cls.columns.text_pair, "label": cls.columns.label}
+        kept = {key: column for key, column in columns.items() if column is not None}
+        told = {"type": "str", "required": False, "about": "the column's name in the files"}
+        return [{"name": key, "default": column, **told} for key, column in kept.items()]
+
+    @abstractmethod
+    def claims(self, train: Raw) -> int:
+        """How sure it is that rows that name no problem are its own: 0 not at all; the surest kind takes them."""
+
+    @abstractmethod
+    def read(self, given: Sequence[object] | None, raws: Mapping[str, Raw]) -> tuple[Labels, dict[str, Split]]:
+        """Labels in order, and the splits, from rows as files have them.
+
+        Args:
+            given: the task file's `labels`.
+
+        Raises InputError for labels that are none.
+        """
+
+    @abstractmethod
+    def strata(self, split: Split) -> list[int]:
+        """The group of each example, of which few-shot samples hold equally many."""
+
+    @abstractmethod
+    def stratum_name(self, stratum: int, labels: Labels) -> str:
+        """What such a group is called in messages; empty where it is the whole split, which is called as the task."""
+
+    @abstractmethod
+    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TaskExamples:
+        """The split, tokenised; batches have `labels` [B, ...]."""
+
+    def set_labels(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
+        """Make a config one of a model with a head for these labels (none: one number)."""
+        names = list(labels) or ["value"]
+        config.num_labels, config.id2label = len(names), dict(enumerate(names))
+        config.label2id = {label: i for i, label in enumerate(names)}
+
+    def answers(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What a model says of each example [B, ..., C], from its logits."""
+        return logits
+
+    def rows(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Those of [B, ..., K] that losses are made of [R, K]."""
+        return values
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """The labels of `rows` [R]."""
+        return batch["labels"]
+
+    def count(self, batch: Batch) -> int:
+        """R, known from the batch alone."""
+        return len(batch["labels"])
+
+    @abstractmethod
+    def loss_sum(self, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Summed loss of logits [R, C] against targets [R], in fp32."""
+
+    def divergence_sum(
+        self, student: torch.Tensor, teacher: torch.Tensor, temperature: float, classes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Sum over rows of KL(teacher/T || student/T), logits [R, C] and [R, K], computed in fp32.
+
+        Args:
+            classes: the classes that the teacher's logits are of [R, K]; all others have probability zero.
+        """
+        student_log = F.log_softmax(student.float() / temperature, dim=-1)
+        if classes is not None:
+            student_log = student_log.gather(-1, classes)
+        teacher_log = F.log_softmax(teacher.float() / temperature, dim=-1)
+        return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+
+    @abstractmethod
+    def metrics(self, labels: Labels) -> tuple[str, ...]:
+        """Scores that can select the best step, the usual one first: of all of them more is better."""
+
+    @abstractmethod
+    def score(self, predictions: np.ndarray, targets: np.ndarray, labels: Labels) -> Scores:
+        """Scores of predictions [N, ..., C] against targets [N, ...]."""
+
+    def mean_loss(self, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Mean loss of predictions [N, ..., C] against targets [N, ...]."""
+        asked = self.asked(targets)
+        rows, wanted = (torch.from_numpy(np.ascontiguousarray(values[asked])) for values in (predictions, targets))
+        return float(self.loss_sum(rows, wanted)) / max(1, len(wanted))
+
+    def asked(self, targets: np.ndarray) -> np.ndarray:
+        """Which of the targets [N, ...] are labels of something the model was asked about."""
+        return np.ones(targets.shape, bool)
+
+    @abstractmethod
+    def ignorance(self, train: Split, labels: Labels) -> np.ndarray:
+        """The answer [C] of who knows no more than how train's labels are distributed."""
+
+    def features(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What tells examples apart [B, ..., D] in a layer's states [B, T, D]: the mean over a text's tokens."""
+        real = batch["attention_mask"].to(states.dtype)
+        return torch.einsum("btd,bt->bd", states, real) / real.sum(1, keepdim=True)
+
+    def encoded(self, targets: np.ndarray) -> np.ndarray:
+        """Targets [R] as numbers that a linear model can fit [R, columns]: a column per class that occurs."""
+        classes, place = np.unique(targets, return_inverse=True)
+        return np.eye(len(classes))[place]
+
+    def decoded(self, fitted: np.ndarray, targets: np.ndarray, classes: int) -> np.ndarray:
+        """What such a model fitted [R, columns] as predictions [R, C]."""
+        known = np.unique(targets)
+        predictions = np.full((len(fitted), classes), -np.inf, fitted.dtype)
+        predictions[:, known] = fitted
+        return predictions

@@ -1,0 +1,83 @@
+"""Labelled tasks: train, dev and test examples with their targets, from a directory or a task file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recyclable.data.split import Split
+from recyclable.tasks import KINDS
+from recyclable.tasks.parts.files import read_source
+from recyclable.tasks.parts.kind import TaskKind
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: `labels[i]` names class i (empty for regression); `splits` has "train" and, if given, "dev" and "test".
+
+    `digest` is the sha256 (hex) of problem, labels and all examples; name and place do not enter.
+    """
+
+    name: str
+    problem: str
+    """The name of its kind."""
+    labels: tuple[str, ...]
+    splits: dict[str, Split]
+    digest: str
+
+    @property
+    def kind(self) -> TaskKind:
+        """What it is asked and scored by."""
+        return KINDS.get(self.problem)()
+
+    def described(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"name": self.name, "problem": self.problem, "labels": list(self.labels), "digest": self.digest}
+
+
+def task_of(described: dict[str, Any]) -> Task:
+    """A task without examples, from what a manifest says of it."""
+    labels = tuple(described["labels"])
+    return Task(described["name"], described["problem"], labels, {}, described.get("digest") or "")
+
+
+def load_task(source: str | Path | dict[str, Any]) -> Task:
+    """Load a task.
+
+    Args:
+        source: a directory with train, dev (also validation, valid, val) and test files in .jsonl, .json, .csv, .tsv,
+            .conll (each also .gz) or .parquet, with the columns of its kind: "text", "text_pair" (optional) and
+            "label", or "tokens" and "tags"; or a YAML file, by the name task.yaml inside a directory too, with any of
+            the keys
+
+            name; train, dev, test: paths relative to the file; text, text_pair, label: column names;
+            problem: the kind (`recyclable tasks`); labels: class names in the order wanted;
+            dataset: "name" or "name:config" on the Hugging Face hub; train, dev and test then name its splits
+            (null: do without, say where the labels of a test split are secret);
+
+            or the same keys as a dict, paths relative to the working directory.
+
+    Rows that name no problem are taken by the kind that is surest of them: tokens if they hold lists of words,
+    regression if a label of train is a number with a fractional part, else classification.
+
+    Raises:
+        InputError: nothing there, no train split, unknown key, missing column, empty split, null text or label, a label
+            that train lacks, a label that is no number in regression.
+    """
+    name, spec, raws, kind = read_source(source)
+    labels, splits = kind.read(spec.get("labels"), raws)
+    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits))
+
+
+def _digest(problem: str, labels: Iterable[str], splits: dict[str, Split]) -> str:
+    digest = hashlib.sha256(json.dumps([problem, tuple(labels)]).encode())
+    for key, split in splits.items():
+        digest.update(json.dumps([key, len(split)]).encode())
+        for i in range(len(split)):
+            row = [split.texts[i], split.pairs[i] if split.pairs else None, split.labels[i]]
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What kinds of tuning are made of."""

@@ -1,0 +1,81 @@
+"""Files and directories that are whole or absent: written aside, synced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Flush a file or directory entry to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    sync(aside)
+    aside.replace(path)
+    sync(path.parent)
+
+
+@contextmanager
+def new_directory(folder: Path) -> Iterator[Path]:
+    """A directory aside to fill; synced, it becomes `folder` at the end, or is removed when the body fails.
+
+    Raises FileExistsError when `folder` exists and is not empty; of several who make it at once, the first wins.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(folder)
+    made = [parent for parent in folder.parents if not parent.exists()]
+    aside = folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            sync(path)
+        try:
+            aside.rename(folder)  # replaces an empty directory
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(folder) from error
+            raise
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):  # somebody else has begun to use it
+            for parent in made:
+                parent.rmdir()
+        raise
+
+
+def clear_leftovers(parent: Path) -> None:
+    """Remove what writers of `new_directory` left aside in a directory when they died on this host."""
+    for aside in parent.glob(".*.partial-*"):
+        writer = re.fullmatch(rf"\..*\.partial-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+", aside.name)
+        if writer and not _alive(int(writer[1])):
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True

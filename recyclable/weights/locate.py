@@ -1,0 +1,24 @@
+"""Where a base lies on this machine: a directory, or a model of the hub that is fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recyclable.errors import InputError
+
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+
+
+def locate(base: str | Path) -> Path:
+    """The local directory of a base given by path or hub name; InputError when there is none."""
+    folder = Path(base)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(base).startswith(".") or str(base).count("/") > 1:
+        raise InputError(base, "is missing, expected a model directory or a hub name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(base), allow_patterns=_WANTED))
+    except Exception as error:  # the hub client raises many kinds, from its own to the HTTP library's
+        raise InputError(base, f"is no directory and the hub did not give it ({type(error).__name__})") from error

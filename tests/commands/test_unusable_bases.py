@@ -1,0 +1,232 @@
+"""Bases that cannot do what is asked of them: one line that names what is wrong, exit status 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    FunnelConfig,
+    FunnelForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from verbs import Verbs
+from worlds import WORDS, make_base, make_corpus, make_model, make_outdated, make_task, make_tokenizer, make_upgraded
+
+PAD, SEP = 0, 3
+TOKENS = {"vocab_size": 200, "pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": SEP}
+HEADS = {"num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
+T5_SIZE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": PAD}
+BART_SIZE = {
+    **{f"{part}_{what}": size for part in ("encoder", "decoder") for what, size in (("layers", 1), ("ffn_dim", 32))},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16, "max_position_embeddings": 64},
+}
+FAMILIES: dict[str, tuple[type[PreTrainedModel], PretrainedConfig]] = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config(**TOKENS, n_embd=16, n_layer=1, n_head=2, n_positions=64)),
+    "llama": (LlamaForCausalLM, LlamaConfig(**TOKENS, **HEADS, num_key_value_heads=2)),
+    "t5": (T5ForConditionalGeneration, T5Config(**TOKENS, **T5_SIZE)),
+    "bart": (BartForSequenceClassification, BartConfig(**TOKENS, **BART_SIZE, decoder_start_token_id=2)),
+    "funnel": (
+        FunnelForMaskedLM,
+        FunnelConfig(vocab_size=200, d_model=16, n_head=2, d_head=8, d_inner=32, block_sizes=[1, 1]),
+    ),
+}
+
+
+class World:
+    """Directories that are all in order; tests copy what they spoil."""
+
+    def __init__(self, root: Path) -> None:
+        self.base, self.task = make_base(root / "base"), make_task(root / "task", train=30, dev=12, test=12)
+        self.corpus = make_corpus(root / "corpus", documents=20)
+        self.of = {name: make_model(root / name, kind(config)) for name, (kind, config) in FAMILIES.items()}
+
+
+class Runs(Verbs):
+    """Runs the command on bases that a test has spoiled."""
+
+    def __init__(self, world: World, tmp: Path, capsys: pytest.CaptureFixture) -> None:
+        super().__init__(tmp, capsys)
+        self.world = world
+
+    def changed(self, base: Path, name: str = "changed", **config: object) -> Path:
+        """A copy of a base whose config says this; None takes a key out."""
+        copy = Path(shutil.copytree(base, self.tmp / name))
+        content = {**json.loads((copy / "config.json").read_text()), **config}
+        (copy / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+        return copy
+
+    def without_token(self, base: Path, kind: str) -> Path:
+        copy = self.changed(base)
+        tokenizer = make_tokenizer()
+        setattr(tokenizer, kind, None)
+        tokenizer.save_pretrained(copy)
+        return copy
+
+    def tune(self, base: Path, **settings: object) -> list[object]:
+        return self.training("tune", **{"base": base, "task": self.world.task, **settings})
+
+    def pretrain(self, base: Path) -> list[object]:
+        return self.training("pretrain", base=base, corpus={"train": str(self.world.corpus)})
+
+    def verbs_with_a_task(self, base: Path) -> Iterator[list[object]]:
+        """Every verb that has a base's classifier read texts; the weights are the base's own."""
+        weights, task = make_outdated(base, self.world.task, self.tmp / "weights"), self.world.task
+        on_base = ["--weights", weights, "--base", base]
+        yield self.tune(base)
+        yield self.training("recycle", base=base, old_base=base, weights=weights, task=task, method="init")
+        yield self.training("recycle", base=base, old_base=base, weights=weights, task=task, method="apply")
+        yield ["evaluate", *on_base, "--task", task]
+        yield ["probe", *on_base, "--task", task, "--out", self.out]
+        yield ["apply", *on_base, "--scale", "auto", "--task", task, "--out", self.out]
+        yield ["store", "similar", "--store", self.tmp / "store", "--task", task, "--base", base]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def runs(world: World, tmp_path: Path, capsys: pytest.CaptureFixture) -> Iterator[Runs]:
+    before = dict(os.environ)
+    yield Runs(world, tmp_path, capsys)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize("family", ["bert", *FAMILIES])
+def test_a_base_in_order_is_tuned(runs: Runs, family: str) -> None:
+    base = runs.world.of.get(family, runs.world.base)
+    assert runs.run(*runs.tune(base)) == (0, [])
+
+
+# ---- padding
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_tokenizer_without_a_pad_token(runs: Runs, family: str) -> None:
+    base = runs.without_token(runs.world.of.get(family, runs.world.base), "pad_token")
+    for argv in runs.verbs_with_a_task(base):
+        assert f"{base}: its tokenizer has no pad token, which texts of unequal length" in runs.refused(*argv), argv
+
+
+def test_pretraining_needs_no_pad_token(runs: Runs) -> None:
+    assert runs.run(*runs.pretrain(runs.without_token(runs.world.base, "pad_token"))) == (0, [])
+
+
+@pytest.mark.parametrize(("family", "classifier"), [("gpt2", "GPT2"), ("llama", "Llama")])
+@pytest.mark.parametrize("found", [None, 7])
+def test_a_decoder_whose_config_knows_of_no_or_another_pad_token(
+    runs: Runs, family: str, classifier: str, found: int | None
+) -> None:
+    base = runs.changed(runs.world.of[family], pad_token_id=found)
+    expected = (
+        f"{base / 'config.json'}: pad_token_id is {found}, expected the tokenizer's, {PAD}: "
+        f"{classifier}ForSequenceClassification reads the last token before the padding"
+    )
+    for argv in runs.verbs_with_a_task(base):
+        assert expected in runs.refused(*argv), argv
+
+
+def test_a_teacher_whose_config_knows_of_no_pad_token(runs: Runs) -> None:
+    old = runs.changed(runs.world.of["gpt2"], pad_token_id=None)
+    new = make_upgraded(old, runs.tmp / "new")
+    (new / "config.json").write_text((runs.world.of["gpt2"] / "config.json").read_text())
+    weights = make_outdated(old, runs.world.task, runs.tmp / "weights")
+    settings = {"base": new, "old_base": old, "weights": weights, "task": runs.world.task, "allow_unrelated": True}
+    for method in ("distill", "both"):
+        said = runs.refused(*runs.training("recycle", **settings, method=method))
+        assert f"{old / 'config.json'}: pad_token_id is None" in said
+
+
+def test_an_encoder_needs_no_pad_token_in_its_config(runs: Runs) -> None:
+    base = runs.changed(runs.world.base, pad_token_id=7)
+    assert runs.run(*runs.tune(base)) == (0, [])
+
+
+# ---- end tokens
+
+
+@pytest.mark.parametrize(("family", "classifier"), [("t5", "T5"), ("bart", "Bart")])
+def test_an_end_token_that_the_tokenizer_does_not_put(runs: Runs, family: str, classifier: str) -> None:
+    base = runs.changed(runs.world.of[family], eos_token_id=1)
+    expected = f"{base}: its tokenizer puts no end token (id 1, the config's eos_token_id) behind a text, which "
+    for argv in runs.verbs_with_a_task(base):
+        assert f"{expected}{classifier}ForSequenceClassification reads" in runs.refused(*argv), argv
+
+
+def test_a_text_that_holds_an_end_token_itself(runs: Runs) -> None:
+    task = Path(shutil.copytree(runs.world.task, runs.tmp / "task"))
+    rows = (task / "train.jsonl").read_text().splitlines()
+    rows[7] = json.dumps({"text": f"{WORDS[5]} [SEP] {WORDS[6]}", "label": "left"})
+    (task / "train.jsonl").write_text("\n".join(rows))
+    said = runs.refused(*runs.tune(runs.world.of["t5"], task=task))
+    assert f"{runs.world.of['t5']}: 2 end tokens (id {SEP}) in '[CLS] w5 [SEP] w6 [SEP]', which T5For" in said
+    assert said.endswith("expected 1 as in the others")
+    assert runs.run(*runs.tune(runs.world.base, task=task)) == (0, [])  # BERT reads its first token
+
+
+@pytest.mark.parametrize("field", ["decoder_start_token_id", "pad_token_id"])
+@pytest.mark.parametrize("found", [None, 200, "x"])
+def test_a_token_that_an_encoder_decoder_reads_and_its_config_lacks(runs: Runs, field: str, found: object) -> None:
+    base = runs.changed(runs.world.of["t5"])
+    content = {**json.loads((base / "config.json").read_text()), field: found}
+    (base / "config.json").write_text(json.dumps(content))
+    assert f"{base / 'config.json'}: " in (said := runs.refused(*runs.tune(base)))
+    assert f"{field} is {found!r}, expected a token's id" in said or f"Validation error for field '{field}'" in said
+
+
+# ---- what no verb can use
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_pretraining_a_base_that_is_no_masked_language_model(runs: Runs, family: str) -> None:
+    said = runs.refused(*runs.pretrain(runs.world.of[family]))
+    assert "config.json: makes no model: Unrecognized configuration class" in said and "MaskedLM" in said
+    assert len(said) < 300  # not the list of all those it could be
+    base = runs.without_token(runs.world.of[family], "mask_token")
+    assert f"{base}: its tokenizer has no mask token" in runs.refused(*runs.pretrain(base))
+
+
+def test_a_base_without_a_vocabulary(runs: Runs) -> None:
+    model = CLIPVisionModel(CLIPVisionConfig(**HEADS, image_size=32, patch_size=16))
+    base = make_model(runs.tmp / "vision", model)
+    assert f"{base}: its tokenizer has 200 pieces, but " in runs.refused(*runs.tune(base))
+
+
+def test_a_kind_of_model_that_has_no_backbone(runs: Runs) -> None:
+    base = runs.changed(runs.world.base, model_type="trocr")
+    said = runs.refused("lineage", "show", base)
+    assert "config.json: model_type is 'trocr', expected a model of text" in said
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_attention_heads": 0}, {"hidden_act": "dance"}, {"hidden_size": 17}, {"num_hidden_layers": "two"}]
+)
+def test_a_config_that_makes_no_model(runs: Runs, config: dict[str, object]) -> None:
+    base = runs.changed(runs.world.base, **config)
+    for of_verb in (runs.tune, runs.pretrain):
+        assert "config.json: " in runs.refused(*of_verb(base))
+
+
+def test_a_base_whose_outputs_are_tuples_by_its_config(runs: Runs) -> None:
+    base = runs.changed(runs.world.base, return_dict=False)
+    assert runs.run(*runs.tune(base)) == (0, [])
+    shutil.rmtree(runs.out)
+    assert runs.run(*runs.pretrain(base)) == (0, [])
