@@ -35,6 +35,7 @@ setup(
         "numpy>=1.26,<3",
         "pandas>=2.2,<4",
         "scipy>=1.13,<2",
+        "nervaluate>=1.2,<2",
         "tqdm>=4.66,<5",
         "psutil>=5.9,<8",
         "pyyaml>=6,<7",
