@@ -36,7 +36,7 @@ SETTINGS = LossSettings("jensen_shannon", mixing=0.5, hard_weight=0.5, soft_weig
 
 
 def main() -> None:
-    """Print the table, or one JSON list."""
+    """Print the table, or one JSON object, its `rows` a list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1,024 and 8,192 tokens at a vocabulary of 128,256")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")

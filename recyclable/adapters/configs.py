@@ -19,7 +19,7 @@ _NEED_MORE = (
     *("adapters", "arrow_config", "corda_config", "loftq_config", "lora_ga_config", "megatron_config"),
     *("prompt_tuning_init_state_dict_path", "shadow_model", "tokenizer_kwargs"),
 )
-_OWN_TWIN = "mirror"  # what `shadow_model` is unless it names another model
+_OWN_TWIN = ("shadow_model", "mirror")  # what it is unless it names another model
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _UNBOUNDED = re.compile(r"(?<!\\)[*+]|\{\d*,\d*\}|\{\d{3,}")
 _REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
@@ -41,7 +41,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     if not isinstance(content.get("peft_type"), str):
         raise InputError(file, f"peft_type is {content.get('peft_type')!r}, expected the kind of the adapter")
     for field in _NEED_MORE:
-        if content.get(field) and content[field] != _OWN_TWIN:
+        if content.get(field) and (field, content[field]) != _OWN_TWIN:
             raise InputError(
                 file, f"{field} is {content[field]!r}, expected an adapter that needs its own tensors only"
             )

@@ -229,8 +229,9 @@ def test_yes_to_everything_starts_nothing(runs: Runs, ranks: int) -> None:
     ended = subprocess.run(
         [*map(str, command)], input="y\n" * 1000, env=environment, capture_output=True, text=True, timeout=400
     )
-    assert ended.returncode == 2 and not runs.mark.exists() and not runs.out.exists()
-    assert ended.stdout == "" and ended.stderr.startswith("recyclable: error: ") and ended.stderr.count("\n") == 1
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert not runs.mark.exists() and not runs.out.exists()
+    assert ended.stderr.startswith("recyclable: error: ") and ended.stderr.count("\n") == 1
 
 
 # ---- the source
