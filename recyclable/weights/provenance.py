@@ -7,7 +7,6 @@ from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import Fingerprint, config_digest, fingerprint, tokenizer_digest
 from recyclable.weights.lineage import FILE, read_lineage, relation
-from recyclable.weights.team import ALONE, Team
 
 
 def require_own_base(weights: AdaptedWeights, base: Base, found: Fingerprint | None = None) -> Fingerprint:
@@ -56,7 +55,7 @@ def claimed_relation(weights: AdaptedWeights, new: Base, allow_unrelated: bool =
     """The relation of `require_descendant` by what lineage.json claims, before anything is loaded.
 
     A claim that does not fit is looked into at once; a base without one is taken for the weights' own if tokenizer and
-    config are. `verified` has the last word.
+    config are. `carrying.carried.Carried.verify` has the last word.
     """
     if allow_unrelated and claimed_fingerprint(new) is None:  # a stranger may have the same tokenizer and config
         return require_descendant(weights, new, allow_unrelated)[1]
@@ -76,21 +75,6 @@ def refuse_early(weights: AdaptedWeights, old: Base) -> None:
     """
     claim, own = claimed_fingerprint(old), _own_but_for_weights(weights, old)
     require_own_base(weights, old, own if claim is None or claim.weights == own.weights else None)
-
-
-def verified(
-    weights: AdaptedWeights, old: Base, new: Base, allow_unrelated: bool = False, team: Team = ALONE
-) -> tuple[Fingerprint, str]:
-    """After the loading: weights and both bases by what was read of them; returns as `require_descendant`.
-
-    What nobody has read is read now, shared out; a collective.
-    """
-    for each in (*weights.files(), old.hashed, new.hashed):
-        each.complete(team=team)
-    weights.verify()
-    found = require_descendant(weights, new, allow_unrelated)
-    require_own_base(weights, old)
-    return found
 
 
 def _own_but_for_weights(weights: AdaptedWeights, base: Base) -> Fingerprint:
