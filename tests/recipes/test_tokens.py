@@ -482,8 +482,9 @@ def test_the_kind_is_listed_with_the_columns_it_reads(capsys: pytest.CaptureFixt
 def test_a_decoder_that_the_task_has_no_place_for_stays_behind(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", drawn(config("t5", vocab_size=200)))
     task, weights = make_tagged_task(tmp_path / "task"), tmp_path / "tuned"
-    once = {"base": str(base), "task": str(task), "out": str(weights), "max_steps": 1, "eval_every": 1, "warmup_steps": 0}
-    run = write_config(tmp_path / "tune.yaml", {**TRAINED, **once})
+    once = {"max_steps": 1, "eval_every": 1, "warmup_steps": 0}
+    places = {"base": str(base), "task": str(task), "out": str(weights)}
+    run = write_config(tmp_path / "tune.yaml", {**TRAINED, **once, **places})
     with own_environment():
         assert main(["tune", str(run)]) == 0
     assert main(["apply", "--weights", str(weights), "--base", str(base), "--out", str(tmp_path / "whole")]) == 0
