@@ -37,6 +37,7 @@ DS_CONFIG = {
         "stage3_param_persistence_threshold": 0,
         "stage3_max_live_parameters": 0,
         "stage3_prefetch_bucket_size": 0,
+        "stage3_max_reuse_distance": 0,
     },
 }
 
