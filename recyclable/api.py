@@ -22,7 +22,7 @@ from recyclable.carrying.changes import FoundChanges
 from recyclable.config.run_file import make_config, read_run_file
 from recyclable.data.examples import model_inputs
 from recyclable.errors import InputError
-from recyclable.models.tasks import outdated_model
+from recyclable.models.tasks import read_outdated
 from recyclable.objectives.distillation import kd_sum, patient_sum
 from recyclable.objectives.teachers import OnlineTeacher, first_token_states
 from recyclable.recipes.running import run_recipe
@@ -32,7 +32,6 @@ from recyclable.weights import store as stores
 from recyclable.weights.delta import Codec
 from recyclable.weights.hashes import sha256_json
 from recyclable.weights.manifest import read_manifest
-from recyclable.weights.sources import fill
 
 Run = str | Path | None
 """A run config's file; None: the keys alone."""
@@ -57,9 +56,7 @@ def carry(
     """
     carried = Carried.open(weights, old_base, to, store=store, allow_unrelated=allow_unrelated)
     manifest = carried.weights.manifest
-    model = fill(outdated_model(carried, task_of(manifest.task), manifest.settings["seed"]))
-    carried.verify()
-    return model.eval()
+    return read_outdated(carried, task_of(manifest.task), manifest.settings["seed"])
 
 
 def teacher_loss(
@@ -126,9 +123,7 @@ def _teacher(weights: Path, content: str, old_base: str | None, device: torch.de
     opened = Carried.open(weights, old_base, old_base or read_manifest(weights).base["name"]).at_home
     manifest = opened.weights.manifest
     task = task_of(manifest.task)
-    model = fill(outdated_model(opened, task, manifest.settings["seed"]))
-    opened.verify()
-    return OnlineTeacher(model.to(device), task.kind)
+    return OnlineTeacher(read_outdated(opened, task, manifest.settings["seed"]).to(device), task.kind)
 
 
 def pretrain(run: Run = None, /, *, deepspeed_config: str | None = None, resume: bool = False, **keys: Any) -> Any:

@@ -15,6 +15,7 @@ from recyclable.models.build import auto_class, draw, structure, unread
 from recyclable.tasks import KINDS
 from recyclable.tasks.parts.task import Task
 from recyclable.weights.base import Base, read_config
+from recyclable.weights.sources import fill
 
 
 def task_model(base: Base, task: Task, seed: int, dropout: float | None = None) -> PreTrainedModel:
@@ -46,6 +47,13 @@ def outdated_model(
     model = fresh_model(carried, task, seed, dropout)
     put(model, carried, differences_of(carried), head)
     return model
+
+
+def read_outdated(carried: Carried, task: Task, seed: int, head: bool = True) -> nn.Module:
+    """`outdated_model`, read whole into this process in fp32 and verified, in evaluation mode."""
+    model = fill(outdated_model(carried, task, seed, head=head))
+    carried.verify()
+    return model.eval()
 
 
 def task_structure(folder: Path, described: dict[str, Any], architecture: str | None) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import require_same_labels
 from recyclable.errors import InputError
-from recyclable.models.tasks import outdated_model
+from recyclable.models.tasks import read_outdated
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.report.compare import compare
 from recyclable.tasks.parts.kind import Scores
@@ -18,7 +18,6 @@ from recyclable.tasks.parts.task_data import tokenised
 from recyclable.training.evaluation import predict
 from recyclable.weights.limits import require_length
 from recyclable.weights.manifest import read_manifest
-from recyclable.weights.sources import fill
 
 
 def evaluate_all(
@@ -51,6 +50,5 @@ def evaluate(
     require_length(new.folder, settings["max_length"])
     kind, device = labelled.kind, distributed.device()
     examples = tokenised(labelled, labelled.splits[split], new.folder, settings["max_length"])
-    model = fill(LabelledTask(outdated_model(carried, labelled, settings["seed"]), kind)).eval().to(device)
-    carried.verify()
+    model = LabelledTask(read_outdated(carried, labelled, settings["seed"]), kind).eval().to(device)
     return kind.score(predict(model, examples, batch_size, device), examples.labels.numpy(), labelled.labels)

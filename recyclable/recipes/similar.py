@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from recyclable.analysis.transferability import logme
 from recyclable.carrying.carried import Carried
 from recyclable.data.examples import Batch, TaskExamples, model_inputs
 from recyclable.errors import InputError
-from recyclable.models.tasks import outdated_model, task_model
+from recyclable.models.tasks import read_outdated, task_model
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples
 from recyclable.training.evaluation import outputs
@@ -49,18 +48,12 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
         try:
             manifest = read_manifest(store.path(name))
             row.update(task=manifest.task["name"], tuning=manifest.tuning["tuning"])
-            rows.append({**row, **_scores(_model(store.path(name), new, labelled), few, labelled)})
+            carried = Carried.open(store.path(name), None, new)
+            # the head is the task's, and not used; no name holds the model beside the next one
+            rows.append({**row, **_scores(read_outdated(carried, labelled, _SEED, head=False), few, labelled)})
         except InputError as error:
             left.append({**row, "left_out": str(error)})
     return sorted(rows, key=lambda row: -row["logme"]) + left
-
-
-def _model(weights: Path, new: Base, task: Task) -> nn.Module:
-    """The entry's weights on the base, verified; the head is the task's, and not used."""
-    carried = Carried.open(weights, None, new)
-    model = fill(outdated_model(carried, task, _SEED, head=False))
-    carried.verify()
-    return model
 
 
 def _scores(model: nn.Module, examples: TaskExamples, task: Task) -> dict[str, float]:
