@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from this_process import own_environment
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -30,6 +31,20 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HF_DATASETS_CACHE", folder)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         patch.setenv("RECYCLABLE_CACHE", folder)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_environment() -> Iterator[None]:
+    """As `environment`, around what a file of tests prepares for all of them."""
+    with own_environment():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """No test finds the process group described that another one ran alone in, nor do the processes that it starts."""
+    with own_environment():
         yield
 
 

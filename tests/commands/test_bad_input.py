@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import pytest
 import torch
 from processes import ROOT
 from safetensors.torch import load_file, save_file
-from this_process import own_environment
 from transformers import RobertaConfig, RobertaModel
 from worlds import (
     make_base,
@@ -66,12 +65,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         corpus=make_corpus(root / "corpus", documents=20),
         outdated=outdated,
     )
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    with own_environment():
-        yield
 
 
 class Runs:

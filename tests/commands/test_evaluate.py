@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from this_process import own_environment
 from worlds import make_base, make_outdated, make_task
 
 from recyclable.cli import main
@@ -22,13 +21,12 @@ def test_a_plot_is_refused_before_scoring_and_drawn_behind_the_table(
     manifest["metrics"]["metric"], manifest["history"] = "accuracy", [{"step": 0}]
     (weights / "manifest.json").write_text(json.dumps(manifest))
     command = ["evaluate", "--weights", str(weights), "--base", str(base), "--task", str(task), "--plot"]
-    with own_environment():
-        for place in ("/nope/x.png", str(tmp_path / "x.foo")):
-            with monkeypatch.context() as patch:
-                patch.setattr("recyclable.recipes.evaluate.evaluate", lambda *_, **__: pytest.fail("scored"))
-                assert main([*command, place]) == 2
-            said = capsys.readouterr()
-            assert said.out == "" and said.err.startswith("recyclable: error: --plot: ") and said.err.count("\n") == 1
-        assert main([*command, str(tmp_path / "x.png")]) == 0
+    for place in ("/nope/x.png", str(tmp_path / "x.foo")):
+        with monkeypatch.context() as patch:
+            patch.setattr("recyclable.recipes.evaluate.evaluate", lambda *_, **__: pytest.fail("scored"))
+            assert main([*command, place]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.startswith("recyclable: error: --plot: ") and said.err.count("\n") == 1
+    assert main([*command, str(tmp_path / "x.png")]) == 0
     assert "test_accuracy" in capsys.readouterr().out
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

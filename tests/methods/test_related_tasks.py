@@ -11,7 +11,7 @@ import torch
 from plain import ALPHA, BETA, COMMON, LENGTH, POINTS, SEED, SHARE, TEMPERATURE, at
 from processes import scalars
 from safetensors.torch import load_file
-from this_process import one_thread, own_environment
+from this_process import one_thread
 from torch import nn
 from worlds import Chain, make_base, make_outdated, make_task, rewrite_rows, write_config
 
@@ -72,7 +72,7 @@ class World(Chain):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread(), own_environment():
+    with one_thread():
         yield World(tmp_path_factory.mktemp("related"))
 
 

@@ -13,7 +13,7 @@ import torch
 from processes import STAGE_3, finish, outcome
 from processes import start as start_ranks
 from safetensors.torch import load_file
-from this_process import one_thread, own_environment
+from this_process import one_thread
 from transformers import AutoTokenizer, BertForSequenceClassification
 from worlds import LABELS, make_adapter, make_base, make_outdated, make_task, make_upgraded, rewrite_rows, write_config
 
@@ -70,7 +70,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread(), own_environment():
+    with one_thread():
         yield World(tmp_path_factory.mktemp("training-free"))
 
 

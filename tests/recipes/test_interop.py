@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from this_process import own_environment
 from worlds import make_base, make_corpus, make_roberta, make_task, write_config
 
 from recyclable.carrying.carried import Carried
@@ -35,12 +33,6 @@ COMMON = {"max_length": 24, "train_batch_size": 8, "seed": 3, "eval_every": 6, "
 UNTRAINED = {name: COMMON[name] for name in ("max_length", "seed")}
 TUNE = {**COMMON, "max_steps": 12, "learning_rate": 2e-2}
 FAMILIES = ("bert", "roberta")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with own_environment():
-        yield
 
 
 def run(verb: str, out: Path, **settings: Any) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from this_process import one_thread, own_environment
+from this_process import one_thread
 from transformers import AutoModel, AutoTokenizer
 from worlds import make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded, write_config
 
@@ -58,7 +58,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread(), own_environment():
+    with one_thread():
         yield World(tmp_path_factory.mktemp("similar"))
 
 

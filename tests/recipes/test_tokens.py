@@ -29,7 +29,7 @@ from plain import (
 from processes import STAGE_3, finish, outcome, scalars, start
 from safetensors.torch import load_file
 from tagging import conlleval, plain_batch
-from this_process import one_thread, own_environment
+from this_process import one_thread
 from torch import nn
 from transformers import AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification, pipeline
 from worlds import (
@@ -127,7 +127,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     started = {name: start(world.root / name, of, nproc=ranks) for name, (of, ranks) in runs.items()}
     for name, process in started.items():
         finish(process, world.root / name)
-    with one_thread(), own_environment(), pytest.MonkeyPatch.context() as patch:
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(world.root / "store"))
         yield world
 
@@ -485,8 +485,7 @@ def test_a_decoder_that_the_task_has_no_place_for_stays_behind(tmp_path: Path) -
     once = {"max_steps": 1, "eval_every": 1, "warmup_steps": 0}
     places = {"base": str(base), "task": str(task), "out": str(weights)}
     run = write_config(tmp_path / "tune.yaml", {**TRAINED, **once, **places})
-    with own_environment():
-        assert main(["tune", str(run)]) == 0
+    assert main(["tune", str(run)]) == 0
     assert main(["apply", "--weights", str(weights), "--base", str(base), "--out", str(tmp_path / "whole")]) == 0
     ours = carry(weights, to=base)
     theirs = AutoModelForTokenClassification.from_pretrained(tmp_path / "whole")
