@@ -6,9 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recyclable.api import Store, apply, carry, evaluate, pretrain, probe, recycle, study, teacher_loss, tune
+    from recyclable.api import (
+        Store,
+        apply,
+        carry,
+        carry_tokenizer,
+        evaluate,
+        pretrain,
+        probe,
+        recycle,
+        study,
+        teacher_loss,
+        tune,
+    )
 
-__all__ = ["Store", "apply", "carry", "evaluate", "pretrain", "probe", "recycle", "study", "teacher_loss", "tune"]
+__all__ = ["Store", "apply", "carry", "carry_tokenizer", "evaluate", "pretrain", "probe", "recycle", "study"]
+__all__ += ["teacher_loss", "tune"]
 
 
 def __getattr__(name: str) -> Any:

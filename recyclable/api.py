@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from recyclable import distributed, machine
 from recyclable.carrying.carried import Carried
@@ -57,6 +58,20 @@ def carry(
     carried = Carried.open(weights, old_base, to, store=store, allow_unrelated=allow_unrelated)
     manifest = carried.weights.manifest
     return read_outdated(carried, task_of(manifest.task), manifest.settings["seed"])
+
+
+def carry_tokenizer(
+    weights: str | Path, to: str | Path, *, store: str | Path | None = None, allow_unrelated: bool = False
+) -> PreTrainedTokenizerBase:
+    """What reads texts for old weights on a new base, as for `carry`; it cuts them where theirs were cut by default.
+
+    It is the base's, or the one that the weights were tuned with where that reads otherwise.
+    """
+    carried = Carried.open(weights, None, to, store=store, allow_unrelated=allow_unrelated)
+    found = carried.reader.tokenizer()
+    if (most := carried.weights.manifest.settings["max_length"]) is not None:
+        found.model_max_length = most
+    return found
 
 
 def teacher_loss(
@@ -228,6 +243,9 @@ class Store(stores.Store):
         codec: str | None = None,
         rank: int | None = None,
         task: str | None = None,
+        labels: Sequence[str] | None = None,
+        max_length: int | None = None,
+        tokenizer: str | Path | None = None,
     ) -> dict[str, Any]:
         """Add a tuned checkpoint, a PEFT adapter or a run of recyclable's; returns what `show` says of it.
 
@@ -235,10 +253,14 @@ class Store(stores.Store):
             base: what it was tuned on; a run of recyclable's knows.
             codec: of the difference: exact, bf16, lowrank (of this rank) or 1bit.
             task: for the labels' names where the weights have none.
+            labels: names in the order of the head's rows; max_length: tokens that texts were cut at; tokenizer: the
+                directory of what read them; each where no file tells it.
         """
         from recyclable.recipes.store import add
+        from recyclable.recipes.tuned_elsewhere import Told
 
-        return add(self, name, Path(tuned), base, codec=Codec.asked(codec, rank), task=task)
+        told = Told.asked(labels, max_length, None if tokenizer is None else Path(tokenizer))
+        return add(self, name, Path(tuned), base, codec=Codec.asked(codec, rank), task=task, told=told)
 
     def show(self, name: str, base: str | None = None) -> dict[str, Any]:
         """Task, base and its lineage, size, loss and scores of an entry; how `base` is related to the entry's."""

@@ -5,13 +5,15 @@ A version of transformers that adds a field, with a default or made from the oth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PretrainedConfig
 
 from recyclable.architectures.dropout import is_dropout
 
+C = TypeVar("C", bound=PretrainedConfig)
 _BOOKKEEPING = frozenset(
     (
         # where it comes from and how it is stored
@@ -53,6 +55,32 @@ def differing_fields(one: PretrainedConfig, other: PretrainedConfig) -> dict[str
     known = _default(type(one)) or {}  # type: ignore[arg-type]  # see _default
     names = sorted((first.keys() & second.keys()) | ((first.keys() | second.keys()) & known.keys()))
     return {n: (first.get(n), second.get(n)) for n in names if first.get(n) != second.get(n)}
+
+
+def tuned_fields(tuned: PretrainedConfig, base: PretrainedConfig) -> dict[str, Any]:
+    """Field -> the tuned model's value, of those that make it compute differently than its base's config would.
+
+    Of a config inside another it is the fields of that one. `with_fields` puts them on a base's config.
+    """
+    found = {name: value for name, (value, _) in differing_fields(tuned, base).items()}
+    for name in found:
+        inner, of_base = getattr(tuned, name, None), getattr(base, name, None)
+        if isinstance(inner, PretrainedConfig) and isinstance(of_base, PretrainedConfig):
+            found[name] = tuned_fields(inner, of_base)
+    return found
+
+
+def with_fields(config: C, fields: Mapping[str, Any]) -> C:
+    """A copy of a config with other values of some fields; what its class makes of them follows."""
+    if not fields:
+        return config
+    content, place = config.to_dict(), config.name_or_path
+    for name, value in fields.items():
+        inner = getattr(config, name, None)
+        content[name] = with_fields(inner, value).to_dict() if isinstance(inner, PretrainedConfig) else value
+    changed = type(config).from_dict(content, return_dict=True)
+    changed.name_or_path = place
+    return changed
 
 
 def _computing(config: PretrainedConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from recyclable.weights.lineage import read_lineage
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import ADAPTER
 from recyclable.weights.provenance import claimed_relation, refuse_early, require_descendant, require_own_base
+from recyclable.weights.reader import Reader
 from recyclable.weights.store import find
 from recyclable.weights.team import ALONE, Team
 from recyclable.weights.vocabulary import Rows, align
@@ -95,6 +96,11 @@ class Carried:
         for ancestor in (read_lineage(self.new.folder) or {"ancestors": []})["ancestors"]:
             if ancestor["fingerprint"]["weights"] == recorded["fingerprint"]["weights"]:
                 yield ancestor["name"]
+
+    @property
+    def reader(self) -> Reader:
+        """What reads texts for the weights on the new base."""
+        return Reader.of(self.new, self.weights)
 
     @cached_property
     def rows(self) -> Rows | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 from pathlib import Path
 
 from recyclable.commands.parts.command import Command, Group, add_json, add_store, end
@@ -32,16 +33,26 @@ class Add(StoreCommand):
         parser.add_argument("--rank", type=int, metavar="R", help="of lowrank (default 16)")
         text = "the task, for the labels' names where the weights have none"
         parser.add_argument("--task", metavar="T", help=text)
+        text = "names in the order of the head's rows, where no file tells them"
+        parser.add_argument("--labels", metavar="A,B,...", type=_names, help=text)
+        text = "tokens that texts were cut at, where no file tells it"
+        parser.add_argument("--max-length", type=int, metavar="N", help=text)
+        text = "what read the texts it was tuned on, where DIR of --tuned has none (default: the base's)"
+        parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=text)
 
     def run(self, arguments: argparse.Namespace) -> int:
         from recyclable.recipes.store import add
+        from recyclable.recipes.tuned_elsewhere import Told
         from recyclable.weights.delta import Codec
         from recyclable.weights.store import Store
 
         codec = Codec.asked(arguments.codec, arguments.rank, "--rank")
         store = Store(arguments.store)
-        added = add(store, arguments.name, arguments.tuned, arguments.base, codec=codec, task=arguments.task)
-        print(f"added {arguments.name} to {store.folder}: {added['mb']:.2f} MB")
+        told = Told.asked(arguments.labels, arguments.max_length, arguments.tokenizer)
+        asked = {"codec": codec, "task": arguments.task, "told": told}
+        added = add(store, arguments.name, arguments.tuned, arguments.base, **asked)
+        cut = f"texts are cut at {added['max_length']} tokens" if added["max_length"] else "texts are never cut"
+        print(f"added {arguments.name} to {store.folder}: {added['mb']:.2f} MB; {cut}")
         end(arguments, added)
         return 0
 
@@ -173,6 +184,10 @@ class Export(StoreCommand):
         print(f"export: done, see {arguments.out}")
         end(arguments, {"out": str(arguments.out)})
         return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
 
 
 TEXT = "adapted weights by name: a directory that any number of processes share"

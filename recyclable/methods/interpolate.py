@@ -118,7 +118,7 @@ class Interpolate(StartsOutdated, Distils):
     def _second(self, scene: Scene) -> Carried | None:
         """The second fixed model's weights on their own base, which must be of the first one's kind."""
         from recyclable.carrying.carried import Carried, require_same_shapes
-        from recyclable.carrying.labels import require_same_labels
+        from recyclable.carrying.labels import require_same_rows
         from recyclable.tasks.parts.task import task_of
         from recyclable.weights.adapted import require_same_tuning
 
@@ -127,6 +127,6 @@ class Interpolate(StartsOutdated, Distils):
         first = scene.carried
         second = Carried.open(self.second_weights, self.second_base, self.second_base, store=self.store)
         require_same_tuning(second.weights, first.weights)
-        require_same_labels(second.weights, task_of(first.weights.manifest.task))
+        require_same_rows(second.weights, task_of(first.weights.manifest.task))
         require_same_shapes(second.new, first.old)
         return second

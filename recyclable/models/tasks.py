@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from recyclable.architectures.fields import with_fields
 from recyclable.carrying.carried import Carried
+from recyclable.carrying.labels import same_labels
 from recyclable.carrying.putting import differences_of, put
 from recyclable.models.adapters import attach_same
 from recyclable.models.build import auto_class, draw, structure, unread
 from recyclable.tasks import KINDS
+from recyclable.tasks.parts.kind import TaskKind
 from recyclable.tasks.parts.task import Task
 from recyclable.weights.base import Base, read_config
 from recyclable.weights.sources import fill
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-def task_model(base: Base, task: Task, seed: int, dropout: float | None = None) -> PreTrainedModel:
-    """A base with the head that the kind of task wants, unread, the head drawn from `seed`."""
-    config = read_config(base.folder)
-    task.kind.set_labels(config, task.labels)
+
+def task_model(
+    base: Base, task: Task, seed: int, dropout: float | None = None, fields: Mapping[str, Any] = NOTHING
+) -> PreTrainedModel:
+    """A base with the head that the kind of task wants, unread, the head drawn from `seed`.
+
+    Args:
+        fields: values that take the place of the base's in its config (`architectures.fields.with_fields`).
+    """
+    config = _config(base.folder, task.kind, task.labels, fields)
     model, missing, other_shape = unread(auto_class(task.kind.model_class), base, config, dropout)
     draw(model, [*missing, *other_shape], seed)
     return model
 
 
 def fresh_model(carried: Carried, task: Task, seed: int, dropout: float | None = None) -> nn.Module:
-    """The new base for the task, unread, with a fresh adapter of the kind that the outdated weights are, if any."""
-    return attach_same(task_model(carried.new, task, seed, dropout), carried.weights, seed)
+    """The new base for the task, unread, with a fresh adapter of the kind that the outdated weights are, if any.
+
+    It computes as the outdated weights' model did, where that was otherwise than its base.
+    """
+    weights, fields = carried.weights, dict(carried.weights.manifest.config)
+    if not same_labels(weights, task):
+        fields.pop("problem_type", None)  # the other task's
+    return attach_same(task_model(carried.new, task, seed, dropout, fields), weights, seed)
 
 
 def outdated_model(
@@ -56,14 +74,22 @@ def read_outdated(carried: Carried, task: Task, seed: int, head: bool = True) ->
     return model.eval()
 
 
-def task_structure(folder: Path, described: dict[str, Any], architecture: str | None) -> PreTrainedModel:
+def task_structure(
+    folder: Path, described: dict[str, Any], architecture: str | None, fields: Mapping[str, Any]
+) -> PreTrainedModel:
     """The structure of a model tuned on a base for a task, as `structure`; its config is the base's with the labels.
 
     Args:
+        fields: as for `task_model`.
         described: what a manifest says of the task, whose kind need not be known here where `architecture` is.
     """
-    config: PretrainedConfig = read_config(folder)
     known = described["problem"] in KINDS.names()
     kind = KINDS.get(described["problem"] if known or architecture is None else "classification")()
-    kind.set_labels(config, described["labels"])
+    config = _config(folder, kind, described["labels"], fields)
     return structure(config, auto_class(kind.model_class), architecture)
+
+
+def _config(folder: Path, kind: TaskKind, labels: Sequence[str], fields: Mapping[str, Any]) -> PretrainedConfig:
+    config: PretrainedConfig = read_config(folder)
+    kind.set_labels(config, labels)
+    return with_fields(config, fields)

@@ -18,7 +18,7 @@ from recyclable.training import rundir
 from recyclable.training.evaluation import predict
 from recyclable.training.loop import Outcome, Scores, train
 from recyclable.training.teaching import grouping
-from recyclable.weights.adapted import write_manifest
+from recyclable.weights.adapted import AdaptedWeights, write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import Renamed, SafetensorsFile
 from recyclable.weights.delta import Codec, write_delta
@@ -42,6 +42,8 @@ class Student:
     """The kind of tuning and its settings, as manifests have them."""
     data: TaskData
     settings: TaskSettings
+    like: AdaptedWeights | None = None
+    """The outdated weights whose config and tokenizer it has, if any."""
 
     @property
     def is_adapter(self) -> bool:
@@ -122,6 +124,7 @@ def finish(
         "examples": last["examples"],
         "seconds": last["seconds"],
     }
+    like = student.like
     manifest = Manifest(
         kind="adapter" if student.is_adapter else "delta",
         tuning=student.tuning,
@@ -132,8 +135,12 @@ def finish(
         history=history,
         settings=settings.model_dump(mode="json"),
         recycled_from=recycled_from,
+        config=like.manifest.config if like is not None else {},
+        tokenizer=like.manifest.tokenizer if like is not None else None,
     )
     if distributed.is_main():
+        if like is not None:
+            like.copy_tokenizer(settings.out)
         write_manifest(settings.out, manifest)
     distributed.barrier()
     rundir.clear_scratch(settings.out)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.changes import FoundChanges
-from recyclable.carrying.labels import require_same_labels
+from recyclable.carrying.labels import in_order
 from recyclable.carrying.places import canonical_names
 from recyclable.carrying.putting import differences_of, merged
 from recyclable.carrying.starts import start, strength_tensors
@@ -20,20 +20,23 @@ from recyclable.data.examples import TaskExamples
 from recyclable.errors import InputError
 from recyclable.models.adapters import require_adapter_fits
 from recyclable.models.tasks import fresh_model, task_structure
+from recyclable.recipes.leaving import require_opens, write_tokenizer
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples, unseen_split
 from recyclable.weights.adapted import write_manifest
 from recyclable.weights.base import Base
+from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.delta import Delta
 from recyclable.weights.differences import Differences, Scaled
 from recyclable.weights.digest import element_pieces, in_threads
 from recyclable.weights.durable import new_directory, write_json
 from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter
-from recyclable.weights.limits import require_length
 from recyclable.weights.lineage import described
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import ADAPTER, HEAD
-from recyclable.weights.vocabulary import copy_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROVENANCE = "recycled.json"
 _EXAMPLES = 128
@@ -86,10 +89,9 @@ def apply(
         with new_directory(out) as aside:
             if adapters:
                 scales = _adapter_scales(first, changes, few, seed, record)
-                described_task, architecture = first.weights.manifest.task, first.weights.manifest.architecture
-                planned = task_structure(new.folder, described_task, architecture)
-                require_adapter_fits(first.weights.folder, first.weights.file(ADAPTER), planned)
+                require_adapter_fits(first.weights.folder, first.weights.file(ADAPTER), _structure(first))
                 write_adapter(first, first.adapter_differences(), scales, aside, str(base))
+                write_tokenizer(first, aside)
             else:
                 differences = merged(several, changes, seed)
                 if few is not None:
@@ -102,6 +104,9 @@ def apply(
             record["weights"] = [_origin(carried, relation) for carried, (_, relation) in pairs]
             if adapters:
                 _write_manifest(first, record, aside)
+                require_adapter_fits(aside, SafetensorsFile(aside / ADAPTER), _structure(first))
+            else:
+                require_opens(aside)
             write_json(aside / PROVENANCE, record)
     except FileExistsError as error:
         raise InputError(out, "exists and is not empty, expected a new directory") from error
@@ -128,12 +133,11 @@ def _tell_moved_rows(several: Sequence[Carried], record: dict[str, Any]) -> None
 
 def _few_examples(carried: Carried, task: Task, count: int, seed: int) -> tuple[Task, TaskExamples]:
     """What a strength is found on; InputError when the weights' head is not for the task's labels."""
-    require_same_labels(carried.weights, task)
+    task = in_order(carried.weights, task)
     if count < 1:
         raise InputError("examples", f"found {count}, expected at least 1")
-    length, folder = carried.weights.manifest.settings["max_length"], carried.new.folder
-    require_length(folder, length)
-    return task, few_examples(task, folder, length, count, seed, split=unseen_split(task))
+    length = carried.weights.manifest.settings["max_length"]
+    return task, few_examples(task, carried.reader, length, count, seed, split=unseen_split(task))
 
 
 def _found(
@@ -169,7 +173,7 @@ def _adapter_scales(
 def _write_model(carried: Carried, differences: Differences, aside: Path, max_shard_bytes: int) -> None:
     """Base plus differences, and the head, as a plain transformers directory."""
     weights, new = carried.weights, carried.new
-    plan = task_structure(new.folder, weights.manifest.task, weights.manifest.architecture)
+    plan = _structure(carried)
     names, head = canonical_names(plan), weights.file(HEAD)
     missing = [n for n in differences.names if n not in new or differences.shape(n) != new.shape(n)]
     # What a task's model has no place for stays behind: a base's head, a decoder where the task needs an encoder alone.
@@ -199,7 +203,12 @@ def _write_model(carried: Carried, differences: Differences, aside: Path, max_sh
     writer.close()
     plan.config.dtype = layout[next(iter(layout))][0]
     plan.config.save_pretrained(aside)
-    copy_tokenizer(new.folder, aside)
+    write_tokenizer(carried, aside)
+
+
+def _structure(carried: Carried) -> PreTrainedModel:
+    manifest = carried.weights.manifest
+    return task_structure(carried.new.folder, manifest.task, manifest.architecture, manifest.config)
 
 
 def _write_manifest(carried: Carried, record: dict[str, Any], aside: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from recyclable import distributed
 from recyclable.carrying.carried import Carried
-from recyclable.carrying.labels import require_same_labels
+from recyclable.carrying.labels import in_order
 from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated
 from recyclable.objectives.labelled import LabelledTask
@@ -16,7 +16,6 @@ from recyclable.tasks.parts.kind import Scores
 from recyclable.tasks.parts.task import load_task
 from recyclable.tasks.parts.task_data import tokenised
 from recyclable.training.evaluation import predict
-from recyclable.weights.limits import require_length
 from recyclable.weights.manifest import read_manifest
 
 
@@ -42,13 +41,11 @@ def evaluate(
     Args:
         old_base: the base the weights belong to, where the names that are recorded do not lead there any more.
     """
-    carried, labelled = Carried.open(weights, old_base, base), load_task(task)
-    new, settings = carried.new, carried.weights.manifest.settings
-    require_same_labels(carried.weights, labelled)
+    carried = Carried.open(weights, old_base, base)
+    labelled, settings = in_order(carried.weights, load_task(task)), carried.weights.manifest.settings
     if split not in labelled.splits:
         raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
-    require_length(new.folder, settings["max_length"])
     kind, device = labelled.kind, distributed.device()
-    examples = tokenised(labelled, labelled.splits[split], new.folder, settings["max_length"])
+    examples = tokenised(labelled, labelled.splits[split], carried.reader, settings["max_length"])
     model = LabelledTask(read_outdated(carried, labelled, settings["seed"]), kind).eval().to(device)
     return kind.score(predict(model, examples, batch_size, device), examples.labels.numpy(), labelled.labels)

@@ -1,9 +1,13 @@
-"""What comes into the store: a checkpoint tuned elsewhere and its base, a PEFT adapter, or one of our own runs."""
+"""What comes into the store: a checkpoint tuned elsewhere and its base, a PEFT adapter, or one of our own runs.
+
+A tuned model is weights, config, tokenizer, labels and length (`recipes.tuned_elsewhere`): all of it comes along.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,23 @@ from peft import TaskType
 from transformers import PretrainedConfig
 
 from recyclable.adapters.configs import read_adapter_config
-from recyclable.architectures.fields import differing_fields
 from recyclable.architectures.names import canonical_name
 from recyclable.architectures.structure import label_tensors
-from recyclable.carrying.labels import require_same_labels
+from recyclable.carrying.labels import in_order
 from recyclable.carrying.places import adapter_base_name, canonical_names
 from recyclable.errors import InputError
 from recyclable.models.adapters import require_adapter_fits
 from recyclable.models.build import auto_class, structure
 from recyclable.models.tasks import task_structure
+from recyclable.recipes.tuned_elsewhere import (
+    Told,
+    changed_fields,
+    config_of,
+    cut_at,
+    keep_tokenizer,
+    label_names,
+    tokenizer_with,
+)
 from recyclable.tasks import every_kind
 from recyclable.tasks.parts.kind import TaskKind
 from recyclable.tasks.parts.task import Task
@@ -32,15 +44,14 @@ from recyclable.weights.delta import Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
 from recyclable.weights.files import write_safetensors
 from recyclable.weights.fingerprint import fingerprint
-from recyclable.weights.limits import positions
 from recyclable.weights.lineage import described
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, HEAD, MANIFEST, Manifest
 from recyclable.weights.provenance import require_own_base
-from recyclable.weights.vocabulary import align
+from recyclable.weights.reader import Reader
 
-SEED, MAX_LENGTH = 20, 128
-"""Settings of weights that came without any."""
+SEED = 20
+"""Of weights that came without one."""
 _MAX_LABELS = 1 << 20
 _AUTO: dict[str, Any] = {
     TaskType.QUESTION_ANS: transformers.AutoModelForQuestionAnswering,
@@ -51,7 +62,7 @@ _AUTO: dict[str, Any] = {
 
 
 def import_weights(
-    tuned: Path, base: str | None, into: Path, *, name: str, codec: Codec | None, task: Task | None
+    tuned: Path, base: str | None, into: Path, *, name: str, codec: Codec | None, task: Task | None, told: Told
 ) -> None:
     """Fill a directory with adapted weights made from whatever `tuned` is.
 
@@ -59,12 +70,16 @@ def import_weights(
         base: the base it was tuned on; only for a run of recyclable's that keeps its codec it may be None.
         name: what the task is called where nothing else names it.
         codec: how a delta is stored; None is exact, or as a run of recyclable's has it.
+        told: what its files do not say; a run of recyclable's says everything.
 
     Raises InputError.
     """
     if not tuned.is_dir():
         raise InputError("--tuned", f"{tuned} is no directory")
     if (tuned / MANIFEST).is_file():
+        for field, value in vars(told).items():
+            if value is not None:
+                raise InputError(f"--{field.replace('_', '-')}", f"is given, but {tuned} has a {MANIFEST}, which says it")
         return _own_run(tuned, base, into, codec, task)
     if base is None:
         raise InputError("--base", f"is missing; {tuned} does not say which base it was tuned on")
@@ -72,14 +87,14 @@ def import_weights(
     if any((tuned / file).exists() for file in (ADAPTER_CONFIG, ADAPTER, "adapter_model.bin")):
         if codec is not None:
             raise InputError("--codec", f"is for deltas, and {tuned} is an adapter")
-        return _adapter(tuned, opened, base, into, name, task)
-    return _checkpoint(tuned, opened, base, into, name, codec or Codec(), task)
+        return _adapter(tuned, opened, base, into, name, task, told)
+    return _checkpoint(tuned, opened, base, into, name, codec or Codec(), task, told)
 
 
 def _own_run(tuned: Path, base: str | None, into: Path, codec: Codec | None, task: Task | None) -> None:
     weights, opened = AdaptedWeights(tuned), Base(locate(base)) if base else None
     if task is not None:
-        require_same_labels(weights, task)
+        in_order(weights, task)
     if opened:
         require_own_base(weights, opened)
     manifest = weights.manifest
@@ -95,36 +110,50 @@ def _own_run(tuned: Path, base: str | None, into: Path, codec: Codec | None, tas
 
 
 def _checkpoint(
-    tuned: Path, base: Base, base_name: str, into: Path, name: str, codec: Codec, task: Task | None
+    tuned: Path, base: Base, base_name: str, into: Path, name: str, codec: Codec, task: Task | None, told: Told
 ) -> None:
     config = read_config(tuned)
-    if type(config) is not type(base.config):
-        raise InputError(tuned, f"is a {config.model_type}, its base {base.folder} a {base.config.model_type}")
-    if any((tuned / file).is_file() for file in ("tokenizer.json", "vocab.txt", "tokenizer.model")):
-        rows = align(base, Base(tuned))
-        if not rows.unchanged:
-            raise InputError(tuned, f"has another vocabulary than {base.folder}: {rows}")
+    fields = changed_fields(config, base, tuned)
+    reader = tokenizer_with(tuned, config, base, told)
     architecture = next(iter(config.architectures or []), None)
     plan = structure(config, auto_class((task.kind if task else TaskKind).model_class), architecture)
     shapes = {canonical_name(n, base.prefix): tuple(p.shape) for n, p in plan.named_parameters()}
     tied = {canonical_name(n, base.prefix) for n, _ in plan.named_parameters(remove_duplicate=False)} - shapes.keys()
     backbone = {n for n, _ in plan.base_model.named_parameters() if not n.startswith("pooler.")}
     body, head = split(TensorFiles(tuned), base, shapes, backbone, tied)
-    other = [f"{f} is {ours!r}, the base's {its!r}" for f, (ours, its) in differing_fields(config, base.config).items()]
-    if other:
-        raise InputError(tuned / "config.json", f"is not its base's: {'; '.join(other)}")
+    found = _names(config) if config.num_labels > 1 else []
+    kind = _kind(type(plan).__name__, config.problem_type, found, task)
+    about = _task(name, kind, label_names(found, told, task, tuned), task)
     write_safetensors(into / HEAD, {n: (head.stored(n).dtype, head.shape(n)) for n in head.names}, head.items())
     storage = _encode(into, body, base, codec)
-    labels = [str(config.id2label[i]) for i in sorted(config.id2label)] if config.num_labels > 1 else []
-    kind = _kind_of_class(type(plan).__name__, labels)
-    about = {"kind": "delta", "tuning": {"tuning": "full"}, "architecture": architecture, "storage": storage}
-    _finish(into, base, base_name, _task(name, kind, labels, task), about)
+    origin = {"kind": "delta", "tuning": {"tuning": "full"}, "architecture": architecture, "storage": storage}
+    _finish(into, base, base_name, reader, told, fields | _problem_type(config, kind), task=about, **origin)
 
 
-def _kind_of_class(architecture: str, labels: list[str]) -> TaskKind:
-    """The kind of task that a class of transformers is for; where several have its head, by the number of labels."""
-    fitting = [kind for kind in every_kind() if architecture.endswith(f"For{kind.model_class}")] or every_kind()
-    return next((kind for kind in fitting if kind.has_labels == bool(labels)), fitting[0])
+def _kind(architecture: str, problem_type: str | None, labels: list[str], task: Task | None) -> TaskKind:
+    """The kind of task that a tuned model is for, by its class, its config's `problem_type` and its labels.
+
+    A task's kind goes first, where it has such a head. Raises InputError where it has not.
+    """
+    of_class = [kind for kind in every_kind() if architecture.endswith(f"For{kind.model_class}")] or every_kind()
+    fitting = [kind for kind in of_class if problem_type in (None, kind.problem_type)]
+    fitting = [kind for kind in fitting or of_class if kind.has_labels == bool(labels)] or fitting or of_class
+    if task is None:
+        return fitting[0]
+    if task.problem not in [kind.name for kind in fitting]:
+        problem = f"{task.name} is {task.problem}, the weights are of a model for {fitting[0].name}"
+        raise InputError("--task", problem)
+    return task.kind
+
+
+def _names(config: PretrainedConfig) -> list[str]:
+    return [str(config.id2label[i]) for i in sorted(config.id2label)]
+
+
+def _problem_type(config: PretrainedConfig, kind: TaskKind) -> dict[str, Any]:
+    """The tuned config's own where its kind of task would have written another; of several classes no type is one."""
+    said = config.problem_type
+    return {} if said == kind.problem_type or (said is None and config.num_labels > 1) else {"problem_type": said}
 
 
 def _encode(into: Path, tuned: Ranged, base: Base, codec: Codec) -> dict[str, Any]:
@@ -134,30 +163,23 @@ def _encode(into: Path, tuned: Ranged, base: Base, codec: Codec) -> dict[str, An
     return {"codec": codec.name, "rank": codec.rank if codec.name == "lowrank" else None, "loss": lost}
 
 
-def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, task: Task | None) -> None:
+def _adapter(
+    tuned: Path, base: Base, base_name: str, into: Path, name: str, task: Task | None, told: Told
+) -> None:
     if not (tuned / ADAPTER).is_file() and (tuned / "adapter_model.bin").exists():
         raise InputError(tuned, f"only found adapter_model.bin (pickle, never loaded); expected {ADAPTER}")
     peft_config, file = read_adapter_config(tuned), SafetensorsFile(tuned / ADAPTER)
     if not file.names:
         raise InputError(tuned, "holds no tensors: an adapter without effect")
+    config = config_of(tuned)
+    fields = {} if config is None else changed_fields(config, base, tuned)
+    reader = tokenizer_with(tuned, base.config, base, told)
     plain = {n: adapter_base_name(n, base) for n in file.names}
-    task_type = peft_config.task_type
-    wanted = task_type or (task.kind if task else TaskKind).task_type
-    kinds = [kind for kind in every_kind() if kind.task_type == wanted]
-    if kinds:
-        per_label = label_tensors(base.config, auto_class(kinds[0].model_class))
-        heads = [file.shape(n)[0] for n in file.names if plain[n] in per_label and file.shape(n)]
-        count = heads[0] if heads else len(task.labels) or 1 if task else 2
-        if count > _MAX_LABELS:
-            raise InputError(tuned / ADAPTER, f"has a head for {count} labels, expected at most {_MAX_LABELS}")
-        labels = [f"LABEL_{i}" for i in range(count)] if count > 1 else []
-        kind = next((kind for kind in kinds if kind.has_labels == bool(labels)), kinds[0])
-        about = _task(name, kind, labels, task)
-    else:
-        about = {"name": task.name if task else name, "problem": str(task_type).lower(), "labels": [], "digest": None}
-    architecture = _architecture(base.config, task_type, tuned)
-    names = canonical_names(task_structure(base.folder, about, architecture))
-    require_adapter_fits(tuned, file, task_structure(base.folder, about, architecture))
+    about = _adapter_task(tuned, base, file, plain, peft_config.task_type, config, name, task, told)
+    architecture = _architecture(base.config, peft_config.task_type, tuned)
+    planned = partial(task_structure, base.folder, about, architecture, fields)
+    names = canonical_names(planned())
+    require_adapter_fits(tuned, file, planned())
     whole = [n for n in file.names if plain[n] in names]
     require_effect(tuned, file, whole)
     held = {canonical_name(n, base.prefix) for n in TensorFiles(base.folder).names} | {plain[n] for n in whole}
@@ -170,7 +192,39 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     for part in (ADAPTER, ADAPTER_CONFIG):
         shutil.copyfile(tuned / part, into / part)
     origin = {"kind": "adapter", "tuning": {"tuning": "peft"}, "architecture": architecture}
-    _finish(into, base, base_name, about, origin)
+    _finish(into, base, base_name, reader, told, fields, task=about, **origin)
+
+
+def _adapter_task(
+    tuned: Path,
+    base: Base,
+    file: SafetensorsFile,
+    plain: dict[str, str],
+    task_type: str | None,
+    config: PretrainedConfig | None,
+    name: str,
+    task: Task | None,
+    told: Told,
+) -> dict[str, Any]:
+    """What the manifest says of an adapter's task: as many labels as its head has rows, by their names where known."""
+    wanted = task_type or (task.kind if task else TaskKind).task_type
+    kinds = [kind for kind in every_kind() if kind.task_type == wanted]
+    if not kinds:
+        if told.labels is not None:
+            raise InputError("--labels", f"is given, but nothing reads it for weights of kind {task_type}")
+        return {"name": task.name if task else name, "problem": str(task_type).lower(), "labels": [], "digest": None}
+    per_label = label_tensors(base.config, auto_class(kinds[0].model_class))
+    heads = [file.shape(n)[0] for n in file.names if plain[n] in per_label and file.shape(n)]
+    known = told.labels if told.labels is not None else task.labels if task is not None else None
+    count = heads[0] if heads else base.config.num_labels if known is None else len(known) or 1
+    if count > _MAX_LABELS:
+        raise InputError(tuned / ADAPTER, f"has a head for {count} labels, expected at most {_MAX_LABELS}")
+    found = [f"LABEL_{i}" for i in range(count)] if count > 1 else []
+    names = base.config if config is None and not heads else config  # a head that is not the adapter's is the base's
+    if names is not None and names.num_labels == count > 1:
+        found = _names(names)
+    kind = _kind(f"For{kinds[0].model_class}", config and config.problem_type, found, task)
+    return _task(name, kind, label_names(found, told, task, tuned), task)
 
 
 def _architecture(config: PretrainedConfig, task_type: str | None, tuned: Path) -> str | None:
@@ -185,21 +239,22 @@ def _architecture(config: PretrainedConfig, task_type: str | None, tuned: Path) 
 
 
 def _task(name: str, kind: TaskKind, labels: list[str], task: Task | None) -> dict[str, Any]:
-    """What the manifest says of the task: the given one's names for the labels, where the weights have none."""
-    if task is None:
-        return {"name": name, "problem": kind.name, "labels": labels, "digest": None}
-    if task.kind.model_class != kind.model_class:
-        raise InputError("--task", f"{task.name} is {task.problem}, the weights are of a model for {kind.name}")
-    wanted = list(task.labels)
-    if len(wanted) != len(labels) or (wanted != labels and labels != [f"LABEL_{i}" for i in range(len(labels))]):
-        raise InputError(
-            "--task", f"{task.name} has labels {wanted}, the weights {labels}: expected the same, in order"
-        )
-    return {"name": task.name, "problem": task.problem, "labels": wanted, "digest": task.digest}
+    """What the manifest says of the task."""
+    told = {"name": name, "digest": None} if task is None else {"name": task.name, "digest": task.digest}
+    return {**told, "problem": kind.name, "labels": labels}
 
 
-def _finish(into: Path, base: Base, base_name: str, task: dict[str, Any], about: dict[str, Any]) -> None:
-    settings = {"seed": SEED, "max_length": min(MAX_LENGTH, positions(base.folder) or MAX_LENGTH)}
-    recorded = described(base.folder, base_name, fingerprint(base).as_dict())
-    manifest = Manifest(task=task, base=recorded, method="import", metrics={}, history=[], settings=settings, **about)
+def _finish(
+    into: Path, base: Base, base_name: str, reader: Reader, told: Told, fields: dict[str, Any], **about: Any
+) -> None:
+    manifest = Manifest(
+        base=described(base.folder, base_name, fingerprint(base).as_dict()),
+        method="import",
+        metrics={},
+        history=[],
+        settings={"seed": SEED, "max_length": cut_at(reader, base, told)},
+        config=fields,
+        tokenizer=keep_tokenizer(reader, base, into),
+        **about,
+    )
     write_manifest(into, manifest)

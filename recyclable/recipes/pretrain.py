@@ -44,7 +44,7 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
     parent = Base(locate(kind.base))
     tokenizer = load_tokenizer(parent.folder)
     kind.require(parent, tokenizer)
-    require_length(parent.folder, kind.max_length)
+    require_length(parent.config, kind.max_length)
     teacher = _teacher(kind, parent, tokenizer)
     training, heldout, digest = _blocks(kind, tokenizer)
     if len(training) < distributed.world_size():
@@ -84,7 +84,7 @@ def _teacher(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> 
     if found != own:
         others = f"{base.folder} has another tokenizer ({found[:12]}) than {parent.folder} ({own[:12]})"
         raise InputError("teacher", f"{others}, expected the same")
-    require_length(base.folder, kind.max_length)
+    require_length(base.config, kind.max_length)
     model = kind.teaching(base)
     theirs, ours = ((c.num_hidden_layers, c.hidden_size) for c in (model.config, parent.config))
     if kind.beta and theirs != ours:

@@ -17,7 +17,7 @@ from recyclable.analysis.points import measured
 from recyclable.analysis.similarity import compare
 from recyclable.analysis.verdict import Features, standard_error
 from recyclable.carrying.carried import Carried
-from recyclable.carrying.labels import require_same_labels
+from recyclable.carrying.labels import in_order, require_same_rows
 from recyclable.data.examples import TaskExamples
 from recyclable.data.split import Split
 from recyclable.errors import InputError
@@ -30,7 +30,7 @@ from recyclable.weights.adapted import AdaptedWeights, require_same_tuning
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.hashes import sha256_json
-from recyclable.weights.limits import require_length
+from recyclable.weights.reader import Reader
 from recyclable.weights.sources import fill
 from recyclable.weights.team import Team
 
@@ -135,19 +135,17 @@ def prepare(config: ProbeSettings, source: str, carried: Carried) -> Trial:
     Args:
         source: the task, as `load_task` takes it.
     """
-    task, weights = load_task(source), carried.weights
-    require_same_labels(weights, task)
+    weights = carried.weights
+    task = in_order(weights, load_task(source))
     if SPLIT not in task.splits:
         raise InputError(source, f"has no {SPLIT} split to try the weights on, found {sorted(task.splits)}")
-    for base in (carried.old, carried.new):
-        require_length(base.folder, weights.manifest.settings["max_length"])
     to = None
     if config.to is not None:
         to = Carried.open(config.to, None, carried.new, store=config.store, allow_unrelated=True)
         if not to.own:
             wanted = f"expected weights of {carried.new.folder}"
             raise InputError(to.weights.folder, f"was tuned on {to.weights.manifest.base['name']!r}, {wanted}")
-        require_same_labels(to.weights, task)
+        require_same_rows(to.weights, task)
         require_same_tuning(to.weights, weights, ": no path leads there")
     split = limit(task.splits[SPLIT], config.examples, weights.manifest.settings["seed"])
     for base in (carried.old, carried.new):
@@ -196,7 +194,7 @@ def knowing_nothing(task: Task, examples: TaskExamples) -> dict[str, float]:
 
 def examples_of(task: Task, split: Split, weights: AdaptedWeights, base: Base) -> TaskExamples:
     """Tokenised as the weights' own examples were."""
-    return tokenised(task, split, base.folder, weights.manifest.settings["max_length"])
+    return tokenised(task, split, Reader.of(base, weights), weights.manifest.settings["max_length"])
 
 
 def _key(

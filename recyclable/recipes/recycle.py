@@ -6,7 +6,7 @@ from typing import Any
 
 from recyclable import distributed
 from recyclable.carrying.carried import Carried
-from recyclable.carrying.labels import require_same_labels, same_labels
+from recyclable.carrying.labels import in_order, same_labels
 from recyclable.carrying.trials import Trials
 from recyclable.carrying.writing import write_adapter, write_delta_and_head
 from recyclable.errors import InputError
@@ -32,13 +32,26 @@ def recycle(method: Method, ds_config: dict[str, Any], resume: bool = False) -> 
     carried = Carried.open(
         method.weights, method.old_base, method.base, store=method.store, allow_unrelated=method.allow_unrelated
     )
+    method = _cut_as_tuned(method, carried)
     task = load_task(method.task)
-    head = _head_fits(method, carried, task)
-    scene = Scene(carried, task_data(method, task, carried.new.folder), head, ds_config)
+    if head := _head_fits(method, carried, task):
+        task = in_order(carried.weights, task)
+    scene = Scene(carried, task_data(method, task, carried.reader), head, ds_config)
     method.require(scene)
     if isinstance(method, LearnsFromLabels):
         return _learned(method, scene, resume)
     return _applied(method, scene, resume)
+
+
+def _cut_as_tuned(method: Method, carried: Carried) -> Method:
+    """The method with the length that the outdated weights were tuned at, where none is given."""
+    theirs = carried.weights.manifest.settings["max_length"]
+    if method.max_length is None:
+        return method.model_copy(update={"max_length": theirs})
+    if method.max_length != theirs:
+        place = carried.weights.folder
+        distributed.say(f"notice: texts are cut at {method.max_length} tokens; {place} was tuned at {theirs}")
+    return method
 
 
 def _learned(method: LearnsFromLabels, scene: Scene, resume: bool) -> dict[str, Any]:
@@ -73,7 +86,7 @@ def _applied(method: TrainsNothing, scene: Scene, resume: bool) -> dict[str, Any
     with trials.asked(ds_config):
         if strength != "none":
             length, count, split = method.max_length, method.strength_examples, unseen_split(scene.task)
-            few = few_examples(scene.task, carried.new.folder, length, count, method.seed, method.shots, split)
+            few = few_examples(scene.task, carried.reader, length, count, method.seed, method.shots, split)
             scales, how["strength"] = trials.strengths(few, by_layer=strength == "by_layer")
         scaled = Scaled(differences, scales) if scales else differences
         dev, test = trials.scores([data.dev, data.test], scaled, method.eval_batch_size)
@@ -99,7 +112,7 @@ def _verified(method: Method, scene: Scene, model: Any) -> tuple[Student, dict[s
         "files": weights.manifest.files,
         "relation": relation,
     }
-    return Student(model, carried.new, own, weights.manifest.tuning, scene.data, method), origin
+    return Student(model, carried.new, own, weights.manifest.tuning, scene.data, method, like=weights), origin
 
 
 def _head_fits(method: Method, carried: Carried, task: Task) -> bool:
@@ -110,7 +123,7 @@ def _head_fits(method: Method, carried: Carried, task: Task) -> bool:
     trains = isinstance(method, LearnsFromLabels)
     if not (isinstance(method, LearnsFromLabels) and method.related_task):
         trained = "related_task=true recycles all but the head"
-        require_same_labels(weights, task, f"; {trained if trains else f'{method.method} trains no head'}")
+        in_order(weights, task, f"; {trained if trains else f'{method.method} trains no head'}")
     distilled = ", and only hidden states are distilled" if isinstance(method, Distils) else ""
     theirs = weights.manifest.task["name"]
     distributed.say(f"notice: {weights.folder} is for the labels of {theirs}: {task.name} gets a fresh head{distilled}")

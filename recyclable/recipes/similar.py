@@ -21,6 +21,7 @@ from recyclable.weights.base import Base
 from recyclable.weights.limits import positions
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import read_manifest
+from recyclable.weights.reader import Reader
 from recyclable.weights.sources import fill
 from recyclable.weights.store import Store
 
@@ -38,10 +39,13 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
     if examples < 2:
         raise InputError("--examples", f"found {examples}, expected at least 2")
     new, labelled = Base(locate(base)), load_task(task)
-    length = min(_LENGTH, positions(new.folder) or _LENGTH)
-    few = few_examples(labelled, new.folder, length, examples, _SEED)
+    length = min(_LENGTH, positions(new.config) or _LENGTH)
+
+    def few(reader: Reader) -> TaskExamples:
+        return few_examples(labelled, reader, length, examples, _SEED)
+
     bare = {"name": BARE, "task": None, "tuning": None}
-    rows: list[dict[str, Any]] = [{**bare, **_scores(fill(task_model(new, labelled, _SEED)), few, labelled)}]
+    rows: list[dict[str, Any]] = [{**bare, **_scores(fill(task_model(new, labelled, _SEED)), few(Reader.of(new)), labelled)}]
     left = []
     for name in store.names():
         row: dict[str, Any] = {"name": name}
@@ -49,8 +53,10 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
             manifest = read_manifest(store.path(name))
             row.update(task=manifest.task["name"], tuning=manifest.tuning["tuning"])
             carried = Carried.open(store.path(name), None, new)
-            # the head is the task's, and not used; no name holds the model beside the next one
-            rows.append({**row, **_scores(read_outdated(carried, labelled, _SEED, head=False), few, labelled)})
+            # the head is the task's, and not used; no name holds the model beside the next one's
+            model = read_outdated(carried, labelled, _SEED, head=False)
+            rows.append({**row, **_scores(model, few(carried.reader), labelled)})
+            del model
         except InputError as error:
             left.append({**row, "left_out": str(error)})
     return sorted(rows, key=lambda row: -row["logme"]) + left

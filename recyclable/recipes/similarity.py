@@ -44,7 +44,7 @@ def similarity(
             raise InputError(other.folder, f"has another tokenizer than {first.folder}: no text is the same to both")
     labelled = load_task(task)
     split = limit(labelled.splits["train"], examples, _SEED)
-    length = min(_LENGTH, positions(first.folder) or _LENGTH)
+    length = min(_LENGTH, positions(first.config) or _LENGTH)
     texts = batches(labelled.kind.examples(split, load_tokenizer(first.folder), length))
     one, team = backbone(first, labelled), distributed.Ranks()
     found = {title: compare(one, backbone(other, labelled), texts, team) for title, other in opened.items()}

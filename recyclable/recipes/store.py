@@ -16,7 +16,9 @@ from recyclable.errors import InputError
 from recyclable.models.tasks import outdated_model
 from recyclable.recipes.apply import PROVENANCE, apply
 from recyclable.recipes.importing import import_weights
+from recyclable.recipes.leaving import require_opens, write_tokenizer
 from recyclable.recipes.store_show import show
+from recyclable.recipes.tuned_elsewhere import Told
 from recyclable.tasks.parts.task import load_task, task_of
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
@@ -26,15 +28,25 @@ from recyclable.weights.files import CheckpointWriter
 from recyclable.weights.locate import locate
 from recyclable.weights.sources import fill
 from recyclable.weights.store import Store
-from recyclable.weights.vocabulary import copy_tokenizer
 
 
 def add(
-    store: Store, name: str, tuned: Path, base: str | None, *, codec: Codec | None = None, task: str | None = None
+    store: Store,
+    name: str,
+    tuned: Path,
+    base: str | None,
+    *,
+    codec: Codec | None = None,
+    task: str | None = None,
+    told: Told = Told(),
 ) -> dict[str, Any]:
-    """Add what `tuned` holds (`recipes.importing`) as entry `name`; returns what `show` says of it."""
+    """Add what `tuned` holds (`recipes.importing`) as entry `name`; returns what `show` says of it.
+
+    Args:
+        told: what no file says of weights that were tuned elsewhere.
+    """
     with store.adding(name) as aside:
-        import_weights(tuned, base, aside, name=name, codec=codec, task=load_task(task) if task else None)
+        import_weights(tuned, base, aside, name=name, codec=codec, task=load_task(task) if task else None, told=told)
     return show(store, name)
 
 
@@ -67,8 +79,8 @@ def export(
 
 def _merge(weights: AdaptedWeights, base: Base, out: Path) -> None:
     """An adapter folded into its base by peft, in fp32, rounded once to the base's dtypes."""
-    manifest = weights.manifest
-    model = fill(outdated_model(Carried(weights, base, base), task_of(manifest.task), manifest.settings["seed"]))
+    manifest, carried = weights.manifest, Carried(weights, base, base)
+    model = fill(outdated_model(carried, task_of(manifest.task), manifest.settings["seed"]))
     assert isinstance(model, PeftModel)
     try:
         merged = model.merge_and_unload()
@@ -83,4 +95,5 @@ def _merge(weights: AdaptedWeights, base: Base, out: Path) -> None:
     merged.config.dtype = next(iter(dtypes.values()))
     merged.config.architectures = [type(merged).__name__]
     merged.config.save_pretrained(out)
-    copy_tokenizer(base.folder, out)
+    write_tokenizer(carried, out)
+    require_opens(out)

@@ -22,7 +22,8 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
 
     Returns among others `lineage` (its base, then the base's ancestors), `mb` (10^6 bytes on disk), `compression`
     (bytes of the tuned weights over those) and `loss`: norm of what the codec lost over the norm of the tuned weights
-    and of their difference from the base.
+    and of their difference from the base; `max_length` (tokens that texts are cut at), `config` (fields in which the
+    model differs from its base) and `tokenizer` (digest; None: the base's).
     """
     folder = store.path(name)
     weights = AdaptedWeights(folder, verify=False)
@@ -31,6 +32,9 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
         **row(folder),
         "problem": manifest.task["problem"],
         "labels": manifest.task["labels"],
+        "max_length": manifest.settings["max_length"],
+        "config": manifest.config,
+        "tokenizer": manifest.tokenizer["digest"] if manifest.tokenizer else None,
         "base": manifest.base,
         "lineage": [named(each) for each in (manifest.base, *manifest.base.get("ancestors", ()))],
         "architecture": manifest.architecture,

@@ -17,13 +17,13 @@ from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import read_manifest
+from recyclable.weights.reader import Reader
 
 
 def tune(settings: TuneSettings, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
     """Tune a base on a labelled task; returns the metrics of the best step on dev and test."""
-    folder = locate(settings.base)
-    base, task = Base(folder), load_task(settings.task)
-    data = task_data(settings, task, folder)
+    base, task = Base(locate(settings.base)), load_task(settings.task)
+    data = task_data(settings, task, Reader.of(base))
     model = settings.attach(task_model(base, task, settings.seed, settings.dropout), task.kind.task_type, settings.seed)
     objective = LabelledTask(model, task.kind)
     materialize(objective, settings, ds_config)

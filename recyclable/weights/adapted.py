@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from recyclable.weights.delta import Delta
 from recyclable.weights.digest import Digested, file_digest
 from recyclable.weights.durable import write_json
 from recyclable.weights.hashes import sha256_file
-from recyclable.weights.manifest import CHANGED, DELTA, FILES, HEAD, MANIFEST, Manifest, read_manifest
+from recyclable.weights.manifest import CHANGED, DELTA, HEAD, MANIFEST, Manifest, read_manifest
 
 
 class AdaptedWeights:
@@ -62,6 +63,16 @@ class AdaptedWeights:
         """Whether these are an adapter's weights rather than a delta of all weights."""
         return self.manifest.kind == "adapter"
 
+    @property
+    def tokenizer(self) -> Path | None:
+        """The directory of the tokenizer that reads texts for these weights; None where it is the base's own."""
+        return self.folder if self.manifest.tokenizer else None
+
+    def copy_tokenizer(self, into: Path) -> None:
+        """Copy the files of a tokenizer of its own, if any."""
+        for name in self.manifest.tokenizer["files"] if self.manifest.tokenizer else ():
+            shutil.copyfile(self.folder / name, into / name)
+
     def file(self, name: str) -> Digested[SafetensorsFile]:
         """One of the safetensors files."""
         return self._files[name]
@@ -88,6 +99,6 @@ def require_same_tuning(weights: AdaptedWeights, other: AdaptedWeights, hint: st
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Complete a directory: digests of its weight files, then the manifest, which marks it as whole."""
-    files = {name: file_digest(folder / name) for name in sorted(FILES[manifest.kind])}
+    """Complete a directory: digests of its files, then the manifest, which marks it as whole."""
+    files = {name: file_digest(folder / name) for name in sorted(manifest.files_wanted())}
     write_json(folder / MANIFEST, {**manifest.__dict__, "files": files})

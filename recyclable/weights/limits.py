@@ -1,21 +1,21 @@
-"""How many tokens a base has positions for."""
+"""How many tokens a model has positions for."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from transformers import PretrainedConfig
 
 from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
-from recyclable.weights.base import read_config
 
 
-def require_length(folder: Path, max_length: int) -> None:
-    """InputError when sequences of `max_length` tokens have more positions than the base."""
-    limit = positions(folder)
-    if limit is not None and max_length > limit:
-        raise InputError("max_length", f"is {max_length}, but {folder} has positions for {limit} tokens at most")
+def require_length(config: PretrainedConfig, max_length: int | None) -> None:
+    """InputError when sequences of `max_length` tokens have more positions than a model of this config."""
+    limit = positions(config)
+    if limit is not None and max_length is not None and max_length > limit:
+        place = config.name_or_path
+        raise InputError("max_length", f"is {max_length}, but {place} has positions for {limit} tokens at most")
 
 
-def positions(folder: Path) -> int | None:
-    """How many tokens a base has positions for; None for a base without a limit."""
-    return Structure(read_config(folder)).positions
+def positions(config: PretrainedConfig) -> int | None:
+    """How many tokens there are positions for; None for a model without a limit."""
+    return Structure(config).positions

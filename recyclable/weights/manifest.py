@@ -19,7 +19,9 @@ MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 """SHA-256 (hex) of the manifest, where one was kept."""
 CHANGED = "was changed after it was written (its digest is not the recorded one)"
-FORMAT = 1
+FORMAT = 2
+_READ = (1, 2)
+"""By 1, a tuned model had its base's config and tokenizer, whatever it was tuned with."""
 DELTA, HEAD, ADAPTER = "delta.safetensors", "head.safetensors", "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = {"delta": {DELTA, HEAD}, "adapter": {ADAPTER, ADAPTER_CONFIG}}
@@ -70,7 +72,13 @@ class _Base(TypedDict):
 @_OPEN
 class _Settings(TypedDict):
     seed: Annotated[int, Field(ge=0)]
-    max_length: Annotated[int, Field(gt=2)]
+    max_length: Annotated[int, Field(gt=2)] | None
+
+
+@_CLOSED
+class _Tokenizer(TypedDict):
+    digest: str
+    files: list[str]
 
 
 @_OPEN
@@ -102,6 +110,7 @@ class Manifest:
     history: list[dict[str, Any]]
     """One row per evaluation: step, examples, seconds, dev scores."""
     settings: Annotated[dict[str, Any], _like(_Settings)]
+    """Among others `max_length`, the tokens that a text is cut at (null: never)."""
     recycled_from: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
     """Digest (`weights.digest.file_digest`) of every file beside the manifest that belongs to the weights."""
@@ -110,6 +119,14 @@ class Manifest:
     """Class of the tuned model in transformers; None is the base's with a sequence-classification head."""
     storage: dict[str, Any] | None = None
     """Of a delta that was encoded from tuned weights: codec, rank, bytes of those weights and what the codec lost."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the tuned model's config that change outputs and were not its base's (`architectures.fields`)."""
+    tokenizer: Annotated[dict[str, Any] | None, _like(_Tokenizer | None)] = None
+    """The tokenizer that reads texts for these weights, where it is not the base's: digest of how it reads, its files."""
+
+    def files_wanted(self) -> set[str]:
+        """The files that belong to the weights beside the manifest."""
+        return FILES[self.kind] | set(self.tokenizer["files"] if self.tokenizer else ())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -123,15 +140,18 @@ def read_manifest(folder: Path) -> Manifest:
     content = read_json(file)
     if (folder / SEAL).is_file() and (folder / SEAL).read_bytes() != (sha256_file(file) + "\n").encode():
         raise InputError(file, CHANGED)
-    if content.get("format") != FORMAT:
-        raise InputError(file, f"format {content.get('format')!r}, this version reads {FORMAT}")
+    if type(found := content.get("format")) is not int or found not in _READ:
+        raise InputError(file, f"format {found!r}, this version reads {' and '.join(map(str, _READ))}")
     try:
         manifest = Manifest(**content)
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(file, f"broken manifest: {'; '.join(problems)}") from error
-    if manifest.kind not in FILES or set(manifest.files) != FILES[manifest.kind]:
+    if manifest.kind not in FILES or set(manifest.files) != manifest.files_wanted():
         raise InputError(file, f"kind {manifest.kind!r} with files {sorted(manifest.files)} is not understood")
+    for name in manifest.tokenizer["files"] if manifest.tokenizer else ():
+        if Path(name).name != name or name in (MANIFEST, SEAL, *FILES[manifest.kind]):
+            raise InputError(file, f"tokenizer.files has {name!r}, expected names of a tokenizer's files beside it")
     if (manifest.kind == "delta") != (manifest.tuning["tuning"] == "full"):
         raise InputError(file, f"kind {manifest.kind!r} with tuning {manifest.tuning['tuning']!r} is not understood")
     return manifest

@@ -127,6 +127,7 @@ class LearnsFromTeacher(Distils):
             "weights": manifest.files,
             "base": manifest.base["fingerprint"],
             "tuning": manifest.tuning,
+            "config": manifest.config,
             "task": scene.kind.name,
             "top_k": self.teacher_top_k,
             "states": self.beta > 0,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
+from pydantic import Field
+
 from recyclable.config.settings import TaskSettings
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ class Method(TaskSettings):
 
     method: str
     """The method's name."""
+    max_length: int | None = Field(None, gt=2)  # type: ignore[assignment]  # wider: settled before anybody asks
+    """Tokens per text, special tokens included; null: as the outdated weights were tuned."""
     weights: str
     """The outdated adapted weights: a directory, or a name in the store."""
     store: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from recyclable import distributed
 from recyclable.config.settings import TaskSettings
@@ -12,9 +11,8 @@ from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks.parts.fewshot import k_shot, limit
 from recyclable.tasks.parts.task import Task
-from recyclable.weights.base import read_config
 from recyclable.weights.limits import require_length
-from recyclable.weights.vocabulary import load_tokenizer
+from recyclable.weights.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class TaskData:
     """The dev score that selects the best step."""
 
 
-def task_data(settings: TaskSettings, task: Task, folder: Path) -> TaskData:
-    """Draw the shots and tokenise with the tokenizer in `folder`; the same shots whatever the method and the base."""
+def task_data(settings: TaskSettings, task: Task, reader: Reader) -> TaskData:
+    """Draw the shots and tokenise them; the same shots whatever the method and the base."""
     if "dev" not in task.splits:
         raise InputError(settings.task, "has no dev split, which selects the best step")
     splits = {name: task.splits[name] for name in ("train", "dev", "test") if name in task.splits}
@@ -47,8 +45,7 @@ def task_data(settings: TaskSettings, task: Task, folder: Path) -> TaskData:
     metric = settings.metric or selecting[0]
     if metric not in selecting:
         raise InputError("metric", f"is {metric!r}, expected {' or '.join(selecting)} for {task.problem}")
-    require_length(folder, settings.max_length)
-    texts = {name: tokenised(task, split, folder, settings.max_length) for name, split in splits.items()}
+    texts = {name: tokenised(task, split, reader, settings.max_length) for name, split in splits.items()}
     return TaskData(task, texts["train"], texts["dev"], texts.get("test"), metric)
 
 
@@ -61,19 +58,26 @@ def _few(split: Split, shots: int, settings: TaskSettings, task: Task, name: str
     return few
 
 
-def tokenised(task: Task, split: Split, folder: Path, max_length: int) -> TaskExamples:
-    """A split as the tokenizer in `folder` cuts it; InputError where the base there could not read it in batches."""
-    return task.kind.examples(split, load_tokenizer(folder), max_length).readable_by(read_config(folder))
+def tokenised(task: Task, split: Split, reader: Reader, max_length: int | None) -> TaskExamples:
+    """A split as the reader cuts it, at most `max_length` tokens; InputError where its model could not read them."""
+    require_length(reader.config, max_length)
+    return task.kind.examples(split, reader.tokenizer(), max_length).readable_by(reader.config)
 
 
 def few_examples(
-    task: Task, folder: Path, max_length: int, count: int, seed: int, shots: int | None = None, split: str = "train"
+    task: Task,
+    reader: Reader,
+    max_length: int | None,
+    count: int,
+    seed: int,
+    shots: int | None = None,
+    split: str = "train",
 ) -> TaskExamples:
     """At most `count` examples of a split, out of the few-shot sample where there is one."""
     texts = task.splits[split]
     if shots is not None:
         texts, _ = k_shot(texts, shots, seed, task.kind.strata(texts))
-    return tokenised(task, limit(texts, count, seed), folder, max_length)
+    return tokenised(task, limit(texts, count, seed), reader, max_length)
 
 
 def unseen_split(task: Task) -> str:

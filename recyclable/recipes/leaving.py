@@ -1,0 +1,42 @@
+"""What leaves as a plain directory besides its weights: the tokenizer that reads for it; and whether it opens again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recyclable.carrying.carried import Carried
+from recyclable.carrying.places import require_same
+from recyclable.errors import InputError
+from recyclable.models.build import structure
+from recyclable.weights.base import read_config
+from recyclable.weights.checkpoint_files import TensorFiles
+from recyclable.weights.durable import write_json
+from recyclable.weights.reader import Reader
+from recyclable.weights.strict_json import read_json
+from recyclable.weights.vocabulary import copy_tokenizer
+
+_SETTINGS = "tokenizer_config.json"
+
+
+def write_tokenizer(carried: Carried, into: Path) -> None:
+    """The tokenizer that reads for the weights on their new base, which cuts texts where theirs were cut."""
+    reader, most = carried.reader, carried.weights.manifest.settings["max_length"]
+    if not copy_tokenizer(reader.folder, into):
+        return
+    settings = read_json(into / _SETTINGS) if (into / _SETTINGS).is_file() else {}
+    if most is not None and settings.get("model_max_length") != most:
+        settings.setdefault("tokenizer_class", type(reader.tokenizer()).__name__)
+        write_json(into / _SETTINGS, {**settings, "model_max_length": most})
+
+
+def require_opens(folder: Path) -> None:
+    """InputError unless a plain model's directory holds what its own config makes, and a tokenizer that fits, if any."""
+    config = read_config(folder)
+    (architecture,) = config.architectures or [None]
+    if architecture is None:
+        raise InputError(folder / "config.json", "names no architecture")
+    plan, files = structure(config, None, architecture), TensorFiles(folder)
+    wanted = {name: tuple(parameter.shape) for name, parameter in plan.named_parameters()}
+    require_same(folder, {name: files.shape(name) for name in files.names}, wanted)
+    if (folder / _SETTINGS).is_file():
+        Reader(config, folder).tokenizer()

@@ -1,0 +1,143 @@
+"""What a model tuned elsewhere is besides its tensors: fields of its config, tokenizer, names of labels, length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PretrainedConfig
+
+from recyclable.architectures.fields import tuned_fields
+from recyclable.errors import InputError
+from recyclable.tasks.parts.task import Task
+from recyclable.weights.base import Base, read_config
+from recyclable.weights.limits import positions, require_length
+from recyclable.weights.reader import Reader
+from recyclable.weights.strict_json import read_json
+from recyclable.weights.vocabulary import align, copy_tokenizer, reading_digest, tokenizer_files
+
+_UNLIMITED = 1 << 30
+"""transformers writes 1e30 for a tokenizer that knows of no limit."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What somebody says of tuned weights, for what their files do not."""
+
+    labels: tuple[str, ...] | None = None
+    """Names in the order of the head's rows."""
+    max_length: int | None = None
+    """Tokens that a text was cut at."""
+    tokenizer: Path | None = None
+    """Directory of the tokenizer that they were tuned with."""
+
+    @classmethod
+    def asked(cls, labels: Sequence[str] | None, max_length: int | None, tokenizer: Path | None) -> Told:
+        """As somebody names it on a command line; InputError where it makes no sense."""
+        if labels is not None and (len(set(labels)) < max(2, len(labels)) or "" in labels):
+            raise InputError("--labels", f"found {','.join(labels)!r}, expected at least two different names, each once")
+        if max_length is not None and max_length <= 2:
+            raise InputError("--max-length", f"found {max_length}, expected more than 2")
+        if tokenizer is not None and not tokenizer.is_dir():
+            raise InputError("--tokenizer", f"{tokenizer} is no directory")
+        return cls(None if labels is None else tuple(labels), max_length, tokenizer)
+
+
+def config_of(tuned: Path) -> PretrainedConfig | None:
+    """The tuned model's config; None where the directory has none (PEFT writes none)."""
+    return read_config(tuned) if (tuned / "config.json").is_file() else None
+
+
+def changed_fields(config: PretrainedConfig, base: Base, tuned: Path) -> dict[str, Any]:
+    """The fields by which the tuned model computes otherwise than the base; InputError for another kind of model.
+
+    The size of its vocabulary is not among them: rows follow their tokens.
+    """
+    if type(config) is not type(base.config):
+        raise InputError(tuned, f"is a {config.model_type}, its base {base.folder} a {base.config.model_type}")
+    return {name: value for name, value in tuned_fields(config, base.config).items() if name != "vocab_size"}
+
+
+def tokenizer_with(tuned: Path, config: PretrainedConfig, base: Base, told: Told) -> Reader:
+    """What read the texts it was tuned on: the tokenizer that came with it or is told, else the base's.
+
+    Raises InputError where it has the base's pieces in other rows: it was tuned on another base then.
+    """
+    if told.tokenizer is not None and not tokenizer_files(told.tokenizer):
+        raise InputError("--tokenizer", f"{told.tokenizer} holds no tokenizer")
+    folder = told.tokenizer or tuned
+    if not tokenizer_files(folder):
+        return Reader(config, base.folder)
+    reader = Reader(config, folder)
+    rows = align(base, reader)
+    here = np.flatnonzero(rows.old_row >= 0)
+    if (rows.old_row[here] != here).any():
+        raise InputError(folder, f"has another vocabulary than {base.folder}: {rows}")
+    return reader
+
+
+def keep_tokenizer(reader: Reader, base: Base, into: Path) -> dict[str, Any] | None:
+    """Copy a tokenizer beside weights unless the base's reads alike; returns what their manifest says of it."""
+    digest = reading_digest(reader.folder, reader.config)
+    if digest == reading_digest(base.folder, base.config):
+        return None
+    return {"digest": digest, "files": sorted(copy_tokenizer(reader.folder, into))}
+
+
+def cut_at(reader: Reader, base: Base, told: Told) -> int | None:
+    """The tokens that texts were cut at, None for no limit: as told, else by the tokenizer's files, else positions.
+
+    A tokenizer that came with the weights says how it cut the last text (`truncation` in tokenizer.json); any says what
+    a model can take at most (`model_max_length`).
+    """
+    if told.max_length is not None:
+        require_length(reader.config, told.max_length)
+        return told.max_length
+    last = None if reader.folder == base.folder else _truncation(reader.folder)
+    lengths = [last, reader.tokenizer().model_max_length, positions(reader.config)]
+    return min((int(n) for n in lengths if n is not None and 2 < n < _UNLIMITED), default=None)
+
+
+def _truncation(folder: Path) -> int | None:
+    file = folder / "tokenizer.json"
+    found = read_json(file).get("truncation") if file.is_file() else None
+    length = found.get("max_length") if isinstance(found, dict) else None
+    return length if type(length) is int and length > 2 else None
+
+
+def is_named(labels: Sequence[str]) -> bool:
+    """Whether labels have names, others than those transformers makes up."""
+    return list(labels) != [f"LABEL_{i}" for i in range(len(labels))]
+
+
+def label_names(found: list[str], told: Told, task: Task | None, tuned: Path) -> list[str]:
+    """The names of the head's rows, in order: the files', else as told, else the task's where that has an order.
+
+    Args:
+        found: what the files say; made-up names (`is_named`) are none.
+
+    Raises InputError where two say different things, or where nobody says what the order is.
+    """
+    if told.labels is not None:
+        if len(told.labels) != len(found):
+            raise InputError("--labels", f"found {len(told.labels)} names, but {tuned} has a head for {len(found) or 1}")
+        if is_named(found) and list(told.labels) != found:
+            raise InputError("--labels", f"found {list(told.labels)}, but {tuned} names its labels {found}")
+        found = list(told.labels)
+    if task is None:
+        return found
+    wanted = list(task.labels)
+    if len(found) != len(wanted) or (is_named(found) and set(found) != set(wanted)):
+        raise InputError("--task", f"{task.name} has labels {wanted}, the weights {found}: expected the same")
+    if is_named(found) or found == wanted:
+        return found
+    if not task.ordered:
+        raise InputError(
+            "--labels",
+            f"is missing: {tuned} does not name its labels, and {task.name} does not say in which order {wanted} "
+            "stand; name them in the order of the head's rows, here or as `labels` of the task file",
+        )
+    return wanted
