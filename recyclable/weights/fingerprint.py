@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 
 from recyclable.architectures.fields import computing_fields
 from recyclable.weights.base import Base
 from recyclable.weights.digest import Digested
 from recyclable.weights.hashes import sha256_file, sha256_json
+from recyclable.weights.tokenizer_files import class_files
 
 _RULE = "2:"
 """How a config's digest begins; by the first rule, which older manifests and lineages recorded, it is bare hex."""
@@ -19,10 +20,11 @@ _FIRST_RULE = (
     *("tie_word_embeddings", "pad_token_id", "logit_scale", "final_logit_softcapping"),
 )
 """The fields that the first rule took; never to be changed."""
-_TOKENIZER_FILES = (
+_FIRST_FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
+"""The files of a tokenizer that the first rule took, whatever its class; never to be changed."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,15 @@ class Fingerprint:
     def recorded(cls, record: Mapping[str, str], base: Base) -> Fingerprint:
         """What a manifest or lineage recorded, to be compared with the base's own by ==.
 
-        A config digest of an older rule becomes today's where the base's config has it by that rule. Raises TypeError
-        when the record is broken.
+        A digest of config or tokenizer by an older rule becomes today's where the base has it by that rule. Raises
+        TypeError when the record is broken.
         """
         found = cls(**record)
-        if found.config != _first_digest(base):
-            return found
-        return cls(found.weights, found.tokenizer, config_digest(base))
+        if found.config == _first_digest(base):
+            found = replace(found, config=config_digest(base))
+        if found.tokenizer == _digest_of_files(base, _FIRST_FILES):
+            found = replace(found, tokenizer=tokenizer_digest(base))
+        return found
 
 
 def fingerprint(base: Base, read: Digested[Base] | None = None) -> Fingerprint:
@@ -80,4 +84,11 @@ def _first_digest(base: Base) -> str:
 
 def tokenizer_digest(base: Base) -> str:
     """SHA-256 (hex) of the tokenizer's files: vocabularies of one size with other pieces differ."""
-    return sha256_json({f: sha256_file(base.folder / f) for f in _TOKENIZER_FILES if (base.folder / f).is_file()})
+    files = {*_FIRST_FILES, *class_files(base.folder, base.config)}
+    if not (base.folder / "tokenizer.json").is_file():
+        files.add("added_tokens.json")
+    return _digest_of_files(base, files)
+
+
+def _digest_of_files(base: Base, names: Iterable[str]) -> str:
+    return sha256_json({name: sha256_file(base.folder / name) for name in names if (base.folder / name).is_file()})

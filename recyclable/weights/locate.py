@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 from recyclable.errors import InputError
 
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def locate(base: str | Path) -> Path:
@@ -16,9 +17,17 @@ def locate(base: str | Path) -> Path:
         return folder
     if folder.is_absolute() or str(base).startswith(".") or str(base).count("/") > 1:
         raise InputError(base, "is missing, expected a model directory or a hub name")
+    found = _fetched(str(base), _WANTED)
+    from recyclable.weights.tokenizer_files import class_files  # with transformers: a directory needs none
+
+    others = [name for name in sorted(class_files(found)) if not any(fnmatch(name, wanted) for wanted in _WANTED)]
+    return _fetched(str(base), [*_WANTED, *others]) if others else found
+
+
+def _fetched(name: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(base), allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds, from its own to the HTTP library's
-        raise InputError(base, f"is no directory and the hub did not give it ({type(error).__name__})") from error
+        raise InputError(name, f"is no directory and the hub did not give it ({type(error).__name__})") from error

@@ -16,7 +16,7 @@ from recyclable.weights.lineage import is_fingerprint
 from recyclable.weights.strict_json import read_json
 
 VARIABLE = "RECYCLABLE_CACHE"
-_RULE = 2  # raise it when fingerprints are made otherwise
+_RULE = 3  # raise it when fingerprints are made otherwise
 _BESIDE = ("lineage.json",)  # says where a base comes from, not what it is
 
 

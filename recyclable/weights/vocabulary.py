@@ -7,33 +7,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from recyclable.errors import InputError
 from recyclable.weights.base import Base, read_config, reason
+from recyclable.weights.tokenizer_files import tokenizer_files
 
-_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 
+def load_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """A directory's own tokenizer.
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The base's own tokenizer; InputError when it has none, or one with more pieces than the base has embeddings."""
+    Args:
+        config: of the model that reads with it; None is the directory's own.
+
+    Raises InputError when there is none, or one with more pieces than the model has embeddings.
+    """
+    config = config or read_config(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except Exception as error:  # every kind reads its files in its own way, some of them outside Python
         raise InputError(folder, f"holds no usable tokenizer: {reason(error)}") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files are missing
         raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
-    rows = getattr(read_config(folder), "vocab_size", 0)
+    rows = getattr(config, "vocab_size", 0)
     if len(tokenizer) > rows:
         raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
     return tokenizer
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer's files, whatever its kind."""
-    for pattern in _FILES:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)
+def copy_tokenizer(source: Path, target: Path, config: PretrainedConfig | None = None) -> list[str]:
+    """Copy a tokenizer's files, whatever its kind; returns their names.
+
+    Args:
+        config: as in `load_tokenizer`.
+    """
+    names = tokenizer_files(source, config)
+    for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    return names
 
 
 @dataclass(frozen=True)
