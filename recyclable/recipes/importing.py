@@ -46,7 +46,7 @@ from recyclable.weights.files import write_safetensors
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.lineage import described
 from recyclable.weights.locate import locate
-from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, HEAD, MANIFEST, Manifest
+from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, FILES, HEAD, MANIFEST, Manifest
 from recyclable.weights.provenance import require_own_base
 from recyclable.weights.reader import Reader
 
@@ -98,8 +98,9 @@ def _own_run(tuned: Path, base: str | None, into: Path, codec: Codec | None, tas
     if opened:
         require_own_base(weights, opened)
     manifest = weights.manifest
-    for file in manifest.files:
+    for file in FILES[manifest.kind]:
         shutil.copyfile(tuned / file, into / file)
+    weights.copy_tokenizer(into)
     if codec is not None:
         if weights.is_adapter:
             raise InputError("--codec", f"is for deltas, and {tuned} is an adapter")

@@ -21,7 +21,7 @@ _SETTINGS = "tokenizer_config.json"
 def write_tokenizer(carried: Carried, into: Path) -> None:
     """The tokenizer that reads for the weights on their new base, which cuts texts where theirs were cut."""
     reader, most = carried.reader, carried.weights.manifest.settings["max_length"]
-    if not copy_tokenizer(reader.folder, into):
+    if not copy_tokenizer(reader.folder, into, reader.config):
         return
     settings = read_json(into / _SETTINGS) if (into / _SETTINGS).is_file() else {}
     if most is not None and settings.get("model_max_length") != most:

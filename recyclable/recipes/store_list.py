@@ -37,7 +37,7 @@ def row(folder: Path) -> dict[str, Any]:
         "method": manifest.method,
         "score": manifest.metrics.get("test", {}).get(manifest.metrics.get("metric")),
         "base": named(manifest.base),
-        "mb": sum(file.stat().st_size for file in folder.iterdir()) / 1e6,
+        "mb": sum(file.stat().st_size for file in folder.rglob("*")) / 1e6,
     }
 
 

@@ -16,8 +16,10 @@ from recyclable.tasks.parts.task import Task
 from recyclable.weights.base import Base, read_config
 from recyclable.weights.limits import positions, require_length
 from recyclable.weights.reader import Reader
+from recyclable.weights.reading import reading_digest
 from recyclable.weights.strict_json import read_json
-from recyclable.weights.vocabulary import align, copy_tokenizer, reading_digest, tokenizer_files
+from recyclable.weights.tokenizer_files import tokenizer_files
+from recyclable.weights.vocabulary import align, copy_tokenizer
 
 _UNLIMITED = 1 << 30
 """transformers writes 1e30 for a tokenizer that knows of no limit."""
@@ -66,10 +68,10 @@ def tokenizer_with(tuned: Path, config: PretrainedConfig, base: Base, told: Told
 
     Raises InputError where it has the base's pieces in other rows: it was tuned on another base then.
     """
-    if told.tokenizer is not None and not tokenizer_files(told.tokenizer):
+    if told.tokenizer is not None and not tokenizer_files(told.tokenizer, config):
         raise InputError("--tokenizer", f"{told.tokenizer} holds no tokenizer")
     folder = told.tokenizer or tuned
-    if not tokenizer_files(folder):
+    if not tokenizer_files(folder, config):
         return Reader(config, base.folder)
     reader = Reader(config, folder)
     rows = align(base, reader)
@@ -84,7 +86,7 @@ def keep_tokenizer(reader: Reader, base: Base, into: Path) -> dict[str, Any] | N
     digest = reading_digest(reader.folder, reader.config)
     if digest == reading_digest(base.folder, base.config):
         return None
-    return {"digest": digest, "files": sorted(copy_tokenizer(reader.folder, into))}
+    return {"digest": digest, "files": sorted(copy_tokenizer(reader.folder, into, reader.config))}
 
 
 def cut_at(reader: Reader, base: Base, told: Told) -> int | None:

@@ -33,7 +33,7 @@ class AdaptedWeights:
         for name in self.manifest.files:
             if not (self.folder / name).is_file():
                 raise InputError(self.folder / name, "is missing, but the manifest lists it")
-            if (self.folder / name).resolve().parent != self.folder.resolve():
+            if (self.folder / name).resolve() != self.folder.resolve() / name:
                 raise InputError(self.folder / name, "is a link out of the directory")
             if name.endswith(".safetensors"):
                 self._files[name] = Digested(SafetensorsFile(self.folder / name))
@@ -71,6 +71,7 @@ class AdaptedWeights:
     def copy_tokenizer(self, into: Path) -> None:
         """Copy the files of a tokenizer of its own, if any."""
         for name in self.manifest.tokenizer["files"] if self.manifest.tokenizer else ():
+            (into / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(self.folder / name, into / name)
 
     def file(self, name: str) -> Digested[SafetensorsFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -25,6 +26,9 @@ _READ = (1, 2)
 DELTA, HEAD, ADAPTER = "delta.safetensors", "head.safetensors", "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = {"delta": {DELTA, HEAD}, "adapter": {ADAPTER, ADAPTER_CONFIG}}
+
+
+_MAY_BE_A_TOKENIZER_S = re.compile(r"(additional_chat_templates/)?[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 _OPEN = with_config(ConfigDict(extra="allow", strict=True))
@@ -150,7 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.kind not in FILES or set(manifest.files) != manifest.files_wanted():
         raise InputError(file, f"kind {manifest.kind!r} with files {sorted(manifest.files)} is not understood")
     for name in manifest.tokenizer["files"] if manifest.tokenizer else ():
-        if Path(name).name != name or name in (MANIFEST, SEAL, *FILES[manifest.kind]):
+        if not _MAY_BE_A_TOKENIZER_S.fullmatch(name) or name in (MANIFEST, SEAL, *FILES[manifest.kind]):
             raise InputError(file, f"tokenizer.files has {name!r}, expected names of a tokenizer's files beside it")
     if (manifest.kind == "delta") != (manifest.tuning["tuning"] == "full"):
         raise InputError(file, f"kind {manifest.kind!r} with tuning {manifest.tuning['tuning']!r} is not understood")

@@ -78,7 +78,8 @@ class Store:
             wanted = {MANIFEST, SEAL, *read_manifest(folder).files}
         except InputError as error:
             return [str(error)]
-        present = {entry.name for entry in folder.iterdir()}
+        present = {entry.relative_to(folder).as_posix() for entry in folder.rglob("*")}
+        present -= {Path(file).parent.as_posix() for file in wanted}
         problems = [f"{folder / file}: is missing" for file in sorted(wanted - present)]
         problems += [f"{folder / file}: does not belong to the entry" for file in sorted(present - wanted)]
         problems += [f"{folder / file}: is a link" for file in sorted(wanted) if (folder / file).is_symlink()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -76,9 +77,19 @@ class Rows:
         return f"rows aligned by token; new tokens: {some(self.added)}; dropped tokens: {some(self.dropped)}"
 
 
-def align(old: Base, new: Base) -> Rows:
+class Reads(Protocol):
+    """A tokenizer's directory, and the config of the model that it reads for: a base is one."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def config(self) -> PretrainedConfig: ...
+
+
+def align(old: Reads, new: Reads) -> Rows:
     """Rows of `new`'s embeddings by token; rows beyond a tokenizer's pieces (padding) belong to no token."""
-    before, after = load_tokenizer(old.folder).get_vocab(), load_tokenizer(new.folder).get_vocab()
+    before, after = (load_tokenizer(each.folder, each.config).get_vocab() for each in (old, new))
     old_row = np.full(new.config.vocab_size, -1, np.int64)
     for token, row in after.items():
         if token in before:
