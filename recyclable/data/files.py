@@ -8,6 +8,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -52,10 +53,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
         raise InputError(path, f"unsupported extension, expected one of {', '.join(FORMATS)}")
     try:
         if suffix == ".parquet":
-            try:
-                yield from _parquet_rows(path, columns)
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(path, f"broken Parquet file ({error})") from error
+            yield from _parquet_rows(path, columns)
             return
         with _open_text(path, suffix) as file:
             kind = suffix.removesuffix(".gz")
@@ -169,13 +167,39 @@ def _csv_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[Row]:
         yield reader.line_num, {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
 
 
-def _parquet_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
+def read_features(path: Path) -> Mapping[str, Any]:
+    """{column: feature of `datasets`} as a Parquet file declares them; empty for files of other formats.
+
+    Raises InputError for a Parquet file that is not there or broken.
+    """
+    if format_of(path) != ".parquet":
+        return {}
+    if not path.is_file():
+        raise InputError(path, "no such file")
+    with _parquet(path) as (_, features):
+        return features
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[tuple[pq.ParquetFile, Mapping[str, Any]]]:
+    """A Parquet file and its features; what is wrong with it is an InputError."""
     from datasets import Features
 
-    with pq.ParquetFile(path) as file:
-        features = Features.from_arrow_schema(file.schema_arrow)
+    try:
+        with pq.ParquetFile(path) as file:
+            try:
+                features = Features.from_arrow_schema(file.schema_arrow)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:  # whatever stands where they are kept
+                raise InputError(path, f"declares its columns as no version of `datasets` does ({error})") from error
+            yield file, features
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(path, f"broken Parquet file ({error})") from error
+
+
+def _parquet_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
+    with _parquet(path) as (file, features):
         if columns is not None and all(name in features for name in columns):
-            features = Features({name: features[name] for name in columns})
+            features = {name: features[name] for name in columns}
         number = 0
         for batch in file.iter_batches(batch_size=1000, columns=list(features)):
             for row in batch.to_pylist():
@@ -199,8 +223,18 @@ def with_names(row: dict[str, Any], features: Mapping[str, Any]) -> dict[str, An
     return {column: _named(value, features[column]) for column, value in row.items()}
 
 
+def label_names(feature: Any) -> tuple[str, ...] | None:
+    """The names that a feature of `datasets` declares for classes, in order, also inside of lists; None: no names."""
+    names, inner = getattr(feature, "names", None), getattr(feature, "feature", None)
+    if names is not None:
+        return tuple(names)
+    return None if inner is None else label_names(inner)
+
+
 def _named(value: Any, feature: Any) -> Any:
     names, inner = getattr(feature, "names", None), getattr(feature, "feature", None)
     if names is not None:  # a missing label is None, or -1 as `datasets` also writes it
-        return None if value is None or value < 0 else names[value]
+        if value is None or value < 0:
+            return None
+        return names[value] if value < len(names) else value  # a class without a name is no label of any task
     return [_named(each, inner) for each in value] if isinstance(value, list) and inner is not None else value

@@ -100,14 +100,6 @@ def test_a_name_among_numbers_in_csv_makes_a_classification(write_task: Callable
     assert load_task(write_task("csv", train=["1.5", "x"])).problem == "classification"
 
 
-def test_class_label_features_become_names(tmp_path: Path) -> None:
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
-    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
-    data.to_parquet(str(tmp_path / "train.parquet"))
-    task = load_task(tmp_path)
-    assert (task.labels, task.splits["train"].labels) == (("neg", "pos"), [1, 0])
-
-
 def test_a_task_file_names_paths_columns_and_labels(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     rows = [{"premise": "a", "hypothesis": "b", "gold": 1}, {"premise": "c", "hypothesis": "d", "gold": 0}]
@@ -149,9 +141,9 @@ def test_a_hub_data_set_gives_its_splits_and_label_names(monkeypatch: pytest.Mon
     hub = datasets.DatasetDict({"train": part(0, 1), "validation": part(1), "test": part(-1), "extra": part(0)})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hub)
     task = load_task({"dataset": "some/task:en", "text": "s", "test": None})
-    assert (task.name, task.labels) == ("some/task:en", ("neg", "pos"))
-    assert {name: split.labels for name, split in task.splits.items()} == {"train": [1, 0], "dev": [0]}
-    assert load_task({"dataset": "some/task", "text": "s", "test": "extra"}).splits["test"].labels == [1]
+    assert (task.name, task.labels, task.ordered) == ("some/task:en", ("pos", "neg"), True)
+    assert {name: split.labels for name, split in task.splits.items()} == {"train": [0, 1], "dev": [1]}
+    assert load_task({"dataset": "some/task", "text": "s", "test": "extra"}).splits["test"].labels == [0]
     with pytest.raises(InputError, match="some/task, split test, row 1: column 'label' is empty"):
         load_task({"dataset": "some/task", "text": "s"})
     with pytest.raises(InputError, match=r"some/task: no split 'nope', found \['extra', 'test'"):

@@ -127,7 +127,7 @@ def test_lists_of_class_labels_become_names_in_parquet_and_on_the_hub(
     sources = {"train": str(tmp_path / "train.parquet")}, {"dataset": "some/ner", "test": None}
     for source in sources:
         task = load_task({**source, "label": "ner"})
-        assert (task.problem, task.labels, task.splits["train"].labels) == ("tokens", ("O", "B-X"), [[0, 1], [1]])
+        assert (task.problem, task.labels, task.splits["train"].labels) == ("tokens", ("B-X", "O"), [[1, 0], [0]])
     with pytest.raises(InputError, match=r"some/ner, split test, row 1: column 'ner' is empty \(null\)"):
         load_task({"dataset": "some/ner", "label": "ner"})
 

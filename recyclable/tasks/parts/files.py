@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from recyclable.config.plain_yaml import explained, load_yaml
-from recyclable.data.files import Row, check_text, format_of, read_rows, with_names
+from recyclable.data.files import Row, check_text, format_of, label_names, read_features, read_rows, with_names
 from recyclable.errors import InputError
 from recyclable.tasks import KINDS, every_kind
 from recyclable.tasks.parts.kind import Columns, TaskKind
@@ -30,6 +30,10 @@ class Raw:
     pairs: list[str] | None = None
     labels: list[Any] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """What a file of `datasets` declares of its columns."""
+    declared: tuple[str, ...] | None = None
+    """The names of the labels, in order, where the file declares them."""
 
 
 Rows = list[Any]
@@ -163,7 +167,8 @@ def _file_rows(path: Path) -> Rows:
     suffix = format_of(path)
     if suffix is not None and suffix.startswith(".txt"):
         raise InputError(path, "a .txt file has no labels, expected .jsonl, .json, .csv, .tsv, .conll or .parquet")
-    return [Raw(str(path), untyped=suffix is not None and suffix[1:4] in ("csv", "tsv")), read_rows(path)]
+    untyped = suffix is not None and suffix[1:4] in ("csv", "tsv")
+    return [Raw(str(path), untyped, features=read_features(path)), read_rows(path)]
 
 
 def _hub_rows(spec: dict[str, Any]) -> dict[str, Rows]:
@@ -176,7 +181,7 @@ def _hub_rows(spec: dict[str, Any]) -> dict[str, Rows]:
         if chosen is not None:
             part = pick_split(data, name, chosen)
             rows = ((number, with_names(row, part.features)) for number, row in enumerate(part, 1))
-            found[split] = [Raw(f"{name}, split {chosen}", untyped=False), rows]
+            found[split] = [Raw(f"{name}, split {chosen}", untyped=False, features=part.features), rows]
     return found
 
 
@@ -187,6 +192,7 @@ def _collect(raw: Raw, rows: Iterable[Row], columns: Columns, pairs: bool) -> Ra
         pairs: the task file names the column of second texts.
     """
     text, pair, label = columns.text, columns.text_pair, columns.label
+    raw.declared = label_names(raw.features.get(label))
     for place, row in rows:
         where = f"{raw.where}, row {place}"
         if pair is not None and not raw.texts and (pair in row or pairs):

@@ -68,10 +68,14 @@ class TaskKind(ABC):
         """Labels in order, and the splits, from rows as files have them.
 
         Args:
-            given: the task file's `labels`.
+            given: the task file's `labels`, or those that the files declare.
 
         Raises InputError for labels that are none.
         """
+
+    def moved(self, targets: list[Any], places: Sequence[int]) -> list[Any]:
+        """Targets of a split when class i has become class `places[i]`: indices, or lists of them."""
+        return [self.moved(one, places) if isinstance(one, list) else places[one] for one in targets]
 
     @abstractmethod
     def strata(self, split: Split) -> list[int]:

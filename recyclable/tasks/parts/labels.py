@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from recyclable.errors import InputError
 from recyclable.tasks.parts.files import Raw
@@ -30,15 +30,35 @@ def class_names(given: Sequence[object] | None, found: Iterable[object], where: 
     """The classes in order: as given, else sorted: as numbers if all spell integers, else as strings.
 
     Args:
+        given: by the task file or, where that is silent, by the files (`declared_names`).
         found: labels of the training rows; InputError names `where` when all are one.
     """
-    if given is not None:
-        return tuple(class_name(label) for label in given)
-    names = {class_name(label) for label in found}
+    names = dict.fromkeys(class_name(label) for label in (found if given is None else given))
     if len(names) < 2:
-        raise InputError(where, f"every label is {names.pop()!r}, expected at least two classes")
+        raise InputError(where, f"every label is {_shown(names)!r}, expected at least two classes")
+    if given is not None:
+        return tuple(names)
     integers = all(re.fullmatch(r"0|-?[1-9][0-9]*", name) for name in names)
     return tuple(sorted(names, key=int)) if integers else tuple(sorted(names))
+
+
+def declared_names(raws: Mapping[str, Raw]) -> tuple[str, ...] | None:
+    """The classes in the order that the files of a task declare (ClassLabel); None where none of them does.
+
+    Raises InputError where two splits declare others, or another order.
+    """
+    telling = [raw for raw in raws.values() if raw.declared is not None]
+    for raw in telling[1:]:
+        if (found := raw.declared) != (first := telling[0].declared):
+            problem = f"declares the labels {_shown(found)}, but {telling[0].where} {_shown(first)}"
+            raise InputError(raw.where, f"{problem}: expected the same, in the same order, or `labels` in task.yaml")
+    return telling[0].declared if telling else None
+
+
+def _shown(labels: Iterable[str] | None) -> str:
+    """At most twenty of them."""
+    names = list(labels or ())
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def class_index(label: object, index: dict[str, int], raw: Raw, place: int, named: bool) -> int:
@@ -48,7 +68,6 @@ def class_index(label: object, index: dict[str, int], raw: Raw, place: int, name
         named: the classes were given, not found in train.
     """
     if (name := class_name(label)) not in index:
-        labels, known = list(index), "the list of labels" if named else "train"
-        shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-        raise InputError(f"{raw.where}, row {place}", f"label {name!r} is not in {known}, which has {shown}")
+        known = "the list of labels" if named else "train"
+        raise InputError(f"{raw.where}, row {place}", f"label {name!r} is not in {known}, which has {_shown(index)}")
     return index[name]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recyclable.data.split import Split
+from recyclable.errors import InputError
 from recyclable.tasks import KINDS
 from recyclable.tasks.parts.files import read_source
 from recyclable.tasks.parts.kind import TaskKind
+from recyclable.tasks.parts.labels import declared_names
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Task:
     labels: tuple[str, ...]
     splits: dict[str, Split]
     digest: str
+    ordered: bool = True
+    """Whether somebody told the order of the labels: a task file, the files' ClassLabel, or names 0, 1, 2 ...; else it
+    is the alphabet's, which says nothing of the rows of a head."""
 
     @property
     def kind(self) -> TaskKind:
@@ -37,6 +42,17 @@ class Task:
     def described(self) -> dict[str, Any]:
         """What a manifest says of it."""
         return {"name": self.name, "problem": self.problem, "labels": list(self.labels), "digest": self.digest}
+
+    def in_order(self, labels: Sequence[str]) -> Task:
+        """The same task where `labels[i]` names class i; InputError unless these are its own labels, each once."""
+        if tuple(labels) == self.labels:
+            return replace(self, ordered=True)
+        if sorted(labels) != sorted(self.labels):
+            raise InputError(self.name, f"has labels {list(self.labels)}, expected {list(labels)} in any order")
+        places = [list(labels).index(label) for label in self.labels]
+        splits = {name: replace(of, labels=self.kind.moved(of.labels, places)) for name, of in self.splits.items()}
+        digest = _digest(self.problem, labels, splits)
+        return replace(self, labels=tuple(labels), splits=splits, digest=digest, ordered=True)
 
 
 def task_of(described: dict[str, Any]) -> Task:
@@ -55,7 +71,8 @@ def load_task(source: str | Path | dict[str, Any]) -> Task:
             the keys
 
             name; train, dev, test: paths relative to the file; text, text_pair, label: column names;
-            problem: the kind (`recyclable tasks`); labels: class names in the order wanted;
+            problem: the kind (`recyclable tasks`); labels: class names in the order wanted (left out: as the files'
+            ClassLabel columns have them, else sorted: as numbers where all spell integers);
             dataset: "name" or "name:config" on the Hugging Face hub; train, dev and test then name its splits
             (null: do without, say where the labels of a test split are secret);
 
@@ -66,11 +83,13 @@ def load_task(source: str | Path | dict[str, Any]) -> Task:
 
     Raises:
         InputError: nothing there, no train split, unknown key, missing column, empty split, null text or label, a label
-            that train lacks, a label that is no number in regression.
+            that train lacks, a label that is no number in regression, splits that declare other labels or orders.
     """
     name, spec, raws, kind = read_source(source)
-    labels, splits = kind.read(spec.get("labels"), raws)
-    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits))
+    given = spec.get("labels") or (declared_names(raws) if kind.has_labels else None)
+    labels, splits = kind.read(given, raws)
+    ordered = given is not None or labels == tuple(map(str, range(len(labels))))
+    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits), ordered)
 
 
 def _digest(problem: str, labels: Iterable[str], splits: dict[str, Split]) -> str:
