@@ -14,14 +14,16 @@ from transformers import PretrainedConfig
 from recyclable.architectures.dropout import is_dropout
 
 C = TypeVar("C", bound=PretrainedConfig)
+HEAD_FIELDS = ("id2label", "label2id", "problem_type")
+"""What a config says of the head for a task."""
 _BOOKKEEPING = frozenset(
     (
         # where it comes from and how it is stored
         *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map"),
         *("dtype", "torch_dtype", "use_bfloat16", "tokenizer_class"),
         # a task's: the head travels with the task's weights, its labels with their manifest
-        *("id2label", "label2id", "num_labels", "_num_labels", "problem_type"),
-        *("finetuning_task", "task_specific_params"),
+        *HEAD_FIELDS,
+        *("num_labels", "_num_labels", "finetuning_task", "task_specific_params"),
         # what is returned, and how the same is computed
         *("output_attentions", "_output_attentions", "output_hidden_states", "output_router_logits", "output_scores"),
         *("output_past", "return_dict", "return_dict_in_generate", "use_cache", "torchscript", "tf_legacy_loss"),

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from recyclable.architectures.fields import with_fields
+from recyclable.architectures.fields import HEAD_FIELDS, with_fields
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import same_labels
 from recyclable.carrying.putting import differences_of, put
@@ -45,8 +45,8 @@ def fresh_model(carried: Carried, task: Task, seed: int, dropout: float | None =
     It computes as the outdated weights' model did, where that was otherwise than its base.
     """
     weights, fields = carried.weights, dict(carried.weights.manifest.config)
-    if not same_labels(weights, task):
-        fields.pop("problem_type", None)  # the other task's
+    if not same_labels(weights, task):  # the other task's head has its own
+        fields = {name: value for name, value in fields.items() if name not in HEAD_FIELDS}
     return attach_same(task_model(carried.new, task, seed, dropout, fields), weights, seed)
 
 

@@ -128,7 +128,7 @@ def _checkpoint(
     write_safetensors(into / HEAD, {n: (head.stored(n).dtype, head.shape(n)) for n in head.names}, head.items())
     storage = _encode(into, body, base, codec)
     origin = {"kind": "delta", "tuning": {"tuning": "full"}, "architecture": architecture, "storage": storage}
-    _finish(into, base, base_name, reader, told, fields | _problem_type(config, kind), task=about, **origin)
+    _finish(into, base, base_name, reader, told, fields | _head_fields(config, kind), task=about, **origin)
 
 
 def _kind(architecture: str, problem_type: str | None, labels: list[str], task: Task | None) -> TaskKind:
@@ -151,10 +151,14 @@ def _names(config: PretrainedConfig) -> list[str]:
     return [str(config.id2label[i]) for i in sorted(config.id2label)]
 
 
-def _problem_type(config: PretrainedConfig, kind: TaskKind) -> dict[str, Any]:
-    """The tuned config's own where its kind of task would have written another; of several classes no type is one."""
-    said = config.problem_type
-    return {} if said == kind.problem_type or (said is None and config.num_labels > 1) else {"problem_type": said}
+def _head_fields(config: PretrainedConfig, kind: TaskKind) -> dict[str, Any]:
+    """What the tuned config says of its head, where its kind of task would have said something else.
+
+    Of several classes no problem type is the one of a single label; names of classes are the manifest's labels.
+    """
+    said, names = config.problem_type, config.id2label
+    found = {} if said == kind.problem_type or (said is None and len(names) > 1) else {"problem_type": said}
+    return found if len(names) > 1 else {**found, "id2label": names, "label2id": config.label2id}
 
 
 def _encode(into: Path, tuned: Ranged, base: Base, codec: Codec) -> dict[str, Any]:

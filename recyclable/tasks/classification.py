@@ -25,6 +25,7 @@ class Classification(TaskKind):
     """Which of several classes a text belongs to."""
 
     name: ClassVar[str] = "classification"
+    problem_type: ClassVar[str | None] = "single_label_classification"
 
     def claims(self, train: Raw) -> int:
         """Whatever nobody else is surer of."""

@@ -26,6 +26,7 @@ class Regression(TaskKind):
     """How much of something a text has."""
 
     name: ClassVar[str] = "regression"
+    problem_type: ClassVar[str | None] = "regression"
     has_labels: ClassVar[bool] = False
 
     def claims(self, train: Raw) -> int:

@@ -48,6 +48,8 @@ class TaskKind(ABC):
     """transformers' AutoModelFor... that has the head."""
     task_type: ClassVar[str] = "SEQ_CLS"
     """PEFT's name for the kind."""
+    problem_type: ClassVar[str | None] = None
+    """As configs of transformers call it, where its class of models is for several kinds of problems."""
     has_labels: ClassVar[bool] = True
     """Whether its targets are of classes with names."""
 
@@ -93,6 +95,7 @@ class TaskKind(ABC):
         """Make a config one of a model with a head for these labels (none: one number)."""
         names = list(labels) or ["value"]
         config.num_labels, config.id2label = len(names), dict(enumerate(names))
+        config.problem_type = self.problem_type  # and not that of the task which a base may have been tuned for
         config.label2id = {label: i for i, label in enumerate(names)}
 
     def answers(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
