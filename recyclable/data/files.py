@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recyclable.data.delimited import delimited_rows
 from recyclable.errors import InputError
 
 TEXT_FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".conll")
@@ -37,6 +36,10 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
     column "text" and a row per line. Values keep the type the file gives them: CSV and TSV cells are strings, an empty
     cell is None; ClassLabel columns of a Parquet file written by `datasets` become their names. `columns` limits what
     is read from Parquet, where that saves work; columns that are not there are left for the caller to notice.
+
+    CSV and TSV may be quoted or not: a cell in quotes may hold delimiters and line ends, and quotes in a TSV file are
+    plain characters where one begins a cell that it does not end and each line has as many cells as the header
+    (`data.delimited`).
 
     A .json file is one array of objects, or one object per line. A .conll file has a word and its tags per line, in
     columns parted by tabs or blanks, and empty lines between sentences (CoNLL-2003; -DOCSTART- is left out, and so are
@@ -60,7 +63,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
             if kind == ".txt":
                 yield from ((number, {"text": line.rstrip("\n")}) for number, line in enumerate(file, 1))
             elif kind in (".csv", ".tsv"):
-                yield from _csv_rows(path, file, "\t" if kind == ".tsv" else ",")
+                yield from delimited_rows(path, file, "\t" if kind == ".tsv" else ",")
             elif kind == ".conll":
                 yield from _conll_rows(path, file)
             elif kind == ".json" and _first_character(file) == "[":
@@ -71,8 +74,6 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
         raise InputError(path, f"not valid UTF-8 text ({error.reason}), expected UTF-8") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(path, f"broken gzip file ({error})") from error
-    except csv.Error as error:
-        raise InputError(path, f"broken CSV ({error})") from error
 
 
 def _open_text(path: Path, suffix: str) -> TextIO:
@@ -146,25 +147,6 @@ def _conll_rows(path: Path, file: TextIO) -> Iterator[Row]:
             between = {str(i): column for i, column in enumerate(columns[1:-1], 1)}
             yield begin, {"tokens": columns[0], "tags": columns[-1], **between}
             words = []
-
-
-def _csv_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    # TSV is quoted like CSV only if the field starts with a quote, which is what the csv module does as well.
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
-    header = next(reader, None)
-    if header is None:
-        return
-    if len(set(header)) < len(header):
-        raise InputError(path, f"a column name appears twice in the header {header}")
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise InputError(
-                f"{path}, line {reader.line_num}", f"found {len(cells)} cells, expected {len(header)} as in the header"
-            )
-        yield reader.line_num, {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
 
 
 def read_features(path: Path) -> Mapping[str, Any]:

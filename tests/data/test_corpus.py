@@ -137,7 +137,7 @@ def test_loading_leaves_the_progress_bar_setting_as_it_was(tmp_path: Path) -> No
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, row 1: column 'text' is 3, expected a string"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl, row 1: column 'text' is no valid Unicode"),
         ("a.csv", b"text,id\nx,1\ny\n", r"a\.csv, line 3: found 1 cells, expected 2"),
-        ("a.csv", b'text,id\n"x,1\n', r"a\.csv: broken CSV"),
+        ("a.csv", b'text,id\n"x,1\n', r"a\.csv, line 2: a cell opens here with a quote"),
         ("a.csv", b"text,text\nx,y\n", r"a\.csv: a column name appears twice"),
         ("a.txt", b"caf\xe9\n", r"a\.txt: not valid UTF-8"),
         ("a.txt.gz", b"plain", r"a\.txt\.gz: broken gzip"),
