@@ -74,6 +74,8 @@ def tokenizer_with(tuned: Path, config: PretrainedConfig, base: Base, told: Told
     if not tokenizer_files(folder, config):
         return Reader(config, base.folder)
     reader = Reader(config, folder)
+    if not tokenizer_files(base.folder):
+        return reader
     rows = align(base, reader)
     here = np.flatnonzero(rows.old_row >= 0)
     if (rows.old_row[here] != here).any():
@@ -83,8 +85,10 @@ def tokenizer_with(tuned: Path, config: PretrainedConfig, base: Base, told: Told
 
 def keep_tokenizer(reader: Reader, base: Base, into: Path) -> dict[str, Any] | None:
     """Copy a tokenizer beside weights unless the base's reads alike; returns what their manifest says of it."""
+    if reader.folder == base.folder:
+        return None
     digest = reading_digest(reader.folder, reader.config)
-    if digest == reading_digest(base.folder, base.config):
+    if tokenizer_files(base.folder) and digest == reading_digest(base.folder, base.config):
         return None
     return {"digest": digest, "files": sorted(copy_tokenizer(reader.folder, into, reader.config))}
 
@@ -99,7 +103,8 @@ def cut_at(reader: Reader, base: Base, told: Told) -> int | None:
         require_length(reader.config, told.max_length)
         return told.max_length
     last = None if reader.folder == base.folder else _truncation(reader.folder)
-    lengths = [last, reader.tokenizer().model_max_length, positions(reader.config)]
+    most = reader.tokenizer().model_max_length if tokenizer_files(reader.folder, reader.config) else None
+    lengths = [last, most, positions(reader.config)]
     return min((int(n) for n in lengths if n is not None and 2 < n < _UNLIMITED), default=None)
 
 

@@ -40,6 +40,7 @@ PEFT_KINDS = {
     "loha": LoHaConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], modules_to_save=["classifier", "LayerNorm"]),
     "prefix": PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3),
 }
+NAMED = ("--labels", ",".join(LABELS))
 MERGED = ("lora", "dora", "ia3", "loha")
 
 
@@ -144,7 +145,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_checkpoint_comes_back_bit_for_bit(runs: Runs, dtype: str) -> None:
     tuned = runs.world.root / dtype
-    runs.add(tuned, "n", "--task", runs.world.task)
+    runs.add(tuned, "n", "--task", runs.world.task, *NAMED)
     runs.run("store", "export", "n", "--merged", "--base", runs.world.base, "--out", runs.tmp / "out")
     before, after = tensors(tuned), tensors(runs.tmp / "out")
     assert before.keys() == after.keys()
@@ -184,7 +185,7 @@ def test_the_architecture_is_kept(runs: Runs) -> None:
 @pytest.mark.parametrize("kind", PEFT_KINDS)
 def test_an_adapter_opens_in_plain_peft_with_the_same_logits(runs: Runs, kind: str) -> None:
     world, want = runs.world, runs.world.logits[kind]
-    runs.add(world.root / kind, "n", "--task", world.task)
+    runs.add(world.root / kind, "n", "--task", world.task, *NAMED)
     runs.run("store", "export", "n", "--peft", "--base", world.base, "--out", runs.tmp / "out")
     plain = PeftModel.from_pretrained(world.plain(world.base), runs.tmp / "out").eval()
     weights, opened = AdaptedWeights(Store().path("n")), Base(world.base)
@@ -204,7 +205,7 @@ def test_an_adapter_opens_in_plain_peft_with_the_same_logits(runs: Runs, kind: s
 
 def test_an_imported_adapter_is_recycled_by_training(runs: Runs) -> None:
     world = runs.world
-    runs.add(world.root / "dora", "n", "--task", world.task)
+    runs.add(world.root / "dora", "n", "--task", world.task, *NAMED)
     settings = {
         "method": "distill",  # the teacher has the imported weights, the student a fresh adapter like it
         "base": world.upgraded,
@@ -305,12 +306,6 @@ def test_a_checkpoint_of_another_base_is_refused_with_every_tensor(runs: Runs) -
     said = runs.not_added(runs.world.root / "float32", base=other)
     assert "bert.embeddings.LayerNorm.bias is (32,), the base's (16,)" in said
     assert "the base lacks encoder.layer.1.output.dense.weight;" in said
-
-
-def test_a_config_that_computes_something_else_is_refused(runs: Runs) -> None:
-    tuned = runs.copy(runs.world.root / "float32")
-    rewrite(tuned / "config.json", hidden_act="relu")
-    assert "is not its base's: hidden_act is 'relu', the base's 'gelu'" in runs.not_added(tuned)
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(runs: Runs) -> None:

@@ -9,6 +9,8 @@ from worlds import make_base, make_task
 from recyclable.recipes.tune_settings import read_tune_settings
 from recyclable.tasks.parts.task import load_task
 from recyclable.tasks.parts.task_data import task_data
+from recyclable.weights.base import Base
+from recyclable.weights.reader import Reader
 
 
 def test_dev_and_test_are_limited_to_fixed_subsets(tmp_path: Path) -> None:
@@ -17,7 +19,7 @@ def test_dev_and_test_are_limited_to_fixed_subsets(tmp_path: Path) -> None:
 
     def sizes(**limits: int) -> list[int]:
         settings = read_tune_settings({**given, "max_length": 32, **limits}, "tune.yaml")
-        data = task_data(settings, load_task(task), base)
+        data = task_data(settings, load_task(task), Reader.of(Base(base)))
         return [len(data.train), len(data.dev), len(data.test)]
 
     train, dev, test = sizes()
