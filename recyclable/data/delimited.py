@@ -67,8 +67,10 @@ class _Lines:
 
 def _rows(path: Path, file: TextIO, delimiter: str, quoted: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = _Lines(file)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
+    if quoted:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE)
     header: list[str] | None = None
     while True:
         lines.row, begin = [], reader.line_num + 1

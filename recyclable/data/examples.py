@@ -12,14 +12,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from recyclable.data.order import Item
 from recyclable.data.packing import Packed
-from recyclable.data.readable import require_padding, require_readable
+from recyclable.data.readable import require_embedded, require_padding, require_positions, require_readable
 
 if TYPE_CHECKING:
     from recyclable.data.split import Split
 
 Batch = dict[str, torch.Tensor]
 """What is known of some examples, by name; names with a dot are no model's inputs."""
-_ROUND_LENGTH_TO = 8  # lengths are rounded up to this, which is what matrix kernels like
+_ROUND_LENGTH_TO = 8  # lengths are rounded up to this, which matrix kernels like, but never beyond where texts are cut
 
 
 class Examples(Protocol):
@@ -48,7 +48,7 @@ class TaskExamples(Examples, Protocol):
         ...
 
     def readable_by(self, config: PretrainedConfig) -> TaskExamples:
-        """Itself; InputError where the head of a base with this config could not read these examples."""
+        """Itself; InputError where a base with this config, or its head, could not read these examples."""
         ...
 
 
@@ -60,14 +60,17 @@ def model_inputs(batch: Batch) -> Batch:
 class LabelledTexts:
     """Labelled texts, tokenised once; a batch is padded to its own longest text.
 
+    Args:
+        max_length: tokens that a text is cut to, and the most that a batch is padded to; None: no text is cut.
+
     Raises InputError for a tokenizer without a pad token.
     """
 
-    def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
         require_padding(tokenizer)
         pairs = () if split.pairs is None else (split.pairs,)
-        self._encoded = tokenizer(split.texts, *pairs, truncation=True, max_length=max_length)
-        self._tokenizer = tokenizer
+        self._encoded = tokenizer(split.texts, *pairs, truncation=max_length is not None, max_length=max_length)
+        self._tokenizer, self._max_length = tokenizer, max_length
         self.labels = torch.tensor(split.labels)
 
     def __len__(self) -> int:
@@ -75,8 +78,14 @@ class LabelledTexts:
 
     def readable_by(self, config: PretrainedConfig) -> LabelledTexts:
         """Itself; InputError where the classifier of a base with this config could not read these texts."""
+        self._require_embedded(config)
         require_readable(self._encoded["input_ids"], self._tokenizer, config)
         return self
+
+    def _require_embedded(self, config: PretrainedConfig) -> None:
+        require_embedded(self._encoded, self._tokenizer, config)
+        if self._max_length is None:
+            require_positions(self._encoded["input_ids"], self._tokenizer, config)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -91,9 +100,10 @@ class LabelledTexts:
     def batch(self, items: list[Item]) -> Batch:
         rows = [index for _, index in items]
         features = {name: [values[row] for row in rows] for name, values in self._encoded.items()}
-        batch = self._tokenizer.pad(
-            features, padding="longest", pad_to_multiple_of=_ROUND_LENGTH_TO, return_tensors="pt"
-        )
+        longest = max(len(ids) for ids in features["input_ids"])
+        fits = -(-longest // _ROUND_LENGTH_TO) * _ROUND_LENGTH_TO <= (self._max_length or 0)
+        multiple = _ROUND_LENGTH_TO if fits else None
+        batch = self._tokenizer.pad(features, padding="longest", pad_to_multiple_of=multiple, return_tensors="pt")
         return {**batch, "labels": self.labels[rows]}
 
 

@@ -1,14 +1,15 @@
-"""Whether a family's classifier can read texts as a tokenizer cut them, seen before anything is written."""
+"""Whether a base, and its family's classifier, can read texts as a tokenizer cut them, before anything is written."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
 
+from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
 
 
@@ -17,6 +18,42 @@ def require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is None:
         problem = "its tokenizer has no pad token, which texts of unequal length in a batch need"
         raise InputError(tokenizer.name_or_path, problem)
+
+
+def require_embedded(
+    encoded: Mapping[str, Sequence[Sequence[int]]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> None:
+    """InputError where texts have tokens or token types that a base with this config has no embedding of.
+
+    Args:
+        encoded: what the tokenizer made of all texts, by the name of the model's input.
+    """
+
+    def highest(name: str, padding: int | None) -> int:
+        return max(max(map(max, filter(None, encoded.get(name, ()))), default=0), padding or 0)
+
+    file, own = Path(config.name_or_path) / "config.json", config.get_text_config()
+    token, rows = highest("input_ids", tokenizer.pad_token_id), getattr(own, "vocab_size", None)
+    if rows is not None and token >= rows:
+        found = f"gives the token {tokenizer.convert_ids_to_tokens(token)!r} with id {token}"
+        raise InputError(tokenizer.name_or_path, f"{found}, but {file} has vocab_size {rows}: expected lower ids")
+    # DeBERTa, which says 0, embeds no types
+    kind, kinds = highest("token_type_ids", tokenizer.pad_token_type_id), getattr(own, "type_vocab_size", None)
+    if kinds and "token_type_ids" in encoded and kind >= kinds:
+        problem = f"gives token type {kind}, but {file} has type_vocab_size {kinds}: expected lower types, or a"
+        hint = "tokenizer_config.json without token_type_ids in model_input_names"
+        raise InputError(tokenizer.name_or_path, f"{problem} {hint}")
+
+
+def require_positions(
+    texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> None:
+    """InputError where texts, as token ids, are longer than a base with this config has positions for."""
+    length, limit = max(map(len, texts)), Structure(config).positions
+    if limit is not None and length > limit:
+        file = Path(config.name_or_path) / "config.json"
+        problem = f"makes {length} tokens of a text that is not cut, but {file} has positions for {limit}"
+        raise InputError(tokenizer.name_or_path, f"{problem}: expected a max_length")
 
 
 def require_readable(

@@ -15,12 +15,13 @@ from recyclable.errors import InputError
 from recyclable.models.tasks import task_model
 from recyclable.tasks.parts.fewshot import limit
 from recyclable.tasks.parts.task import Task, load_task
+from recyclable.tasks.parts.task_data import tokenised
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.limits import positions
 from recyclable.weights.locate import locate
+from recyclable.weights.reader import Reader
 from recyclable.weights.sources import fill
-from recyclable.weights.vocabulary import load_tokenizer
 
 _SEED, _LENGTH, _BATCH = 20, 128, 16
 
@@ -45,7 +46,7 @@ def similarity(
     labelled = load_task(task)
     split = limit(labelled.splits["train"], examples, _SEED)
     length = min(_LENGTH, positions(first.config) or _LENGTH)
-    texts = batches(labelled.kind.examples(split, load_tokenizer(first.folder), length))
+    texts = batches(tokenised(labelled, split, Reader.of(first), length))
     one, team = backbone(first, labelled), distributed.Ranks()
     found = {title: compare(one, backbone(other, labelled), texts, team) for title, other in opened.items()}
     if png is not None and distributed.is_main():

@@ -50,7 +50,7 @@ class Classification(TaskKind):
         """The class's name."""
         return labels[stratum]
 
-    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TaskExamples:
+    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> TaskExamples:
         """Texts, `labels` [B] (int64)."""
         return LabelledTexts(split, tokenizer, max_length)
 

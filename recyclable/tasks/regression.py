@@ -48,7 +48,7 @@ class Regression(TaskKind):
         """There is but one."""
         return ""
 
-    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TaskExamples:
+    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> TaskExamples:
         """Texts, `labels` [B] (fp32)."""
         return LabelledTexts(split, tokenizer, max_length)
 

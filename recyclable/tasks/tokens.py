@@ -76,7 +76,7 @@ class Tokens(TaskKind):
         """The tag."""
         return labels[stratum]
 
-    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TaskExamples:
+    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> TaskExamples:
         """Words in pieces, `labels` [B, W] (int64)."""
         return TaggedWords(split, tokenizer, max_length)
 
@@ -140,15 +140,16 @@ class Tokens(TaskKind):
 class TaggedWords(LabelledTexts):
     """Texts as lists of words, cut into pieces once; a batch is padded to its own longest text."""
 
-    def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
         require_padding(tokenizer)
         if not tokenizer.is_fast:
             problem = "is a slow tokenizer, which does not tell the pieces of a word: expected one with tokenizer.json"
             raise InputError(tokenizer.name_or_path, problem)
         blank = _before_a_word(tokenizer)
         texts = [[blank + word if word[:1].strip() else word for word in words] for words in split.texts]
-        self._tokenizer = tokenizer
-        self._encoded = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length)
+        self._tokenizer, self._max_length = tokenizer, max_length
+        cut = max_length is not None
+        self._encoded = tokenizer(texts, is_split_into_words=True, truncation=cut, max_length=max_length)
         width = max(len(tags) for tags in split.labels)
         labels = np.full((len(split), width), NOTHING, np.int64)
         positions = np.zeros_like(labels)
@@ -160,7 +161,8 @@ class TaggedWords(LabelledTexts):
         self.labels, self._positions = torch.from_numpy(labels), torch.from_numpy(positions)
 
     def readable_by(self, config: PretrainedConfig) -> TaggedWords:
-        """Itself: a head that looks at every token can read any."""
+        """Itself; InputError for tokens that the base does not know: a head that looks at every one can read any."""
+        self._require_embedded(config)
         return self
 
     def batch(self, items: list[Item]) -> Batch:

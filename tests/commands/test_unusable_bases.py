@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rows import write_rows
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
     CLIPVisionConfig,
     CLIPVisionModel,
     FunnelConfig,
@@ -26,11 +29,22 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 from verbs import Verbs
-from worlds import WORDS, make_base, make_corpus, make_model, make_outdated, make_task, make_tokenizer, make_upgraded
+from worlds import (
+    WORDS,
+    make_base,
+    make_corpus,
+    make_model,
+    make_outdated,
+    make_roberta,
+    make_task,
+    make_tokenizer,
+    make_upgraded,
+)
 
 PAD, SEP = 0, 3
 TOKENS = {"vocab_size": 200, "pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": SEP}
 HEADS = {"num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
+TEXTS_OF_50 = {**HEADS, "vocab_size": 200, "max_position_embeddings": 50}
 T5_SIZE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": PAD}
 BART_SIZE = {
     **{f"{part}_{what}": size for part in ("encoder", "decoder") for what, size in (("layers", 1), ("ffn_dim", 32))},
@@ -84,11 +98,12 @@ class Runs(Verbs):
     def pretrain(self, base: Path) -> list[object]:
         return self.training("pretrain", base=base, corpus={"train": str(self.world.corpus)})
 
-    def verbs_with_a_task(self, base: Path) -> Iterator[list[object]]:
+    def verbs_with_a_task(self, base: Path, task: Path | None = None) -> Iterator[list[object]]:
         """Every verb that has a base's classifier read texts; the weights are the base's own."""
-        weights, task = make_outdated(base, self.world.task, self.tmp / "weights"), self.world.task
+        task = task or self.world.task
+        weights = make_outdated(base, task, self.tmp / "weights")
         on_base = ["--weights", weights, "--base", base]
-        yield self.tune(base)
+        yield self.tune(base, task=task)
         yield self.training("recycle", base=base, old_base=base, weights=weights, task=task, method="init")
         yield self.training("recycle", base=base, old_base=base, weights=weights, task=task, method="apply")
         yield ["evaluate", *on_base, "--task", task]
@@ -158,6 +173,28 @@ def test_a_teacher_whose_config_knows_of_no_pad_token(runs: Runs) -> None:
 def test_an_encoder_needs_no_pad_token_in_its_config(runs: Runs) -> None:
     base = runs.changed(runs.world.base, pad_token_id=7)
     assert runs.run(*runs.tune(base)) == (0, [])
+
+
+# ---- what texts are embedded by
+
+
+def test_a_tokenizer_that_tells_second_texts_from_first_on_a_base_that_does_not(runs: Runs) -> None:
+    base, task = make_roberta(runs.tmp / "base"), runs.tmp / "task"
+    make_tokenizer().save_pretrained(base)
+    rows = [{"text": WORDS[i], "text_pair": WORDS[-i], "label": "ab"[i % 2]} for i in range(30)]
+    for split in ("train", "dev", "test"):
+        write_rows(task / f"{split}.jsonl", rows)
+    for argv in runs.verbs_with_a_task(base, task):
+        said = runs.refused(*argv)
+        assert f"{base}: gives token type 1, but {base / 'config.json'} has type_vocab_size 1" in said, argv
+
+
+def test_a_base_whose_positions_are_no_multiple_of_8(runs: Runs) -> None:
+    base, task = make_model(runs.tmp / "base", BertForMaskedLM(BertConfig(**TEXTS_OF_50))), runs.tmp / "task"
+    rows = [{"text": " ".join(WORDS[i : i + 60]), "label": "ab"[i % 2]} for i in range(30)]
+    for split in ("train", "dev", "test"):
+        write_rows(task / f"{split}.jsonl", rows)
+    assert runs.run(*runs.tune(base, task=task, max_length=50)) == (0, [])
 
 
 # ---- end tokens

@@ -12,6 +12,7 @@ import pandas as pd
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows to a file in the format of its name; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet"):
         pd.DataFrame(rows).to_parquet(path, index=False)

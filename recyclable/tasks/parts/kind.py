@@ -88,8 +88,12 @@ class TaskKind(ABC):
         """What such a group is called in messages; empty where it is the whole split, which is called as the task."""
 
     @abstractmethod
-    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TaskExamples:
-        """The split, tokenised; batches have `labels` [B, ...]."""
+    def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> TaskExamples:
+        """The split, tokenised; batches have `labels` [B, ...].
+
+        Args:
+            max_length: tokens that a text is cut to; None: no text is cut.
+        """
 
     def set_labels(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
         """Make a config one of a model with a head for these labels (none: one number)."""
