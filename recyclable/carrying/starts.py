@@ -29,11 +29,12 @@ def carried_rows(weights: AdaptedWeights, old: Callable[[], Base], new: Base) ->
     """How rows of embeddings follow their tokens onto `new`; None where no tensor needs it.
 
     Args:
-        old: gives the base that the weights belong to; asked only where the vocabularies differ.
+        old: gives the base that the weights belong to; asked only where vocabularies or numbers of rows differ.
     """
-    if weights.is_adapter or weights.manifest.base["fingerprint"]["tokenizer"] == tokenizer_digest(new):
+    if weights.is_adapter or not (names := vocabulary_tensors(new).intersection(weights.delta.names)):
         return None
-    if not vocabulary_tensors(new).intersection(weights.delta.names):
+    same = weights.manifest.base["fingerprint"]["tokenizer"] == tokenizer_digest(new)
+    if same and all(weights.delta.shape(name)[0] == new.shape(name)[0] for name in names):
         return None
     return align(old(), new)
 

@@ -38,17 +38,17 @@ def structure(config: PretrainedConfig, auto: Any, architecture: str | None = No
     Its parameters are fp32 on the meta device, its buffers are real.
 
     Args:
-        auto: as `auto_class` gives it; not asked where there is an architecture.
+        auto: as `auto_class` gives it.
         architecture: a class of transformers for this config, instead of the one that `auto` finds.
     """
-    if architecture is not None:
+    if architecture is None:
+        make = partial(auto.from_config, trust_remote_code=False)
+    else:
         found: Any = getattr(transformers, architecture, None)
         is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
         if not (is_model and found.config_class is type(config)):
             raise InputError("architecture", f"found {architecture!r}, no model of type {config.model_type!r}")
         make = found._from_config
-    else:
-        make = partial(auto.from_config, trust_remote_code=False)
     try:
         with init_empty_weights(include_buffers=False), no_init_weights():
             model = make(config, dtype=torch.float32)

@@ -31,6 +31,7 @@ from recyclable.recipes.tuned_elsewhere import (
     cut_at,
     keep_tokenizer,
     label_names,
+    rows_used,
     tokenizer_with,
 )
 from recyclable.tasks import every_kind
@@ -79,7 +80,9 @@ def import_weights(
     if (tuned / MANIFEST).is_file():
         for field, value in vars(told).items():
             if value is not None:
-                raise InputError(f"--{field.replace('_', '-')}", f"is given, but {tuned} has a {MANIFEST}, which says it")
+                raise InputError(
+                    f"--{field.replace('_', '-')}", f"is given, but {tuned} has a {MANIFEST}, which says it"
+                )
         return _own_run(tuned, base, into, codec, task)
     if base is None:
         raise InputError("--base", f"is missing; {tuned} does not say which base it was tuned on")
@@ -121,7 +124,7 @@ def _checkpoint(
     shapes = {canonical_name(n, base.prefix): tuple(p.shape) for n, p in plan.named_parameters()}
     tied = {canonical_name(n, base.prefix) for n, _ in plan.named_parameters(remove_duplicate=False)} - shapes.keys()
     backbone = {n for n, _ in plan.base_model.named_parameters() if not n.startswith("pooler.")}
-    body, head = split(TensorFiles(tuned), base, shapes, backbone, tied)
+    body, head = split(TensorFiles(tuned), base, shapes, backbone, tied, rows_used(reader, base, told))
     found = _names(config) if config.num_labels > 1 else []
     kind = _kind(type(plan).__name__, config.problem_type, found, task)
     about = _task(name, kind, label_names(found, told, task, tuned), task)
@@ -168,9 +171,7 @@ def _encode(into: Path, tuned: Ranged, base: Base, codec: Codec) -> dict[str, An
     return {"codec": codec.name, "rank": codec.rank if codec.name == "lowrank" else None, "loss": lost}
 
 
-def _adapter(
-    tuned: Path, base: Base, base_name: str, into: Path, name: str, task: Task | None, told: Told
-) -> None:
+def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, task: Task | None, told: Told) -> None:
     if not (tuned / ADAPTER).is_file() and (tuned / "adapter_model.bin").exists():
         raise InputError(tuned, f"only found adapter_model.bin (pickle, never loaded); expected {ADAPTER}")
     peft_config, file = read_adapter_config(tuned), SafetensorsFile(tuned / ADAPTER)

@@ -19,10 +19,9 @@ from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.differences import Aligned
 from recyclable.weights.durable import write_json
-from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG
 from recyclable.weights.strict_json import read_json
-from recyclable.weights.vocabulary import align, vocabulary_tensors
+from recyclable.weights.vocabulary import rows_between, vocabulary_tensors
 
 RESULT, PAGE = "probe.json", "report.html"
 
@@ -71,8 +70,8 @@ def movement(carried: Carried) -> dict[str, Any]:
     first: Weights = old.hashed
     second: Weights = new.hashed
     tuning = _tuning(carried.weights, old)
-    if tokenizer_digest(old) != tokenizer_digest(new):
-        names, rows = vocabulary_tensors(old) & vocabulary_tensors(new), align(old, new).old_row
+    if (between := rows_between(old, new)) is not None:
+        names, rows = vocabulary_tensors(old) & vocabulary_tensors(new), between.old_row
         both = np.flatnonzero(rows >= 0)
         first, second = Aligned(first, names, rows[both]), Aligned(second, names, both)
         tuning = tuning and Aligned(tuning, names, rows[both])

@@ -19,7 +19,7 @@ from recyclable.weights.reader import Reader
 from recyclable.weights.reading import reading_digest
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.tokenizer_files import tokenizer_files
-from recyclable.weights.vocabulary import align, copy_tokenizer
+from recyclable.weights.vocabulary import align, copy_tokenizer, tokens
 
 _UNLIMITED = 1 << 30
 """transformers writes 1e30 for a tokenizer that knows of no limit."""
@@ -40,7 +40,9 @@ class Told:
     def asked(cls, labels: Sequence[str] | None, max_length: int | None, tokenizer: Path | None) -> Told:
         """As somebody names it on a command line; InputError where it makes no sense."""
         if labels is not None and (len(set(labels)) < max(2, len(labels)) or "" in labels):
-            raise InputError("--labels", f"found {','.join(labels)!r}, expected at least two different names, each once")
+            raise InputError(
+                "--labels", f"found {','.join(labels)!r}, expected at least two different names, each once"
+            )
         if max_length is not None and max_length <= 2:
             raise InputError("--max-length", f"found {max_length}, expected more than 2")
         if tokenizer is not None and not tokenizer.is_dir():
@@ -81,6 +83,14 @@ def tokenizer_with(tuned: Path, config: PretrainedConfig, base: Base, told: Told
     if (rows.old_row[here] != here).any():
         raise InputError(folder, f"has another vocabulary than {base.folder}: {rows}")
     return reader
+
+
+def rows_used(reader: Reader, base: Base, told: Told) -> int | None:
+    """How many rows the tokens take that weights were tuned with; None where no tokenizer tells what added rows are."""
+    unknown = reader.folder == base.folder and told.tokenizer is None
+    if unknown and reader.config.vocab_size > base.config.vocab_size:
+        return None
+    return 1 + max(tokens(reader).values())
 
 
 def keep_tokenizer(reader: Reader, base: Base, into: Path) -> dict[str, Any] | None:
@@ -130,7 +140,9 @@ def label_names(found: list[str], told: Told, task: Task | None, tuned: Path) ->
     """
     if told.labels is not None:
         if len(told.labels) != len(found):
-            raise InputError("--labels", f"found {len(told.labels)} names, but {tuned} has a head for {len(found) or 1}")
+            raise InputError(
+                "--labels", f"found {len(told.labels)} names, but {tuned} has a head for {len(found) or 1}"
+            )
         if is_named(found) and list(told.labels) != found:
             raise InputError("--labels", f"found {list(told.labels)}, but {tuned} names its labels {found}")
         found = list(told.labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,13 +29,18 @@ def split(
     shapes: Mapping[str, tuple[int, ...]],
     backbone: Iterable[str],
     aliases: Iterable[str],
-) -> tuple[Renamed, Renamed]:
+    tokens: int | None = None,
+) -> tuple[Ranged, Renamed]:
     """A checkpoint's tensors that the base has, and those that it lacks (the head); by canonical name.
+
+    Embeddings may have other numbers of rows than the base's where no token is in the others (padding): they come with
+    the base's rows, the base's own values where the checkpoint has none.
 
     Args:
         shapes: canonical name -> shape of every parameter of the checkpoint's architecture.
         backbone: canonical names of those that a base must have.
         aliases: canonical names of tied parameters that are stored under another name.
+        tokens: how many rows the tokens of the checkpoint's tokenizer take; None where that is not known.
 
     Raises InputError that lists every tensor that is missing, has no place, or is of another shape than the base's.
     """
@@ -54,12 +60,41 @@ def split(
     for name, stored in sorted(names.items()):
         found, owner = tuned.shape(stored), "the base's" if name in base else "the architecture's"
         wanted = base.shape(name) if name in base else shapes[name]
-        if found != wanted:
+        by_token = name in base and name in base.structure.vocabulary and found[1:] == wanted[1:]
+        if found == wanted or (by_token and tokens is not None and tokens <= min(found[0], wanted[0])):
+            continue
+        if by_token:
+            said = "with no tokenizer that says which of them have tokens" if tokens is None else f"for {tokens} tokens"
+            problems.append(f"{stored} has {found[0]} rows, {owner} {wanted[0]}, {said}")
+        else:
             problems.append(f"{stored} is {found}, {owner} {wanted}")
     if problems:
         raise InputError(tuned.folder, f"is no tuned form of {base.folder}: {'; '.join(problems)}")
-    body = Renamed(tuned, {n: stored for n, stored in names.items() if n in base})
+    body = _WithRows(Renamed(tuned, {n: stored for n, stored in names.items() if n in base}), base)
     return body, Renamed(tuned, {n: stored for n, stored in names.items() if n not in base})
+
+
+class _WithRows(Ranged):
+    """A checkpoint's tensors with the base's numbers of rows: what is beyond them left out, the base's own added."""
+
+    def __init__(self, tuned: Renamed, base: Base) -> None:
+        self.tuned, self.base = tuned, base
+
+    @property
+    def names(self) -> list[str]:
+        """The checkpoint's."""
+        return self.tuned.names
+
+    def stored(self, name: str) -> Stored:
+        """Dtype of the checkpoint's tensor, shape of the base's."""
+        return replace(self.tuned.stored(name), shape=self.base.shape(name))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tensor, in the checkpoint's dtype."""
+        stored = self.tuned.stored(name)
+        stop, end = self.stored(name).numel if stop is None else stop, stored.numel
+        own = self.tuned.read(name, min(start, end), min(stop, end))
+        return own if stop <= end else torch.cat([own, self.base.read(name, max(start, end), stop).to(stored.dtype)])
 
 
 class Restored(Ranged):

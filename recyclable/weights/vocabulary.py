@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from recyclable.errors import InputError
 from recyclable.weights.base import Base, read_config, reason
+from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.tokenizer_files import tokenizer_files
 
 
@@ -87,17 +88,33 @@ class Reads(Protocol):
     def config(self) -> PretrainedConfig: ...
 
 
+def tokens(reader: Reads) -> dict[str, int]:
+    """Token -> row of the embeddings, of all that a tokenizer has; InputError where one has none."""
+    found, rows = load_tokenizer(reader.folder, reader.config).get_vocab(), reader.config.vocab_size
+    if beyond := sorted(token for token, row in found.items() if row >= rows):
+        raise InputError(reader.folder, f"its tokenizer has {beyond[0]!r} in row {found[beyond[0]]} of {rows}")
+    return found
+
+
+def rows_between(old: Base, new: Base) -> Rows | None:
+    """As `align`; None where both have the same files of a tokenizer and as many rows."""
+    names = vocabulary_tensors(old) & vocabulary_tensors(new)
+    if tokenizer_digest(old) == tokenizer_digest(new) and all(old.shape(n)[0] == new.shape(n)[0] for n in names):
+        return None
+    return align(old, new)
+
+
 def align(old: Reads, new: Reads) -> Rows:
     """Rows of `new`'s embeddings by token; rows beyond a tokenizer's pieces (padding) belong to no token."""
-    before, after = (load_tokenizer(each.folder, each.config).get_vocab() for each in (old, new))
+    before, after = tokens(old), tokens(new)
     old_row = np.full(new.config.vocab_size, -1, np.int64)
     for token, row in after.items():
         if token in before:
             old_row[row] = before[token]
     return Rows(
         old_row,
-        tuple(sorted(after.keys() - before.keys(), key=after.get)),
-        tuple(sorted(before.keys() - after.keys(), key=before.get)),
+        tuple(sorted(after.keys() - before.keys(), key=after.__getitem__)),
+        tuple(sorted(before.keys() - after.keys(), key=before.__getitem__)),
     )
 
 

@@ -376,7 +376,8 @@ def stored(world: World, elsewhere) -> Store:
     """Our runs and what others tuned, by name."""
     for name in ("full", "lora", "bottleneck", *elsewhere):
         argv = ("store", "add", "--tuned", world.root / name, "--base", world.base, "--name", name)
-        assert main([*map(str, argv), "--task", str(world.task)]) == 0
+        named = ("--labels", ",".join(NER)) if name in elsewhere else ()
+        assert main([*map(str, argv), "--task", str(world.task), *named]) == 0
     return Store()
 
 

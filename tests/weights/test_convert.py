@@ -77,6 +77,23 @@ def test_every_mismatch_is_listed_at_once(base: Base, tmp_path: Path) -> None:
         assert problem.lstrip("; ") in str(caught.value), problem
 
 
+@pytest.mark.parametrize(("rows", "tokens"), [(210, 200), (203, 190), (190, 190), (190, 185)])
+def test_rows_without_tokens_are_left_out_or_the_base_s(base: Base, tmp_path: Path, rows: int, tokens: int) -> None:
+    tensors, name = tuned(base, tmp_path / "t", torch.bfloat16), "bert.embeddings.word_embeddings.weight"
+    own = tensors[name] = torch.cat([tensors[name], torch.ones(10, 16, dtype=torch.bfloat16)])[:rows].clone()
+    write(tmp_path / "t", tensors)
+    body, _ = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [], tokens)
+    name = name.removeprefix("bert.")
+    wanted = torch.cat([own, base[name][rows:].bfloat16()])[:200].flatten()
+    assert body.shape(name) == (200, 16) and torch.equal(body[name].flatten(), wanted)
+    for start, stop in ((0, 5), (188 * 16 + 3, 191 * 16 + 1), (3199, 3200), (190 * 16, 190 * 16), (3000, None)):
+        assert torch.equal(body.read(name, start, stop), wanted[start:stop])
+    unsure = (f"has {rows} rows, the base's 200, for 201 tokens", 201), (f"has {rows} rows.*no tokenizer", None)
+    for said, count in unsure:
+        with pytest.raises(InputError, match=said):
+            split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [], count)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_that_of_numpy_in_float64(base: Base, tmp_path: Path, codec: str, dtype: torch.dtype) -> None:
