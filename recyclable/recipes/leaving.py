@@ -30,7 +30,7 @@ def write_tokenizer(carried: Carried, into: Path) -> None:
 
 
 def require_opens(folder: Path) -> None:
-    """InputError unless a plain model's directory holds what its own config makes, and a tokenizer that fits, if any."""
+    """InputError unless a plain model's directory holds what its own config makes, and any tokenizer there fits it."""
     config = read_config(folder)
     (architecture,) = config.architectures or [None]
     if architecture is None:

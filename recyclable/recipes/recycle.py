@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from recyclable import distributed
 from recyclable.carrying.carried import Carried
@@ -22,6 +22,8 @@ from recyclable.training import rundir
 from recyclable.training.engine import materialize
 from recyclable.weights.differences import Scaled
 from recyclable.weights.manifest import read_manifest
+
+M = TypeVar("M", bound=Method)
 
 
 def recycle(method: Method, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def recycle(method: Method, ds_config: dict[str, Any], resume: bool = False) -> 
     return _applied(method, scene, resume)
 
 
-def _cut_as_tuned(method: Method, carried: Carried) -> Method:
+def _cut_as_tuned(method: M, carried: Carried) -> M:
     """The method with the length that the outdated weights were tuned at, where none is given."""
     theirs = carried.weights.manifest.settings["max_length"]
     if method.max_length is None:

@@ -45,7 +45,9 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
         return few_examples(labelled, reader, length, examples, _SEED)
 
     bare = {"name": BARE, "task": None, "tuning": None}
-    rows: list[dict[str, Any]] = [{**bare, **_scores(fill(task_model(new, labelled, _SEED)), few(Reader.of(new)), labelled)}]
+    rows: list[dict[str, Any]] = [
+        {**bare, **_scores(fill(task_model(new, labelled, _SEED)), few(Reader.of(new)), labelled)}
+    ]
     left = []
     for name in store.names():
         row: dict[str, Any] = {"name": name}

@@ -18,7 +18,7 @@ from recyclable.recipes.apply import PROVENANCE, apply
 from recyclable.recipes.importing import import_weights
 from recyclable.recipes.leaving import require_opens, write_tokenizer
 from recyclable.recipes.store_show import show
-from recyclable.recipes.tuned_elsewhere import Told
+from recyclable.recipes.tuned_elsewhere import NOTHING, Told
 from recyclable.tasks.parts.task import load_task, task_of
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
@@ -38,7 +38,7 @@ def add(
     *,
     codec: Codec | None = None,
     task: str | None = None,
-    told: Told = Told(),
+    told: Told = NOTHING,
 ) -> dict[str, Any]:
     """Add what `tuned` holds (`recipes.importing`) as entry `name`; returns what `show` says of it.
 

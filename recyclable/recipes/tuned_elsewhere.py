@@ -50,6 +50,10 @@ class Told:
         return cls(None if labels is None else tuple(labels), max_length, tokenizer)
 
 
+NOTHING = Told()
+"""Its files say it all."""
+
+
 def config_of(tuned: Path) -> PretrainedConfig | None:
     """The tuned model's config; None where the directory has none (PEFT writes none)."""
     return read_config(tuned) if (tuned / "config.json").is_file() else None

@@ -126,7 +126,7 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of the tuned model's config that change outputs and were not its base's (`architectures.fields`)."""
     tokenizer: Annotated[dict[str, Any] | None, _like(_Tokenizer | None)] = None
-    """The tokenizer that reads texts for these weights, where it is not the base's: digest of how it reads, its files."""
+    """What reads texts for these weights, where it is not the base's tokenizer: digest of how it reads, its files."""
 
     def files_wanted(self) -> set[str]:
         """The files that belong to the weights beside the manifest."""

@@ -53,7 +53,9 @@ def bert(folder: Path, **changed: Any) -> Path:
 def tuned(base: Path, folder: Path | None, names: Sequence[str] | None = NAMES, **changed: Any) -> PreTrainedModel:
     """What plain transformers would have left behind: every weight moved, the head and config its own."""
     torch.manual_seed(2)
-    named = {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    named = (
+        {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    )
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, **named, **changed).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,7 +69,9 @@ def tuned(base: Path, folder: Path | None, names: Sequence[str] | None = NAMES, 
 def lora(base: Path, folder: Path) -> PreTrainedModel:
     torch.manual_seed(3)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
-    config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], modules_to_save=["classifier", "pooler"])
+    config = LoraConfig(
+        task_type="SEQ_CLS", r=4, target_modules=["query", "value"], modules_to_save=["classifier", "pooler"]
+    )
     model = get_peft_model(model, config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,7 +94,9 @@ def says(model: PreTrainedModel, tokenizer: Any, length: int = LENGTH) -> Says:
 
     def row(text: str) -> int:
         with torch.no_grad():
-            return int(model(**tokenizer(text, truncation=True, max_length=length, return_tensors="pt")).logits.argmax())
+            return int(
+                model(**tokenizer(text, truncation=True, max_length=length, return_tensors="pt")).logits.argmax()
+            )
 
     return row
 
@@ -169,7 +175,7 @@ def score(weights: Path, base: Path, task: Path) -> float:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_head_without_names_has_its_rows_in_the_order_of_class_labels(runs: Runs, kind: str) -> None:
     base = bert(runs.tmp / "base")
-    model = (tuned(base, runs.tmp / "w", None) if kind == "full" else lora(base, runs.tmp / "w"))
+    model = tuned(base, runs.tmp / "w", None) if kind == "full" else lora(base, runs.tmp / "w")
     strings = labelled(runs.tmp / "strings", texts(), says(model, make_tokenizer()))
     numbered = with_class_labels(strings, runs.tmp / "numbered")
     entry = runs.add(runs.tmp / "w", base, "n", "--task", numbered)
@@ -263,7 +269,9 @@ def test_a_tokenizer_may_be_named(runs: Runs) -> None:
     entry = runs.add(runs.tmp / "w", base, "n", *named, runs.tmp / "cased")
     assert score(entry, base, task) == 1
     out = runs.export("n", base, "--peft")
-    again = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=3), out).eval()
+    again = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(base, num_labels=3), out
+    ).eval()
     row = says(again, AutoTokenizer.from_pretrained(out))
     assert all(row(text) == says(model, cased)(text) for text in texts(20, [w.upper() for w in WORDS[:45]]))
 
@@ -431,7 +439,7 @@ def test_a_base_s_own_problem_type_is_an_earlier_task_s(runs: Runs) -> None:
 
 
 def test_one_number_between_0_and_1_stays_one(runs: Runs) -> None:
-    """A head of one row without a problem type: transformers' pipeline takes the sigmoid; of a regression it does not."""
+    """Of a head of one row without a problem type transformers' pipeline takes the sigmoid; of a regression not."""
     base = bert(runs.tmp / "base")
     for name, kind in (("unsaid", None), ("regression", "regression")):
         torch.manual_seed(2)
