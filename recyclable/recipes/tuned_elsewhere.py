@@ -94,7 +94,7 @@ def rows_used(reader: Reader, base: Base, told: Told) -> int | None:
     unknown = reader.folder == base.folder and told.tokenizer is None
     if unknown and reader.config.vocab_size > base.config.vocab_size:
         return None
-    return 1 + max(tokens(reader).values())
+    return 1 + max(tokens(reader).values()) if tokenizer_files(reader.folder, reader.config) else None
 
 
 def keep_tokenizer(reader: Reader, base: Base, into: Path) -> dict[str, Any] | None:

@@ -54,8 +54,8 @@ class Distils(LearnsFromLabels):
     def require(self, scene: Scene) -> None:
         """A teacher reads the student's tokens."""
         super().require(scene)
-        scene.data.train.readable_by(scene.carried.old.config)
         scene.carried.require_same_tokens("a teacher reads the student's tokens; methods init and apply need none")
+        scene.data.train.readable_by(scene.carried.at_home.reader.config)
 
     def teaching(self, scene: Scene) -> nn.Module:
         """The old base with the old weights, unread."""
