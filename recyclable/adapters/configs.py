@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from peft import PeftConfig
@@ -14,6 +15,7 @@ from recyclable.errors import InputError
 from recyclable.weights.manifest import ADAPTER_CONFIG
 from recyclable.weights.strict_json import read_json
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 # Fields by which an adapter reads other files, imports modules, or needs more than its own tensors to be rebuilt.
 _NEED_MORE = (
     *("adapters", "arrow_config", "corda_config", "loftq_config", "lora_ga_config", "megatron_config"),
@@ -28,8 +30,11 @@ _MAX_SIZE = {"num_virtual_tokens": 1 << 10, "encoder_hidden_size": 1 << 14}
 _MAX_NUMBER = 1 << 20
 
 
-def read_adapter_config(folder: Path) -> PeftConfig:
+def read_adapter_config(folder: Path, fields: Mapping[str, Any] = NOTHING) -> PeftConfig:
     """The config in a PEFT directory, ready to train.
+
+    Args:
+        fields: values that take the place of those in the file.
 
     Raises InputError when it is missing, broken, of a kind that peft does not know, or asks for what a directory of
     its own tensors cannot give: files elsewhere, other modules, a base with changed weights.
@@ -37,7 +42,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
         raise InputError(folder, f"holds no {ADAPTER_CONFIG}, expected a PEFT adapter")
-    content = read_json(file)
+    content = {**read_json(file), **fields}
     if not isinstance(content.get("peft_type"), str):
         raise InputError(file, f"peft_type is {content.get('peft_type')!r}, expected the kind of the adapter")
     for field in _NEED_MORE:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from recyclable.carrying.places import adapter_base_name
+from recyclable.carrying.adapter_tensors import (
+    BaseValues,
+    Full,
+    full_values,
+    moved_full,
+    moved_indices,
+    taken_places,
+    token_dimensions,
+)
 from recyclable.carrying.starts import AdapterDifferences, carried_rows
 from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.differences import Aligned, Differences
 from recyclable.weights.fingerprint import Fingerprint, tokenizer_digest
 from recyclable.weights.lineage import read_lineage
 from recyclable.weights.locate import locate
@@ -19,7 +29,7 @@ from recyclable.weights.provenance import claimed_relation, refuse_early, requir
 from recyclable.weights.reader import Reader
 from recyclable.weights.store import find
 from recyclable.weights.team import ALONE, Team
-from recyclable.weights.vocabulary import Rows, align
+from recyclable.weights.vocabulary import Rows, align, load_tokenizer
 
 
 class Carried:
@@ -111,17 +121,49 @@ class Carried:
         """`rows` where any token came, went or changed its place."""
         return None if self.rows is None or self.rows.unchanged else self.rows
 
-    @cached_property
-    def shared(self) -> dict[str, str]:
-        """Name in an adapter's file -> canonical name, of its tensors that replace the base's own (layer norms)."""
-        named = ((name, adapter_base_name(name, self.new)) for name in self.weights.file(ADAPTER).names)
-        in_new = {name: base_name for name, base_name in named if base_name in self.new}
-        return {name: base_name for name, base_name in in_new.items() if base_name in self.old}
+    @property
+    def unmoved(self) -> bool:
+        """Whether the weights are on their own base, whose rows are where they were."""
+        return self.own and self.moved_rows() is None
 
-    def adapter_differences(self) -> AdapterDifferences:
-        """An adapter's tensors as differences; the old base is read where it has some of them too."""
-        old = self.old.hashed if self.shared else self.new.hashed
-        return AdapterDifferences(self.weights.file(ADAPTER), old, self.shared)
+    @cached_property
+    def full(self) -> dict[str, Full]:
+        """Name in an adapter's file -> what it takes the place of in both bases; rows are those of the old one."""
+        in_new = taken_places(self.weights, self.new)
+        in_old = full_values(self.weights, self.old) if in_new else {}
+        return {name: each for name, each in in_old.items() if in_new.get(name) == each.base_name}
+
+    @cached_property
+    def _moved_full(self) -> dict[str, Full]:
+        """The same with the rows of the new base."""
+        if (rows := self.moved_rows()) is None:
+            return self.full
+        tokens = load_tokenizer(self.old.folder)
+        return moved_full(self.weights, self.full, self.old, rows, tokens.convert_ids_to_tokens)
+
+    @property
+    def new_values(self) -> BaseValues:
+        """What the new base has where an adapter's file holds full values."""
+        return BaseValues(self.new.hashed, self._moved_full)
+
+    def moved_indices(self) -> dict[str, Any]:
+        """The fields of an adapter's config that are others on the new base: rows of trained tokens."""
+        if not self.weights.is_adapter or self.moved_rows() is None:
+            return {}
+        return moved_indices(self.weights, self.full, self._moved_full)
+
+    def adapter_differences(self) -> Differences:
+        """An adapter's tensors as differences, their rows and columns aligned by token where the vocabularies differ.
+
+        The old base is read where it has some of them too.
+        """
+        old = BaseValues(self.old.hashed if self.full else self.new.hashed, self.full)
+        differences = AdapterDifferences(self.weights.file(ADAPTER), old)
+        if self.rows is None or self.unmoved:
+            return differences
+        dimensions = token_dimensions(self.weights, self.full, self.old)
+        by_row, by_column = (frozenset(n for n, dim in dimensions.items() if dim == side) for side in (0, 1))
+        return Aligned(differences, by_row, self.rows.old_row, by_column)
 
     def require_same_tokens(self, hint: str) -> None:
         """InputError where the two bases take the same ids for other tokens."""

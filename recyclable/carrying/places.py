@@ -16,6 +16,8 @@ from recyclable.weights.manifest import ADAPTER
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the names of the model it wraps."""
+_WRAPPING = frozenset({"base_layer", "original_module", "modules_to_save", "ln_tuning_layers", "token_adapter"})
+"""What PEFT puts between a module's name and those of tensors that take the place of the module's own."""
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
@@ -27,7 +29,8 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 def adapter_base_name(name: str, base: Base) -> str:
     """The canonical name that a tensor of a PEFT adapter's file would have in the base."""
     inside = PEFT_PREFIX if name.startswith(PEFT_PREFIX) else "base_model."  # prompts stand beside the model
-    return canonical_name(name.removeprefix(inside), base.prefix)
+    plain = canonical_name(name.removeprefix(inside), base.prefix)
+    return plain if plain in base else ".".join(part for part in plain.split(".") if part not in _WRAPPING)
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:

@@ -95,8 +95,8 @@ class Placement:
         """
         weights, new = self._carried.weights, self._carried.new.hashed
         if weights.is_adapter:
-            shared = self._carried.shared
-            return [(p, partial(start_adapter, new, differences, n, shared.get(n))) for n, p in self._places.items()]
+            values, own = self._carried.new_values, self._carried.unmoved
+            return [(p, partial(start_adapter, values, differences, n, own=own)) for n, p in self._places.items()]
         how = {name: partial(weights.file(HEAD).read, name) for name in self._head}
         for name in self._places.keys() - how.keys():
             how[name] = partial(start, new, differences, name, dtype=torch.float32, own=self._carried.own)

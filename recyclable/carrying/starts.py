@@ -7,10 +7,11 @@ difference and is added; a tensor it lacks (classifier, fresh pooler) is copied 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from recyclable.carrying.adapter_tensors import on_vocabulary, same_number_of_tokens
 from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.algebra import add, subtract
@@ -19,10 +20,7 @@ from recyclable.weights.checkpoint_files import Ranged
 from recyclable.weights.delta import Delta
 from recyclable.weights.differences import Dare, Differences, Scaled, Ties, Total
 from recyclable.weights.fingerprint import tokenizer_digest
-from recyclable.weights.vocabulary import Rows, align, vocabulary_tensors
-
-_PROPORTIONAL = ("lora_B", "lora_embedding_B", "bottleneck_up")
-"""What an adapter's effect is proportional to, by parts of its tensors' names."""
+from recyclable.weights.vocabulary import Rows, align, in_place, vocabulary_tensors
 
 
 def carried_rows(weights: AdaptedWeights, old: Callable[[], Base], new: Base) -> Rows | None:
@@ -30,13 +28,24 @@ def carried_rows(weights: AdaptedWeights, old: Callable[[], Base], new: Base) ->
 
     Args:
         old: gives the base that the weights belong to; asked only where vocabularies or numbers of rows differ.
+
+    Raises InputError for weights that read with a tokenizer of their own, whose ids stay, where the rows have changed.
     """
-    if weights.is_adapter or not (names := vocabulary_tensors(new).intersection(weights.delta.names)):
+    if weights.is_adapter:
+        touched, same_number = bool(on_vocabulary(weights, new)), same_number_of_tokens(weights, new)
+    else:
+        names = vocabulary_tensors(new).intersection(weights.delta.names)
+        touched, same_number = bool(names), all(weights.delta.shape(name)[0] == new.shape(name)[0] for name in names)
+    same_tokens = weights.manifest.base["fingerprint"]["tokenizer"] == tokenizer_digest(new)
+    if (same_tokens and same_number) or (not touched and weights.tokenizer is None):
         return None
-    same = weights.manifest.base["fingerprint"]["tokenizer"] == tokenizer_digest(new)
-    if same and all(weights.delta.shape(name)[0] == new.shape(name)[0] for name in names):
-        return None
-    return align(old(), new)
+    rows = align(old(), new)
+    if weights.tokenizer is None:
+        return rows
+    if not rows.unchanged:
+        hint = f"{weights.folder} reads with a tokenizer of its own, which has them in the old rows"
+        raise InputError(new.folder, f"has another vocabulary than {old().folder} ({rows}): {hint}")
+    return None if same_number else in_place(old(), new)
 
 
 def transformed(
@@ -87,15 +96,15 @@ def start(
 class AdapterDifferences:
     """An adapter's tensors as differences, by their names in PEFT's file.
 
-    `modules_to_save` hold full values: where they belong to the base (layer norms), the old base's are subtracted; the
+    From full values of the base's own tensors (`adapter_tensors.full_values`) the old base's are subtracted; the
     adapter's own tensors and the head are what they are.
 
     Args:
-        base_name_of: PEFT name -> canonical name, of the tensors that belong to the base.
+        old: what the old base has where the adapter holds full values.
     """
 
-    def __init__(self, adapter: Ranged, old: Ranged, base_name_of: Mapping[str, str]) -> None:
-        self.adapter, self.old, self.base_name_of = adapter, old, base_name_of
+    def __init__(self, adapter: Ranged, old: Ranged) -> None:
+        self.adapter, self.old = adapter, old
 
     @property
     def names(self) -> list[str]:
@@ -107,31 +116,29 @@ class AdapterDifferences:
         return self.adapter.shape(name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """fp32."""
+        """fp32; places and indices as they are."""
+        tensor = self.as_stored(name, start, stop)
+        return subtract(tensor, self.old.read(name, start, stop)) if name in self.old else tensor
+
+    def as_stored(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Full values where the adapter has these."""
         tensor = self.adapter.read(name, start, stop)
-        if name not in self.base_name_of:
-            return tensor.float()
-        return subtract(tensor, self.old.read(self.base_name_of[name], start, stop))
-
-
-def strength_tensors(weights: AdaptedWeights, differences: AdapterDifferences) -> list[str]:
-    """The tensors of an adapter that its strength multiplies; InputError for a kind that has none."""
-    factors = [name for name in differences.names if set(name.split(".")) & set(_PROPORTIONAL)]
-    if not factors:
-        raise InputError(weights.folder, "is neither a LoRA nor a bottleneck adapter: it has no strength")
-    return [*factors, *differences.base_name_of]
+        return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def start_adapter(
-    new: Ranged, differences: Differences, name: str, base_name: str | None, begin: int, end: int
+    new: Ranged, differences: Differences, name: str, begin: int, end: int, own: bool = False
 ) -> torch.Tensor:
     """Elements [begin, end) of one of an adapter's tensors on the new base, flat, fp32.
 
     Args:
+        new: what the new base has where the adapter holds full values, by the names in PEFT's file.
         differences: `AdapterDifferences`, or made from them.
-        base_name: the base's tensor that it is a difference from, if any.
+        own: the weights were tuned on this very base: unchanged they are what the file has, bit for bit.
     """
+    if own and isinstance(differences, AdapterDifferences):
+        return differences.as_stored(name, begin, end)
     difference = differences.read(name, begin, end)
-    if base_name is None:
+    if name not in new:
         return difference
-    return add(new.read(base_name, begin, end), difference, dtype=torch.float32)
+    return add(new.read(name, begin, end), difference, dtype=torch.float32)

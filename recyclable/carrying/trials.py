@@ -18,7 +18,7 @@ from recyclable.analysis import strength
 from recyclable.analysis.measure import BATCH
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.putting import Placement
-from recyclable.carrying.starts import strength_tensors
+from recyclable.carrying.scaling import Strength
 from recyclable.data.examples import TaskExamples
 from recyclable.machine import without_training
 from recyclable.objectives.labelled import LabelledTask
@@ -27,7 +27,7 @@ from recyclable.tasks.parts.task import Task
 from recyclable.training import zero
 from recyclable.training.engine import frozen, in_fp32
 from recyclable.training.evaluation import predict
-from recyclable.weights.differences import Differences, Scaled
+from recyclable.weights.differences import Differences
 from recyclable.weights.sources import set_source
 
 
@@ -41,18 +41,13 @@ class Trials:
 
     def __init__(self, model: nn.Module, task: Task, carried: Carried, differences: Differences) -> None:
         self.task, self.carried, self.differences = task, carried, differences
+        self.strength = Strength(carried, differences)
         self.objective = LabelledTask(model, task.kind)
         self._answers: Callable[..., Any]
         self._device: torch.device | str
         self._placement = Placement(model, carried, differences)
         for parameter, read in self._placement.reads(differences):
             set_source(parameter, read)
-
-    def names(self) -> list[str]:
-        """The tensors that a strength multiplies; InputError for a kind of adapter that has none."""
-        if self.carried.weights.is_adapter:
-            return strength_tensors(self.carried.weights, self.carried.adapter_differences())
-        return self.differences.names
 
     def materialize(self, ds_config: dict[str, Any]) -> None:
         """Read what is unread, in fp32, to where `ds_config` wants it; a collective."""
@@ -73,11 +68,12 @@ class Trials:
         Args:
             by_layer: one for each layer group, else one for all.
         """
-        groups = self.carried.new.structure.layers.split(self.names()) if by_layer else {"all": self.names()}
+        names = self.strength.names
+        groups = self.carried.new.structure.layers.split(names) if by_layer else {"all": names}
 
         def loss(scales: Mapping[str, float]) -> float:
             found = {name: scale for group, scale in scales.items() for name in groups[group]}
-            self._read(Scaled(self.differences, found))
+            self._read(self.strength.at(found))
             predicted = predict(self._answers, examples, BATCH, self._device)
             return self.task.kind.mean_loss(predicted, examples.labels.numpy())
 

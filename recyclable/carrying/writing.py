@@ -3,51 +3,60 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from recyclable.carrying.carried import Carried
-from recyclable.carrying.starts import AdapterDifferences, start_adapter
+from recyclable.carrying.starts import start_adapter
+from recyclable.weights.checkpoint_files import Ranged, Stored
 from recyclable.weights.delta import write_differences
-from recyclable.weights.differences import Differences, Scaled
+from recyclable.weights.differences import Differences
 from recyclable.weights.durable import write_json
-from recyclable.weights.files import write_as_is, write_in_pieces
+from recyclable.weights.files import write_as_is
 from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, HEAD
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.team import ALONE, Team
 
 
-def write_adapter(
-    carried: Carried,
-    differences: Differences,
-    scales: Mapping[str, float],
-    into: Path,
-    base_name: str,
-    team: Team = ALONE,
-) -> None:
+class AdapterOnBase(Ranged):
+    """An adapter's tensors on the new base, by PEFT's names, in the dtypes of its file.
+
+    Args:
+        differences: those of the adapter, or made from them.
+    """
+
+    def __init__(self, carried: Carried, differences: Differences) -> None:
+        self._file, self._differences = carried.weights.file(ADAPTER), differences
+        self._new, self._own = carried.new_values, carried.unmoved
+
+    @property
+    def names(self) -> list[str]:
+        """As they lie in the file."""
+        return self._file.names
+
+    def stored(self, name: str) -> Stored:
+        """Dtype and shape; it lies nowhere."""
+        return Stored(self._file.stored(name).dtype, self._differences.shape(name))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tensor, in its stored dtype."""
+        stored = self.stored(name)
+        stop = stored.numel if stop is None else stop
+        return start_adapter(self._new, self._differences, name, start, stop, own=self._own).to(stored.dtype)
+
+
+def write_adapter(carried: Carried, differences: Differences, into: Path, base_name: str, team: Team = ALONE) -> None:
     """The adapter in PEFT's format, full values of the new base added where it holds full values; a collective.
 
     Args:
-        differences: those of the adapter.
-        scales: tensor -> strength.
+        differences: those of the adapter, or made from them.
         base_name: what PEFT's config calls the base: a hint, the manifest decides.
     """
-    file, shared, new = carried.weights.file(ADAPTER), carried.shared, carried.new.hashed
-    if scales:
-        differences = Scaled(differences, scales)
-    elif carried.own:  # full values come back bit for bit only where nothing is subtracted from them
-        differences, shared = AdapterDifferences(file, new, {}), {}
-    layout = {name: (file.stored(name).dtype, file.shape(name)) for name in file.names}
-
-    def piece(name: str, begin: int, end: int) -> torch.Tensor:
-        return start_adapter(new, differences, name, shared.get(name), begin, end).to(layout[name][0])
-
-    write_in_pieces(into / ADAPTER, layout, piece, team=team)
+    write_as_is(into / ADAPTER, AdapterOnBase(carried, differences), team)
     if team.rank == 0:
         config = read_json(carried.weights.folder / ADAPTER_CONFIG)
-        write_json(into / ADAPTER_CONFIG, {**config, "base_model_name_or_path": base_name})
+        write_json(into / ADAPTER_CONFIG, {**config, **carried.moved_indices(), "base_model_name_or_path": base_name})
 
 
 def write_delta_and_head(carried: Carried, differences: Differences, into: Path, team: Team = ALONE) -> None:

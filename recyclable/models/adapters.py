@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -13,7 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from recyclable.adapters.configs import read_adapter_config
+from recyclable.adapters.configs import NOTHING, read_adapter_config
 from recyclable.carrying.places import adapter_shapes, require_same
 from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
@@ -35,23 +36,31 @@ def attach_fresh(model: PreTrainedModel, config: PeftConfig, name: str, seed: in
             raise InputError("target_modules", problem) from error
 
 
-def attach_same(model: PreTrainedModel, weights: AdaptedWeights, seed: int) -> nn.Module:
-    """The model with a fresh adapter of the very kind that `weights` are, by their own config; as it is for a delta."""
+def attach_same(
+    model: PreTrainedModel, weights: AdaptedWeights, seed: int, fields: Mapping[str, Any] = NOTHING
+) -> nn.Module:
+    """The model with a fresh adapter of the very kind that `weights` are, by their own config; as it is for a delta.
+
+    Args:
+        fields: values that take the place of those in the adapter's config.
+    """
     if weights.manifest.architecture not in (None, type(model).__name__):
         raise InputError(
             weights.folder, f"was tuned as {weights.manifest.architecture}, expected a {type(model).__name__}"
         )
     if not weights.is_adapter:
         return model
-    return attach_peft(model, weights.folder, weights.manifest.tuning["tuning"], seed)
+    return attach_peft(model, weights.folder, weights.manifest.tuning["tuning"], seed, fields)
 
 
-def attach_peft(model: PreTrainedModel, folder: Path, tuning: str, seed: int) -> PeftModel:
+def attach_peft(
+    model: PreTrainedModel, folder: Path, tuning: str, seed: int, fields: Mapping[str, Any] = NOTHING
+) -> PeftModel:
     """The model with a fresh adapter that the PEFT config in `folder` describes.
 
     DoRA's fresh values depend on the weights: for it they are read now, whole.
     """
-    config = read_adapter_config(folder)
+    config = read_adapter_config(folder, fields)
     if getattr(config, "use_dora", False):
         fill(model)
     bare = model.device.type == "meta" and not is_unread(model)  # a structure that will never have values
@@ -63,14 +72,17 @@ def attach_peft(model: PreTrainedModel, folder: Path, tuning: str, seed: int) ->
             raise InputError(folder, problem) from error
 
 
-def require_adapter_fits(folder: Path, file: Ranged, planned: PreTrainedModel) -> None:
+def require_adapter_fits(
+    folder: Path, file: Ranged, planned: PreTrainedModel, fields: Mapping[str, Any] = NOTHING
+) -> None:
     """InputError that lists every tensor of an adapter's file that its own config and the model do not expect so.
 
     Args:
         folder: where the adapter's config lies.
         planned: the model's structure, on the meta device.
+        fields: as for `attach_same`.
     """
-    attached = attach_peft(planned, folder, "peft", seed=0)
+    attached = attach_peft(planned, folder, "peft", seed=0, fields=fields)
     require_same(folder, {name: file.shape(name) for name in file.names}, adapter_shapes(attached))
 
 

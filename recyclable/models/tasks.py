@@ -47,7 +47,7 @@ def fresh_model(carried: Carried, task: Task, seed: int, dropout: float | None =
     weights, fields = carried.weights, dict(carried.weights.manifest.config)
     if not same_labels(weights, task):  # the other task's head has its own
         fields = {name: value for name, value in fields.items() if name not in HEAD_FIELDS}
-    return attach_same(task_model(carried.new, task, seed, dropout, fields), weights, seed)
+    return attach_same(task_model(carried.new, task, seed, dropout, fields), weights, seed, carried.moved_indices())
 
 
 def outdated_model(

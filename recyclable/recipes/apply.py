@@ -12,10 +12,11 @@ from recyclable.carrying.carried import Carried
 from recyclable.carrying.changes import FoundChanges
 from recyclable.carrying.labels import in_order
 from recyclable.carrying.places import canonical_names
-from recyclable.carrying.putting import differences_of, merged
-from recyclable.carrying.starts import start, strength_tensors
+from recyclable.carrying.putting import merged
+from recyclable.carrying.scaling import Strength
+from recyclable.carrying.starts import start
 from recyclable.carrying.trials import Trials
-from recyclable.carrying.writing import write_adapter
+from recyclable.carrying.writing import AdapterOnBase, write_adapter
 from recyclable.data.examples import TaskExamples
 from recyclable.errors import InputError
 from recyclable.models.adapters import require_adapter_fits
@@ -27,7 +28,7 @@ from recyclable.weights.adapted import write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.delta import Delta
-from recyclable.weights.differences import Differences, Scaled
+from recyclable.weights.differences import Differences
 from recyclable.weights.digest import element_pieces, in_threads
 from recyclable.weights.durable import new_directory, write_json
 from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter
@@ -88,14 +89,16 @@ def apply(
     try:
         with new_directory(out) as aside:
             if adapters:
-                scales = _adapter_scales(first, changes, few, seed, record)
-                require_adapter_fits(first.weights.folder, first.weights.file(ADAPTER), _structure(first))
-                write_adapter(first, first.adapter_differences(), scales, aside, str(base))
+                differences = _adapter_differences(first, changes, few, seed, record)
+                _tell_moved_rows(several, record)
+                fields, on_new = first.moved_indices(), AdapterOnBase(first, differences)
+                require_adapter_fits(first.weights.folder, on_new, _structure(first), fields)
+                write_adapter(first, differences, aside, str(base))
                 write_tokenizer(first, aside)
             else:
                 differences = merged(several, changes, seed)
                 if few is not None:
-                    differences = Scaled(differences, _found(first, differences, few, seed, record))
+                    differences = _found(first, differences, few, seed, record)
                 _tell_moved_rows(several, record)
                 _write_model(first, differences, aside, max_shard_bytes)
             verified = [carried.verify() for carried in several]
@@ -142,32 +145,34 @@ def _few_examples(carried: Carried, task: Task, count: int, seed: int) -> tuple[
 
 def _found(
     carried: Carried, differences: Differences, few: tuple[Task, TaskExamples], seed: int, record: dict[str, Any]
-) -> dict[str, float]:
-    """The best strength of every tensor, one for each layer group, by forward passes of this process."""
+) -> Differences:
+    """The differences at the best strength, one for each layer group, by forward passes of this process."""
     task, examples = few
     alone: dict[str, Any] = {}
     trials = Trials(fresh_model(carried, task, seed), task, carried, differences)
     trials.materialize(alone)
     with trials.asked(alone):
         scales, record["strength"] = trials.strengths(examples, by_layer=True)
-    return scales
+    return trials.strength.at(scales)
 
 
-def _adapter_scales(
+def _adapter_differences(
     carried: Carried,
     changes: FoundChanges,
     few: tuple[Task, TaskExamples] | None,
     seed: int,
     record: dict[str, Any],
-) -> dict[str, float]:
-    """The strength of the adapter's tensors that have one; empty: as they are."""
+) -> Differences:
+    """The adapter's differences, at a strength where one is wanted."""
     if changes.model_copy(update={"scale": 1.0}).changes_start():
         raise InputError(carried.weights.folder, "is an adapter: ties, dare, skip_embeddings and align are for deltas")
+    differences = carried.adapter_differences()
     if few is not None:
-        return _found(carried, differences_of(carried), few, seed, record)
+        return _found(carried, differences, few, seed, record)
     if changes.known_scale() == 1.0:
-        return {}
-    return dict.fromkeys(strength_tensors(carried.weights, carried.adapter_differences()), changes.known_scale())
+        return differences
+    strength = Strength(carried, differences)
+    return strength.at(dict.fromkeys(strength.names, changes.known_scale()))
 
 
 def _write_model(carried: Carried, differences: Differences, aside: Path, max_shard_bytes: int) -> None:

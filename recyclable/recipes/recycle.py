@@ -20,7 +20,6 @@ from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples, task_data, unseen_split
 from recyclable.training import rundir
 from recyclable.training.engine import materialize
-from recyclable.weights.differences import Scaled
 from recyclable.weights.manifest import read_manifest
 
 M = TypeVar("M", bound=Method)
@@ -77,26 +76,25 @@ def _applied(method: TrainsNothing, scene: Scene, resume: bool) -> dict[str, Any
     differences, how = method.mapped(model, scene)
     trials, strength = Trials(model, scene.task, carried, differences), method.strength()
     if strength != "none":
-        trials.names()  # raises now what it would raise after the reading
+        _ = trials.strength.names  # raises now what it would raise after the reading
     trials.materialize(ds_config)
     student, origin = _verified(method, scene, model)
     method.verify(scene)
     if not rundir.claim(method, method.out, RESULT, resume):
         return read_manifest(method.out).metrics
 
-    scales: dict[str, float] = {}
     with trials.asked(ds_config):
         if strength != "none":
             length, count, split = method.max_length, method.strength_examples, unseen_split(scene.task)
             few = few_examples(scene.task, carried.reader, length, count, method.seed, method.shots, split)
             scales, how["strength"] = trials.strengths(few, by_layer=strength == "by_layer")
-        scaled = Scaled(differences, scales) if scales else differences
-        dev, test = trials.scores([data.dev, data.test], scaled, method.eval_batch_size)
+            differences = trials.strength.at(scales)
+        dev, test = trials.scores([data.dev, data.test], differences, method.eval_batch_size)
     team = distributed.Ranks()
     if carried.weights.is_adapter:
-        write_adapter(carried, differences, scales, method.out, method.base, team)
+        write_adapter(carried, differences, method.out, method.base, team)
     else:
-        write_delta_and_head(carried, scaled, method.out, team)
+        write_delta_and_head(carried, differences, method.out, team)
     row = {"step": 0, "examples": 0, "seconds": 0.0, **dev}
     return finish(student, [row], row, test, method.method, {**origin, **told, **how})
 

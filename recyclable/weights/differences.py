@@ -120,19 +120,26 @@ class Aligned(Changed):
     Args:
         names: tensors whose first dimension is the vocabulary.
         rows: int64 [new rows], for each the row of the same token in the old vocabulary, or -1.
+        by_column: matrices whose columns are the vocabulary.
     """
 
-    def __init__(self, inner: Differences, names: frozenset[str], rows: np.ndarray) -> None:
+    def __init__(
+        self, inner: Differences, names: frozenset[str], rows: np.ndarray, by_column: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(inner)
-        self.aligned, self.rows = names, rows
+        self.aligned, self.rows, self.by_column = names, rows, by_column
 
     def shape(self, name: str) -> tuple[int, ...]:
         """With the new vocabulary's rows."""
         shape = self.inner.shape(name)
+        if name in self.by_column:
+            return (*shape[:-1], len(self.rows))
         return (len(self.rows), *shape[1:]) if name in self.aligned else shape
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """fp32."""
+        if name in self.by_column:
+            return _from_columns(self.inner, name, self.rows, start, stop)
         if name not in self.aligned:
             return self.inner.read(name, start, stop)
         return _from_rows(self.inner, name, self.rows, start, stop)
@@ -155,13 +162,19 @@ class Permuted(Changed):
             return _from_rows(self.inner, name, self.rows[name], start, stop)
         if name not in self.columns:
             return self.inner.read(name, start, stop)
-        height, width = self.shape(name)
-        order = torch.from_numpy(self.columns[name])
+        return _from_columns(self.inner, name, self.columns[name], start, stop)
 
-        def rows(first: int, last: int) -> torch.Tensor:
-            return self.inner.read(name, first * width, last * width).view(-1, width)[:, order]
 
-        return algebra.flat_range(rows, width, start, height * width if stop is None else stop)
+def _from_columns(inner: Differences, name: str, columns: np.ndarray, start: int, stop: int | None) -> torch.Tensor:
+    """Elements [start, stop) of the matrix whose columns are these columns of the inner one; column -1 is zeros."""
+    height, width = inner.shape(name)
+    order, none = torch.from_numpy(columns), torch.from_numpy(columns < 0)
+
+    def rows(first: int, last: int) -> torch.Tensor:
+        moved = inner.read(name, first * width, last * width).view(-1, width)[:, order]
+        return moved.masked_fill_(none, 0)
+
+    return algebra.flat_range(rows, len(columns), start, height * len(columns) if stop is None else stop)
 
 
 def _from_rows(inner: Differences, name: str, rows: np.ndarray, start: int, stop: int | None) -> torch.Tensor:

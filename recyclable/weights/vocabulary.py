@@ -118,6 +118,12 @@ def align(old: Reads, new: Reads) -> Rows:
     )
 
 
+def in_place(old: Base, new: Base) -> Rows:
+    """Every row where it is, as many as both have, whatever token it belongs to."""
+    rows = np.arange(new.config.vocab_size)
+    return Rows(np.where(rows < old.config.vocab_size, rows, -1), (), ())
+
+
 def vocabulary_tensors(base: Base) -> frozenset[str]:
     """Names of the base's tensors that have a row per token: input embeddings and an untied LM head."""
     return base.structure.vocabulary.intersection(base.names)
