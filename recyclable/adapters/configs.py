@@ -22,6 +22,21 @@ _NEED_MORE = (
     *("prompt_tuning_init_state_dict_path", "shadow_model", "tokenizer_kwargs"),
 )
 _OWN_TWIN = ("shadow_model", "mirror")  # what it is unless it names another model
+_PER_TEXT = ("n_tasks", "num_tasks")  # the kinds that have these want the id of a task with every text
+# Kinds (with this setting) whose tensors are relative to a decomposition of the base's weights that no file holds.
+_OF_ONE_BASE: dict[str, tuple[str, Any] | None] = {
+    "ADAMSS": None,
+    "FROD": ("save_projection", False),
+    "OSF": None,
+    "PSOFT": None,
+    "SUPERTUNING": ("save_precomputed_indices", False),
+}
+# What a prompt encoder computed is what its file holds, so without the encoder these are plain prompts and prefixes.
+_AS_PROMPTS = {"P_TUNING": "PROMPT_TUNING", "PREFIX_TUNING": "PREFIX_TUNING", "CARTRIDGE": "PREFIX_TUNING"}
+_OF_PROMPTS = (
+    *("task_type", "inference_mode", "base_model_name_or_path", "revision", "modules_to_save", "num_virtual_tokens"),
+    *("token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+)
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _UNBOUNDED = re.compile(r"(?<!\\)[*+]|\{\d*,\d*\}|\{\d{3,}")
 _REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
@@ -50,6 +65,21 @@ def read_adapter_config(folder: Path, fields: Mapping[str, Any] = NOTHING) -> Pe
             raise InputError(
                 file, f"{field} is {content[field]!r}, expected an adapter that needs its own tensors only"
             )
+    kind = content["peft_type"]
+    for field in _PER_TEXT:
+        if field in content:
+            raise InputError(file, f"{kind} wants the id of a task with every text, expected an adapter for one task")
+    if kind == "SHADOW" and content.get("task_type") != "CAUSAL_LM":
+        raise InputError(file, f"{kind} runs beside a decoder, task_type is {content.get('task_type')!r}")
+    if kind in _OF_ONE_BASE:
+        setting = _OF_ONE_BASE[kind]
+        if setting is None or content.get(setting[0]) == setting[1]:
+            told = "" if setting is None else f" with {setting[0]} {setting[1]}"
+            raise InputError(
+                file,
+                f"{kind}{told} is relative to a decomposition of the very base it was tuned on, which is not in the "
+                "file: it means nothing on another",
+            )
     start = content.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
         raise InputError(
@@ -73,6 +103,8 @@ def read_adapter_config(folder: Path, fields: Mapping[str, Any] = NOTHING) -> Pe
     content.pop("runtime_config", None)
     if isinstance(start, str) and start != "gaussian":
         content["init_lora_weights"] = True
+    if kind in _AS_PROMPTS:
+        content = {"peft_type": _AS_PROMPTS[kind], **{f: content[f] for f in _OF_PROMPTS if f in content}}
     if "prompt_tuning_init" in content:
         content["prompt_tuning_init"] = "RANDOM"
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
-from peft import PeftModel, get_peft_model_state_dict
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from recyclable.architectures.names import canonical_name, model_prefix
@@ -33,21 +35,56 @@ def adapter_base_name(name: str, base: Base) -> str:
     return plain if plain in base else ".".join(part for part in plain.split(".") if part not in _WRAPPING)
 
 
-def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
-    """Name in PEFT's file -> parameter, of everything that PEFT saves."""
-    parameters = dict(model.named_parameters())
-    saved = get_peft_model_state_dict(model, state_dict=parameters, save_embedding_layers=False)
-    if "prompt_embeddings" in saved:  # computed, not taken from the parameters that were given
-        saved["prompt_embeddings"] = model.get_parameter("prompt_encoder.default.embedding.weight")
-    return saved
+def saved_tensors(model: PeftModel, trained: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Name in PEFT's file -> tensor, of everything that PEFT saves.
+
+    The model's own parameters and buffers where they are saved as they are, else what PEFT computes from them.
+
+    Args:
+        trained: values to save in the place of parameters', by the names that those have in the model.
+    """
+    config, tensors = model.peft_config["default"], model.state_dict(keep_vars=True)
+    if trained is not None:
+        name_of = {id(parameter): name for name, parameter in model.named_parameters()}  # shared ones have several
+        tensors = {name: trained.get(name_of.get(id(tensor), ""), tensor) for name, tensor in tensors.items()}
+    # Prompts are asked for as they are, not to be computed anew, and AdaLoRA's modules have their final ranks already.
+    with patch.multiple(config, create=True, inference_mode=True, rank_pattern=None):
+        saved = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+    return {name: tensor for name, tensor in saved.items() if ".original_module." not in name}  # computes nothing
 
 
-def adapter_shapes(model: PeftModel) -> dict[str, tuple[int, ...]]:
-    """Name in PEFT's file -> shape, of everything that PEFT saves."""
-    for encoder in getattr(model, "prompt_encoder", {}).values():
-        if any(parameter.is_meta for parameter in encoder.parameters()):
-            encoder.to_empty(device="cpu")  # its file holds what it computes
-    return {name: tuple(parameter.shape) for name, parameter in adapter_parameters(model).items()}
+def load(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give a model that has values those of an adapter's file, by PEFT; what is not among them stays as it is."""
+    present = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
+    with patch.object(model.peft_config["default"], "rank_pattern", None, create=True):  # as in `saved_tensors`
+        set_peft_model_state_dict(model, {**present, **tensors})
+
+
+def adapter_parameters(model: PeftModel, names: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+    """Name in PEFT's file -> parameter, of everything that PEFT saves and that is one of the model's parameters.
+
+    Args:
+        names: in a file; those of the base's own parameters, which PEFT may save as well, belong to these.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    identities = {id(parameter) for parameter in own.values()}
+    saved = {n: t for n, t in saved_tensors(model).items() if isinstance(t, nn.Parameter) and id(t) in identities}
+    return {**{name: own[name] for name in names if name in own}, **saved}
+
+
+def only_parameters(model: PeftModel) -> bool:
+    """Whether PEFT saves parameters and nothing else."""
+    return adapter_parameters(model).keys() == saved_tensors(model).keys()
+
+
+def adapter_shapes(model: PeftModel, names: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Name in PEFT's file -> shape, of everything that PEFT saves.
+
+    Args:
+        names: as for `adapter_parameters`.
+    """
+    tensors = {**saved_tensors(model), **adapter_parameters(model, names)}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def label_heads(model: nn.Module) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from recyclable.carrying.places import (
     adapter_shapes,
     canonical_names,
     label_heads,
+    load,
     require_same,
 )
 from recyclable.carrying.starts import start, start_adapter, transformed
@@ -78,7 +79,7 @@ class Placement:
         found = {name: differences.shape(name) for name in kept(differences.names)}
         if weights.is_adapter:
             assert isinstance(model, PeftModel), "a model for an adapter's weights has one as well"
-            places, shapes = adapter_parameters(model), adapter_shapes(model)
+            places, shapes = adapter_parameters(model, found), adapter_shapes(model, found)
             self._head: list[str] = []
         else:
             places = {name: model.get_parameter(own) for name, own in canonical_names(model).items()}
@@ -86,7 +87,25 @@ class Placement:
             self._head = kept(weights.file(HEAD).names)
             found.update({name: weights.file(HEAD).shape(name) for name in self._head})
         require_same(weights.folder, found, {name: shapes[name] for name in kept(shapes)})
-        self._places = {name: places[name] for name in found}
+        self._model, self._names = model, list(found)
+        self._places = {name: places[name] for name in found if name in places}
+
+    def put(self, differences: Differences) -> None:
+        """Make the unread model start from the weights with these differences.
+
+        An adapter with more to it than parameters is loaded now, by PEFT, into a model that has its values.
+        """
+        if self._places.keys() != set(self._names):
+            assert isinstance(self._model, PeftModel)
+            values, own = self._carried.new_values, self._carried.unmoved
+
+            def whole(name: str) -> torch.Tensor:
+                shape = torch.Size(differences.shape(name))
+                return start_adapter(values, differences, name, 0, shape.numel(), own=own).view(shape)
+
+            return load(self._model, {name: whole(name) for name in self._names})
+        for parameter, read in self.reads(differences):
+            set_source(parameter, read)
 
     def reads(self, differences: Differences) -> list[tuple[nn.Parameter, Read]]:
         """Each parameter that the weights have a value for, and where it comes from when these differences are added.
@@ -105,8 +124,7 @@ class Placement:
 
 def put(model: nn.Module, carried: Carried, differences: Differences, head: bool = True) -> None:
     """Make an unread model of the new base start from outdated weights; as `Placement`."""
-    for parameter, read in Placement(model, carried, differences, head).reads(differences):
-        set_source(parameter, read)
+    Placement(model, carried, differences, head).put(differences)
 
 
 def start_from(model: nn.Module, tensors: Ranged, stored_name: Mapping[str, str]) -> None:

@@ -28,7 +28,6 @@ from recyclable.training import zero
 from recyclable.training.engine import frozen, in_fp32
 from recyclable.training.evaluation import predict
 from recyclable.weights.differences import Differences
-from recyclable.weights.sources import set_source
 
 
 class Trials:
@@ -46,8 +45,7 @@ class Trials:
         self._answers: Callable[..., Any]
         self._device: torch.device | str
         self._placement = Placement(model, carried, differences)
-        for parameter, read in self._placement.reads(differences):
-            set_source(parameter, read)
+        self._placement.put(differences)
 
     def materialize(self, ds_config: dict[str, Any]) -> None:
         """Read what is unread, in fp32, to where `ds_config` wants it; a collective."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,15 +12,20 @@ from unittest.mock import patch
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from recyclable.adapters.configs import NOTHING, read_adapter_config
-from recyclable.carrying.places import adapter_shapes, require_same
+from recyclable.carrying.places import adapter_shapes, load, only_parameters, require_same
 from recyclable.errors import InputError
+from recyclable.models.build import draw, start_from_base
 from recyclable.weights.adapted import AdaptedWeights
+from recyclable.weights.base import Base, reason
 from recyclable.weights.checkpoint_files import Ranged
-from recyclable.weights.sources import fill, is_unread, seed_of
+from recyclable.weights.sources import Unread, fill, is_unread, seed_of
 
 
 def attach_fresh(model: PreTrainedModel, config: PeftConfig, name: str, seed: int) -> PeftModel:
@@ -56,34 +62,127 @@ def attach_same(
 def attach_peft(
     model: PreTrainedModel, folder: Path, tuning: str, seed: int, fields: Mapping[str, Any] = NOTHING
 ) -> PeftModel:
-    """The model with a fresh adapter that the PEFT config in `folder` describes.
+    """The unread model with a fresh adapter that the PEFT config in `folder` describes.
 
-    DoRA's fresh values depend on the weights: for it they are read now, whole.
+    It stays unread where its adapter is nothing but parameters, whatever the base's values are. Else the base is read
+    now, whole: PEFT computes with its values, or keeps state in other places than parameters.
     """
     config = read_adapter_config(folder, fields)
-    if getattr(config, "use_dora", False):
+    if is_unread(model) and _wants_values(copy.deepcopy(model), config, folder):
         fill(model)
-    bare = model.device.type == "meta" and not is_unread(model)  # a structure that will never have values
     with _drawn_from(seed, tuning):
-        try:
-            return get_peft_model(model, config, low_cpu_mem_usage=bare)
-        except Exception as error:  # whatever a config of another kind or model makes of this one
-            problem = f"does not fit {model.config.model_type} ({type(error).__name__}: {error})"
-            raise InputError(folder, problem) from error
+        return _attached(model, config, folder)
 
 
 def require_adapter_fits(
-    folder: Path, file: Ranged, planned: PreTrainedModel, fields: Mapping[str, Any] = NOTHING
+    folder: Path, file: Ranged, planned: PreTrainedModel, base: Base, fields: Mapping[str, Any] = NOTHING
 ) -> None:
     """InputError that lists every tensor of an adapter's file that its own config and the model do not expect so.
 
+    An adapter whose file is nothing but parameters is compared by names and shapes. One with more to it is loaded and
+    run: only PEFT knows what it makes of the rest.
+
     Args:
         folder: where the adapter's config lies.
-        planned: the model's structure, on the meta device.
+        planned: the model's structure, on the meta device; it is used up.
+        base: what the model's values would come from.
         fields: as for `attach_same`.
     """
+    found = {name: file.shape(name) for name in file.names}
+    structure = copy.deepcopy(planned)
+    missing, other_shape = start_from_base(planned, base)
+    draw(planned, [*missing, *other_shape], seed=0)
+    config = read_adapter_config(folder, fields)
+    if _wants_values(copy.deepcopy(planned), config, folder) and _fits_bare(structure, config, folder, found):
+        return
     attached = attach_peft(planned, folder, "peft", seed=0, fields=fields)
-    require_same(folder, {name: file.shape(name) for name in file.names}, adapter_shapes(attached))
+    require_same(folder, found, adapter_shapes(attached, found))
+    if only_parameters(attached):
+        return
+    try:
+        load(attached, {name: file[name] for name in file.names})
+        with torch.no_grad():
+            attached.eval()(**_tokens())
+    except Exception as error:  # whatever peft or the model makes of these tensors
+        raise InputError(folder, f"peft cannot run it ({reason(error)})") from error
+
+
+def require_trains(model: nn.Module, folder: Path) -> None:
+    """InputError where an adapter that PEFT has loaded takes no training step; others are known to.
+
+    Args:
+        folder: of the adapter.
+    """
+    if not isinstance(model, PeftModel) or is_unread(model):
+        return
+    was_training = model.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.train()(**_tokens())[0].sum().backward()
+    except Exception as error:  # as in `require_adapter_fits`
+        raise InputError(folder, f"cannot be trained further ({reason(error)})") from error
+    finally:
+        model.zero_grad()
+        model.train(was_training)
+
+
+def _tokens() -> dict[str, torch.Tensor]:
+    """A text for any model."""
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def _fits_bare(
+    structure: PreTrainedModel, config: PeftConfig, folder: Path, found: dict[str, tuple[int, ...]]
+) -> bool:
+    """Whether an adapter that computes with the base's values has nothing but parameters, of these shapes by name."""
+    try:
+        with _drawn_from(0, ""):
+            attached = _attached(structure, copy.deepcopy(config), folder, bare=True)
+        require_same(folder, found, adapter_shapes(attached, found))
+    except InputError:
+        return False
+    return only_parameters(attached)
+
+
+def _attached(model: PreTrainedModel, config: PeftConfig, folder: Path, *, bare: bool = False) -> PeftModel:
+    try:
+        attached: Any = get_peft_model(model, config, low_cpu_mem_usage=bare)
+        if (ranks := getattr(config, "rank_pattern", None)) and hasattr(attached, "resize_modules_by_rank_pattern"):
+            attached.resize_modules_by_rank_pattern(ranks, "default")  # AdaLoRA: those that its training ended with
+    except Exception as error:  # whatever a config of another kind or model makes of this one
+        problem = f"does not fit {model.config.model_type} ({type(error).__name__}: {error})"
+        raise InputError(folder, problem) from error
+    return attached
+
+
+def _wants_values(model: PreTrainedModel, config: PeftConfig, folder: Path) -> bool:
+    """Whether an adapter is more than parameters that are drawn without a look at the base's values.
+
+    It is attached to an unread model, which is used up: then nothing can have computed with what is not there, nothing
+    that PEFT saves is anything but a parameter, and nothing of the adapter lacks its values.
+    """
+    with _drawn_from(0, ""), _Watch() as watch:
+        try:
+            attached = _attached(model, copy.deepcopy(config), folder)
+        except InputError:
+            return True  # with values there may be none, else it tells what is wrong
+    tensors = [*attached.parameters(), *attached.buffers()]
+    lacking = any(tensor.is_meta and not isinstance(tensor, Unread) for tensor in tensors)
+    return watch.looked or lacking or not only_parameters(attached)
+
+
+class _Watch(TorchDispatchMode):
+    """While it lasts: whether anything was computed with values that are not there."""
+
+    looked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.is_meta for tensor in inputs):
+            self.looked = True
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -93,7 +192,10 @@ def _drawn_from(seed: int, name: str) -> Iterator[None]:
     It draws an adapter's weights and then moves them to where the base's are: the meta device would lose them.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will change
+        warnings.simplefilter("ignore")  # of settings that peft was given, of names that will change
         torch.manual_seed(seed_of(seed, name))
-        with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+        with (
+            patch.object(nn.Module, "to", lambda module, *_, **__: module),
+            patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", lambda *_, **__: None),
+        ):
             yield

@@ -77,6 +77,14 @@ def unread(
         raise InputError(base.folder, f"cannot be loaded as {auto.__name__}: {error}") from error
     if dropout is not None:
         require_dropout(model, dropout)
+    return model, *start_from_base(model, base)
+
+
+def start_from_base(model: PreTrainedModel, base: Base) -> tuple[list[str], OtherShapes]:
+    """Make a structure's parameters start from the base's files, and give its buffers the values they have there.
+
+    Returns the names of the parameters that the files lack, and of those that they have in another shape, as `unread`.
+    """
     files = base.source
     stored_name = {canonical_name(stored, base.prefix): stored for stored in files.names}
     missing: list[str] = []
@@ -97,13 +105,13 @@ def unread(
     backbone = [n for n in backbone if ".pooler." not in n]
     if backbone:
         converted = get_model_conversion_mapping(model, add_legacy=False)
-        hint = f"; transformers converts {config.model_type} checkpoints as it loads them, which is not supported"
+        hint = f"; transformers converts {model.config.model_type} checkpoints as it loads them, which is not supported"
         problem = f"lacks {len(backbone)} backbone tensors: {', '.join(backbone)}"
         raise InputError(base.folder, problem + (hint if converted else ""))
     for name, buffer in model.named_buffers():
         if (canonical := canonical_name(name, base.prefix)) in stored_name and name in model.state_dict():
             buffer.copy_(files[stored_name[canonical]])
-    return model, sorted(missing), other_shape
+    return sorted(missing), other_shape
 
 
 def draw(model: PreTrainedModel, names: list[str], seed: int) -> None:

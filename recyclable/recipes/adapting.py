@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from recyclable import distributed
-from recyclable.carrying.places import adapter_parameters, canonical_names
+from recyclable.carrying.places import adapter_parameters, canonical_names, only_parameters, saved_tensors
 from recyclable.config.settings import LearnSettings, TaskSettings
 from recyclable.data.examples import Examples, TaskExamples
 from recyclable.objectives.objective import Objective
@@ -22,7 +22,7 @@ from recyclable.weights.adapted import AdaptedWeights, write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import Renamed, SafetensorsFile
 from recyclable.weights.delta import Codec, write_delta
-from recyclable.weights.files import write_as_is
+from recyclable.weights.files import write_as_is, write_tensors
 from recyclable.weights.fingerprint import Fingerprint
 from recyclable.weights.lineage import described
 from recyclable.weights.manifest import ADAPTER, DELTA, HEAD, MANIFEST, Manifest
@@ -160,10 +160,13 @@ def _write_adapter(student: Student, tuned: SafetensorsFile) -> None:
     """PEFT's own format, so that plain peft opens it; the base's path in it is a hint, the manifest decides."""
     out, model = student.settings.out, student.model
     assert isinstance(model, PeftModel)
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    saved = adapter_parameters(model)
-    renamed = Renamed(tuned, {n: name_of[id(parameter)] for n, parameter in saved.items()})
-    write_as_is(out / ADAPTER, renamed, distributed.Ranks())
+    if only_parameters(model):
+        name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+        renamed = Renamed(tuned, {n: name_of[id(parameter)] for n, parameter in adapter_parameters(model).items()})
+        write_as_is(out / ADAPTER, renamed, distributed.Ranks())
+    elif distributed.is_main():
+        saved = saved_tensors(model, {name: tuned[name] for name in tuned.names})
+        write_tensors(out / ADAPTER, {name: saved[name].detach().cpu().contiguous() for name in sorted(saved)})
     if distributed.is_main():
         peft_config = model.peft_config["default"]
         peft_config.base_model_name_or_path = str(student.settings.base)

@@ -92,7 +92,7 @@ def apply(
                 differences = _adapter_differences(first, changes, few, seed, record)
                 _tell_moved_rows(several, record)
                 fields, on_new = first.moved_indices(), AdapterOnBase(first, differences)
-                require_adapter_fits(first.weights.folder, on_new, _structure(first), fields)
+                require_adapter_fits(first.weights.folder, on_new, _structure(first), new, fields)
                 write_adapter(first, differences, aside, str(base))
                 write_tokenizer(first, aside)
             else:
@@ -107,7 +107,7 @@ def apply(
             record["weights"] = [_origin(carried, relation) for carried, (_, relation) in pairs]
             if adapters:
                 _write_manifest(first, record, aside)
-                require_adapter_fits(aside, SafetensorsFile(aside / ADAPTER), _structure(first))
+                require_adapter_fits(aside, SafetensorsFile(aside / ADAPTER), _structure(first), new)
             else:
                 require_opens(aside)
             write_json(aside / PROVENANCE, record)

@@ -185,7 +185,7 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     architecture = _architecture(base.config, peft_config.task_type, tuned)
     planned = partial(task_structure, base.folder, about, architecture, fields)
     names = canonical_names(planned())
-    require_adapter_fits(tuned, file, planned())
+    require_adapter_fits(tuned, file, planned(), base)
     whole = [n for n in file.names if plain[n] in names]
     require_effect(tuned, file, whole)
     held = {canonical_name(n, base.prefix) for n in TensorFiles(base.folder).names} | {plain[n] for n in whole}

@@ -14,6 +14,7 @@ from recyclable.methods.parts.learning import Distils, LearnsFromLabels
 from recyclable.methods.parts.method import Method
 from recyclable.methods.parts.scene import Scene
 from recyclable.methods.parts.untrained import TrainsNothing
+from recyclable.models.adapters import require_trains
 from recyclable.models.tasks import fresh_model
 from recyclable.recipes.adapting import RESULT, Student, finish, learn, save_learned
 from recyclable.tasks.parts.task import Task, load_task
@@ -58,6 +59,7 @@ def _cut_as_tuned(method: M, carried: Carried) -> M:
 def _learned(method: LearnsFromLabels, scene: Scene, resume: bool) -> dict[str, Any]:
     """Start where the method starts, train on what it learns from."""
     model = method.student(scene)
+    require_trains(model, scene.carried.weights.folder)
     told, objective = method.told(scene), method.objective(model, scene)
     materialize(objective, method, scene.ds_config)
     student, origin = _verified(method, scene, model)

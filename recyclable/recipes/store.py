@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
+from transformers import PreTrainedModel
 
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.changes import FoundChanges
@@ -21,7 +23,7 @@ from recyclable.recipes.store_show import show
 from recyclable.recipes.tuned_elsewhere import NOTHING, Told
 from recyclable.tasks.parts.task import load_task, task_of
 from recyclable.weights.adapted import AdaptedWeights
-from recyclable.weights.base import Base
+from recyclable.weights.base import Base, reason
 from recyclable.weights.delta import Codec
 from recyclable.weights.durable import new_directory, write_json
 from recyclable.weights.files import CheckpointWriter
@@ -80,12 +82,19 @@ def export(
 def _merge(weights: AdaptedWeights, base: Base, out: Path) -> None:
     """An adapter folded into its base by peft, in fp32, rounded once to the base's dtypes."""
     manifest, carried = weights.manifest, Carried(weights, base, base)
-    model = fill(outdated_model(carried, task_of(manifest.task), manifest.settings["seed"]))
+    model = fill(outdated_model(carried, task_of(manifest.task), manifest.settings["seed"])).eval()
     assert isinstance(model, PeftModel)
+    if not hasattr(model, "merge_and_unload"):
+        kind = model.peft_config["default"].peft_type
+        problem = f"cannot fold this kind of adapter ({kind}) into its base: it adds to the text"
+        raise InputError("--merged", problem)
+    fold: Any = model.merge_and_unload
     try:
-        merged = model.merge_and_unload()
-    except (ValueError, AttributeError, NotImplementedError) as error:
-        raise InputError("--merged", f"peft cannot fold this kind of adapter into its base ({error})") from error
+        merged = _unwrapped(fold())
+    except Exception as error:  # every kind refuses in its own way
+        raise InputError(
+            "--merged", f"peft cannot fold this kind of adapter into its base ({reason(error)})"
+        ) from error
     names = canonical_names(merged)
     dtypes = {own: base.stored(n).dtype if n in base else merged.dtype for n, own in names.items()}
     writer = CheckpointWriter(out, {n: (dtype, tuple(merged.get_parameter(n).shape)) for n, dtype in dtypes.items()})
@@ -97,3 +106,16 @@ def _merge(weights: AdaptedWeights, base: Base, out: Path) -> None:
     merged.config.save_pretrained(out)
     write_tokenizer(carried, out)
     require_opens(out)
+
+
+def _unwrapped(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without what some kinds leave around modules that were trained whole, which peft saves under its name.
+
+    Args:
+        model: merged and unloaded by peft.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            inner = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, inner)
+    return model
