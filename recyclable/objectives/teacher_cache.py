@@ -19,7 +19,7 @@ from recyclable.data.examples import Batch, TaskExamples
 from recyclable.data.order import Item
 from recyclable.errors import InputError
 from recyclable.objectives.teachers import SIGNAL_PREFIX
-from recyclable.weights.durable import write_json
+from recyclable.weights.durable import missing_directories, remove_empty, write_json
 from recyclable.weights.files import write_tensors
 from recyclable.weights.hashes import sha256_file, sha256_json
 
@@ -37,9 +37,9 @@ class TeacherCache:
     known by its name. They are memory-mapped: only the rows that are asked for are read.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        """`folder` None keeps everything in memory."""
-        self._folder = folder
+    def __init__(self, folder: Path | None, key: Mapping[str, Any] | None = None) -> None:
+        """`folder` None keeps everything in memory; else it is made, and told its key, for the first rows to keep."""
+        self._folder, self._key = folder, key
         self._where: dict[bytes, tuple[Rows, int]] = {}
         self._read: set[str] = set()
 
@@ -58,9 +58,20 @@ class TeacherCache:
             self._where.update({example: (rows, place) for place, example in enumerate(examples)})
         elif writes:
             digests = torch.frombuffer(bytearray(b"".join(examples)), dtype=torch.uint8).view(len(examples), -1)
-            aside = self._folder / f"{uuid.uuid4().hex}.aside"
-            write_tensors(aside, {_EXAMPLES: digests, **rows})
-            os.replace(aside, self._folder / f"{sha256_file(aside)}.safetensors")
+            made, aside = missing_directories(self._folder), self._folder / f"{uuid.uuid4().hex}.aside"
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_tensors(aside, {_EXAMPLES: digests, **rows})
+                os.replace(aside, self._folder / f"{sha256_file(aside)}.safetensors")
+                write_json(aside, self._key)
+                os.replace(aside, self._folder / _KEY)
+            except BaseException as error:
+                for left in self._folder.glob(f"*{aside.name}*"):
+                    left.unlink(missing_ok=True)
+                remove_empty(made)
+                if isinstance(error, OSError):
+                    raise InputError("teacher_cache", f"{self._folder} cannot be used: {error.strerror}") from error
+                raise
 
     def files(self) -> tuple[list[str], list[Path]]:
         """Names of the files that are whole; and the files that are damaged, which it removes."""
@@ -105,8 +116,8 @@ class TaughtExamples:
         return {**self._examples.batch(items), **{SIGNAL_PREFIX + name: rows for name, rows in told.items()}}
 
 
-def open_folder(root: Path, key: Mapping[str, Any]) -> tuple[Path, str | None]:
-    """The folder under `root` for outputs under this key, made if need be.
+def open_cache(root: Path, key: Mapping[str, Any]) -> tuple[TeacherCache, str | None]:
+    """The cache under `root` for outputs under this key.
 
     Returns also what a person should know where it is new: that others are there, and in what the likest one differs.
     """
@@ -114,16 +125,12 @@ def open_folder(root: Path, key: Mapping[str, Any]) -> tuple[Path, str | None]:
     folder, stale = root / sha256_json(key)[:16], None
     try:
         others = [] if folder.is_dir() else [_other_key(path) for path in sorted(root.glob(f"*/{_KEY}"))]
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f"{uuid.uuid4().hex}.aside"
-        write_json(aside, key)
-        os.replace(aside, folder / _KEY)
     except OSError as error:
         raise InputError("teacher_cache", f"{root} cannot be used: {error.strerror}") from error
     if others:
         differing = min(([n for n in key if other.get(n) != key[n]] for other in others), key=len)
         stale = f"{root} holds outputs for other {', '.join(differing)}: they are not used, new ones are computed"
-    return folder, stale
+    return TeacherCache(folder, key), stale
 
 
 def _other_key(path: Path) -> dict[str, Any]:

@@ -50,23 +50,24 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
     if len(training) < distributed.world_size():
         raise InputError("corpus", f"{len(training)} sequences for {distributed.world_size()} ranks")
     model, fresh = kind.model(parent)
-    if not rundir.claim(kind, kind.out, lineage.FILE, resume):
+    with rundir.claim(kind, kind.out, lineage.FILE, resume) as unfinished:
+        if not unfinished:
+            return _lineage(kind.out)
+
+        def evaluate(engine: Any) -> dict[str, float]:
+            loss = mean_losses(engine, heldout, kind.eval_batch_size)[kind.term]
+            return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+        alone = kind.head_phase() if fresh else None
+        if alone and not list((kind.out / "checkpoints").glob("step-*/complete.json")):
+            head = _trained_head(kind, alone, parent, training, evaluate, ds_config)
+            start_from(model, head, {name: name for name in head.names})
+        label = f"pretrain {kind.out.name}"
+        objective = kind.objective(model, teacher)
+        outcome = train(objective, training, evaluate, kind, ds_config, out=kind.out, resume=resume, label=label)
+        _save(type(model).__name__, outcome, parent, kind, alone.max_steps if alone else 0, digest)
+        rundir.clear_scratch(kind.out)
         return _lineage(kind.out)
-
-    def evaluate(engine: Any) -> dict[str, float]:
-        loss = mean_losses(engine, heldout, kind.eval_batch_size)[kind.term]
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-
-    alone = kind.head_phase() if fresh else None
-    if alone and not list((kind.out / "checkpoints").glob("step-*/complete.json")):
-        head = _trained_head(kind, alone, parent, training, evaluate, ds_config)
-        start_from(model, head, {name: name for name in head.names})
-    label = f"pretrain {kind.out.name}"
-    objective = kind.objective(model, teacher)
-    outcome = train(objective, training, evaluate, kind, ds_config, out=kind.out, resume=resume, label=label)
-    _save(type(model).__name__, outcome, parent, kind, alone.max_steps if alone else 0, digest)
-    rundir.clear_scratch(kind.out)
-    return _lineage(kind.out)
 
 
 def _lineage(out: Path) -> dict[str, Any]:

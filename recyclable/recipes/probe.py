@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from recyclable.weights.durable import write_json
 from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.vocabulary import rows_between, vocabulary_tensors
+
+if TYPE_CHECKING:
+    from recyclable.recipes.probe_task import Trial
 
 RESULT, PAGE = "probe.json", "report.html"
 
@@ -44,14 +47,28 @@ def probe(config: ProbeSettings, resume: bool = False) -> tuple[dict[str, Any], 
         trial = prepare(config, config.task, carried)
     evidence: dict[str, Any] = {"distance": movement(carried)}
     carried.verify(team)
-    if config.out is not None and not rundir.claim(config, config.out, RESULT, resume):
-        result = read_json(config.out / RESULT)
-        return result, Verdict(result["verdict"], result.get("expected_gain"), result.get("confidence"))
-    features = Features(carried.own)
+    if config.out is None:
+        return _tried(config, carried, trial, evidence)
+    with rundir.claim(config, config.out, RESULT, resume, progress=("compatibility.json",)) as unfinished:
+        if unfinished:
+            return _tried(config, carried, trial, evidence)
+    result = read_json(config.out / RESULT)
+    return result, Verdict(result["verdict"], result.get("expected_gain"), result.get("confidence"))
+
+
+def _tried(
+    config: ProbeSettings, carried: Carried, trial: Trial | None, evidence: dict[str, Any]
+) -> tuple[dict[str, Any], Verdict]:
+    """The trial, where there is one, and the verdict; with `out` also the report."""
+    team, features = distributed.Ranks(), Features(carried.own)
     if trial is not None:
         features = trial.run(evidence, config.out, team)
     verdict = judge(features)
-    result = {"verdict": verdict.method, "confidence": verdict.confidence, "expected_gain": verdict.gain}
+    result: dict[str, Any] = {
+        "verdict": verdict.method,
+        "confidence": verdict.confidence,
+        "expected_gain": verdict.gain,
+    }
     result = {name: value for name, value in result.items() if value is not None} | {"evidence": evidence}
     if config.out is not None:
         result["report"] = str(config.out / PAGE)

@@ -63,11 +63,12 @@ def _learned(method: LearnsFromLabels, scene: Scene, resume: bool) -> dict[str, 
     told, objective = method.told(scene), method.objective(model, scene)
     materialize(objective, method, scene.ds_config)
     student, origin = _verified(method, scene, model)
-    if not rundir.claim(method, method.out, RESULT, resume):
-        return read_manifest(method.out).metrics
-    examples = method.examples(scene)
-    outcome = learn(student, objective, examples, method, scene.ds_config, resume, method.method)
-    return save_learned(student, outcome, method=method.method, recycled_from={**origin, **told})
+    with rundir.claim(method, method.out, RESULT, resume) as unfinished:
+        if not unfinished:
+            return read_manifest(method.out).metrics
+        examples = method.examples(scene)
+        outcome = learn(student, objective, examples, method, scene.ds_config, resume, method.method)
+        return save_learned(student, outcome, method=method.method, recycled_from={**origin, **told})
 
 
 def _applied(method: TrainsNothing, scene: Scene, resume: bool) -> dict[str, Any]:
@@ -82,23 +83,23 @@ def _applied(method: TrainsNothing, scene: Scene, resume: bool) -> dict[str, Any
     trials.materialize(ds_config)
     student, origin = _verified(method, scene, model)
     method.verify(scene)
-    if not rundir.claim(method, method.out, RESULT, resume):
-        return read_manifest(method.out).metrics
-
-    with trials.asked(ds_config):
-        if strength != "none":
-            length, count, split = method.max_length, method.strength_examples, unseen_split(scene.task)
-            few = few_examples(scene.task, carried.reader, length, count, method.seed, method.shots, split)
-            scales, how["strength"] = trials.strengths(few, by_layer=strength == "by_layer")
-            differences = trials.strength.at(scales)
-        dev, test = trials.scores([data.dev, data.test], differences, method.eval_batch_size)
-    team = distributed.Ranks()
-    if carried.weights.is_adapter:
-        write_adapter(carried, differences, method.out, method.base, team)
-    else:
-        write_delta_and_head(carried, differences, method.out, team)
-    row = {"step": 0, "examples": 0, "seconds": 0.0, **dev}
-    return finish(student, [row], row, test, method.method, {**origin, **told, **how})
+    with rundir.claim(method, method.out, RESULT, resume) as unfinished:
+        if not unfinished:
+            return read_manifest(method.out).metrics
+        with trials.asked(ds_config):
+            if strength != "none":
+                length, count, split = method.max_length, method.strength_examples, unseen_split(scene.task)
+                few = few_examples(scene.task, carried.reader, length, count, method.seed, method.shots, split)
+                scales, how["strength"] = trials.strengths(few, by_layer=strength == "by_layer")
+                differences = trials.strength.at(scales)
+            dev, test = trials.scores([data.dev, data.test], differences, method.eval_batch_size)
+        team = distributed.Ranks()
+        if carried.weights.is_adapter:
+            write_adapter(carried, differences, method.out, method.base, team)
+        else:
+            write_delta_and_head(carried, differences, method.out, team)
+        row = {"step": 0, "examples": 0, "seconds": 0.0, **dev}
+        return finish(student, [row], row, test, method.method, {**origin, **told, **how})
 
 
 def _verified(method: Method, scene: Scene, model: Any) -> tuple[Student, dict[str, Any]]:

@@ -29,7 +29,8 @@ def tune(settings: TuneSettings, ds_config: dict[str, Any], resume: bool = False
     materialize(objective, settings, ds_config)
     base.hashed.complete(team=distributed.Ranks())
     student = Student(model, base, fingerprint(base), settings.described(), data, settings)
-    if not rundir.claim(settings, settings.out, RESULT, resume):
-        return read_manifest(settings.out).metrics
-    outcome = learn(student, objective, data.train, settings, ds_config, resume, "tune")
-    return save_learned(student, outcome, method="tune")
+    with rundir.claim(settings, settings.out, RESULT, resume) as unfinished:
+        if not unfinished:
+            return read_manifest(settings.out).metrics
+        outcome = learn(student, objective, data.train, settings, ds_config, resume, "tune")
+        return save_learned(student, outcome, method="tune")

@@ -1,4 +1,4 @@
-"""The directory a run writes to: claimed before anything is trained, finished by the file that marks the result."""
+"""The directory a run writes to: claimed before anything is trained, gone again where the run gets nowhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
 from tempfile import TemporaryFile
@@ -15,17 +15,27 @@ from tempfile import TemporaryFile
 from recyclable import distributed
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
-from recyclable.weights.durable import write_json
+from recyclable.weights.durable import missing_directories, remove_empty, write_json
 from recyclable.weights.strict_json import read_json
 
 _RUN = "run.json"
 _PATIENCE_S = 5
+# Checkpoints, and weights of a later step than 0.
+_PROGRESS = ("checkpoints/step-*/complete.json", "best-*[1-9]*.safetensors", "*/best-*[1-9]*.safetensors")
 # These say where and how often, not what is computed: they may differ when a run is resumed.
 _FREE = {"out", "log_every", "save_every", "eval_batch_size", "teacher_cache"}
 
 
-def claim(settings: Settings, out: Path, marker: str, resume: bool) -> bool:
-    """Take `out` for this run; False when the result (`marker`) is there already and resume was asked for.
+@contextmanager
+def claim(
+    settings: Settings, out: Path, marker: str, resume: bool, progress: Sequence[str] = _PROGRESS
+) -> Iterator[bool]:
+    """Have `out` for this run; gives False when the result (`marker`) is there already and resume was asked for.
+
+    Where the body fails before a new run has made any progress, nothing stays of what the run has put there.
+
+    Args:
+        progress: patterns of files worth keeping: what a run can be resumed from, or weights that it has trained.
 
     Raises InputError when the directory holds another run, or something else, or is not the same one for all ranks.
     """
@@ -33,6 +43,7 @@ def claim(settings: Settings, out: Path, marker: str, resume: bool) -> bool:
     with _one_line("out", out):
         is_file, begun = out.exists() and not out.is_dir(), (out / _RUN).is_file()
         filled = out.is_dir() and any(out.iterdir())
+        made = missing_directories(out)
     if is_file:
         raise InputError("out", f"{out} is a file, expected a directory")
     if begun:
@@ -51,13 +62,25 @@ def claim(settings: Settings, out: Path, marker: str, resume: bool) -> bool:
         raise InputError("out", f"{out} is not empty and holds no run of recyclable")
     distributed.barrier()
     if (out / marker).is_file():
-        return False
+        yield False
+        return
     require_writable("out", out)
-    _require_shared(out)
-    if distributed.is_main():
-        write_json(out / _RUN, wanted)
-    distributed.barrier()
-    return True
+    try:
+        _require_shared(out)
+        if distributed.is_main():
+            write_json(out / _RUN, wanted)
+        distributed.barrier()
+        yield True
+    except BaseException:
+        # on whichever rank fails: the launcher ends the others, rank 0 perhaps before it gets here
+        if not begun and not any(any(out.glob(pattern)) for pattern in (marker, *progress)):
+            for path in out.iterdir() if out.is_dir() else ():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            remove_empty(made)
+        raise
 
 
 def require_writable(field: str, folder: Path) -> None:
@@ -65,14 +88,12 @@ def require_writable(field: str, folder: Path) -> None:
     with distributed.main_first(), _one_line(field, folder):
         if not distributed.is_main():
             return
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        made = missing_directories(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=folder).close()
         finally:
-            for path in made:
-                with suppress(OSError, ValueError):  # never made, or somebody else has begun to use it
-                    path.rmdir()
+            remove_empty(made)
 
 
 @contextmanager
@@ -88,7 +109,7 @@ def _one_line(field: str, folder: Path) -> Iterator[None]:
 
 def _require_shared(out: Path) -> None:
     """Make the directory on rank 0; InputError on every rank when one of them does not see what is put there."""
-    ranks, made = distributed.Ranks(), not out.exists()
+    ranks = distributed.Ranks()
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
     mark = out / f".seen-{distributed.broadcast_object(secrets.token_hex(8))}"
@@ -99,8 +120,6 @@ def _require_shared(out: Path) -> None:
     blind = ", ".join(filter(None, places))
     if distributed.is_main():
         mark.unlink()
-        if blind and made:
-            out.rmdir()
     if blind:
         raise InputError("out", f"{out} is not on a file system that all ranks share: not seen by {blind}")
 

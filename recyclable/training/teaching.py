@@ -15,7 +15,7 @@ from recyclable import distributed, machine
 from recyclable.config.settings import LearnSettings
 from recyclable.data.examples import TaskExamples
 from recyclable.data.order import Order
-from recyclable.objectives.teacher_cache import TaughtExamples, TeacherCache, open_folder
+from recyclable.objectives.teacher_cache import TaughtExamples, TeacherCache, open_cache
 from recyclable.objectives.teachers import OnlineTeacher
 from recyclable.training.engine import frozen
 from recyclable.training.evaluation import outputs
@@ -85,10 +85,10 @@ def _open(root: Path | None, key: dict[str, Any]) -> TeacherCache:
     if root is None:
         return TeacherCache(None)
     with distributed.main_first():
-        folder, stale = open_folder(root, key)
+        cache, stale = open_cache(root, key)
         if stale:
             distributed.say(f"notice: {stale}")
-    return TeacherCache(folder)
+    return cache
 
 
 def _read(cache: TeacherCache) -> None:

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,18 @@ def write_json(path: Path, value: Any) -> None:
     sync(path.parent)
 
 
+def missing_directories(folder: Path) -> list[Path]:
+    """The directories that making this one makes, itself first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove directories, inner ones first; those that were never made or that somebody else has begun to use stay."""
+    for path in folders:
+        with suppress(OSError, ValueError):
+            path.rmdir()
+
+
 @contextmanager
 def new_directory(folder: Path) -> Iterator[Path]:
     """A directory aside to fill; synced, it becomes `folder` at the end, or is removed when the body fails.
@@ -41,7 +53,7 @@ def new_directory(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(folder)
-    made = [parent for parent in folder.parents if not parent.exists()]
+    made = missing_directories(folder.parent)
     aside = folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     aside.mkdir(parents=True)
     try:
@@ -57,9 +69,7 @@ def new_directory(folder: Path) -> Iterator[Path]:
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # somebody else has begun to use it
-            for parent in made:
-                parent.rmdir()
+        remove_empty(made)
         raise
 
 

@@ -18,7 +18,7 @@ from recyclable.errors import InputError
 from recyclable.methods.parts.method import Method
 from recyclable.models.tasks import task_model
 from recyclable.objectives.distillation import Distillation
-from recyclable.objectives.teacher_cache import TaughtExamples, TeacherCache, open_folder
+from recyclable.objectives.teacher_cache import TaughtExamples, TeacherCache, open_cache
 from recyclable.objectives.teachers import CachedTeacher, OnlineTeacher
 from recyclable.recipes.recycle_settings import read_recycle_settings
 from recyclable.tasks.parts.task import load_task
@@ -219,10 +219,10 @@ class Desk:
     def fill(self, weights: str = "these", rows: slice = slice(None), **changed: Any) -> TaughtExamples:
         """A cache filled for some rows of train; what it says is on standard output."""
         config = self.config(**changed)
-        folder, stale = open_folder(config.teacher_cache, {"weights": weights, "top_k": config.teacher_top_k})
+        cache, stale = open_cache(config.teacher_cache, {"weights": weights, "top_k": config.teacher_top_k})
         if stale:
             print(stale)
-        cache, examples = TeacherCache(folder), self.examples(config, rows)
+        examples = self.examples(config, rows)
         used = Order(len(examples), config.train_batch_size, 20).used(config.max_steps)
         kind = load_task(config.task).kind
 
@@ -356,8 +356,7 @@ def test_jobs_that_write_and_read_at_once_do_not_disturb_each_other(tmp_path: Pa
     def job(number: int) -> None:
         try:
             for turn in range(15):
-                folder, _ = open_folder(tmp_path, {"weights": turn % 3})
-                cache = TeacherCache(folder)
+                cache, _ = open_cache(tmp_path, {"weights": turn % 3})
                 cache.read(cache.files()[0])
                 examples = [bytes([turn % 3, i]) * 8 for i in range(number, number + 6)]
                 missing = cache.missing(examples)

@@ -10,6 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -291,12 +292,28 @@ def not_shared(world: World) -> None:
     out = world.folder / f"host-{distributed.rank()}" / "out"
     rundir._PATIENCE_S = 0.5
     try:
-        rundir.claim(settings(), out, "manifest.json", resume=False)
+        with rundir.claim(settings(), out, "manifest.json", resume=False):
+            pass
     except InputError as error:
         assert "is not on a file system that all ranks share: not seen by rank 1 on " in str(error), str(error)
     else:
         raise AssertionError("was not refused")
     assert not out.exists()
+
+
+def gone(world: World) -> None:
+    """Of a run that fails before it has got anywhere nothing stays, whichever ranks fail; one that got on keeps all."""
+    for failing, kept in (((0, 1), False), ((1,), False), ((0,), False), ((1,), True)):
+        out = world.folder / "gone" / "out"
+        with suppress(RuntimeError), rundir.claim(settings(), out, "manifest.json", resume=False):
+            if distributed.is_main():
+                (out / f"best-0000000{int(kept)}.safetensors").touch()
+            distributed.barrier()
+            if distributed.rank() in failing:
+                raise RuntimeError
+        distributed.barrier()
+        assert (world.folder / "gone").exists() == kept, (failing, kept)
+        distributed.barrier()
 
 
 # ---- shared ------------------------------------------------------------------------------------------------------
@@ -333,7 +350,7 @@ def objective_and_config(
     return objective, ds_config(stage, precision, more)
 
 
-_ALL = (partitions, extraction, shares, refused, written_together, not_shared)
+_ALL = (partitions, extraction, shares, refused, written_together, not_shared, gone)
 CASES: dict[str, Callable[..., None]] = {case.__name__: case for case in _ALL}
 
 

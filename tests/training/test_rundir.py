@@ -19,7 +19,8 @@ def test_a_directory_that_cannot_be_made_is_refused(place: str, claims: bool, tm
     folder = Path(place.replace("{tmp}", str(tmp_path)))
     with pytest.raises(InputError, match=r"^out: .* cannot be used \(.+\), expected a directory"):
         if claims:
-            rundir.claim(Settings(), folder, "manifest.json", resume=False)
+            with rundir.claim(Settings(), folder, "manifest.json", resume=False):
+                pass
         else:
             rundir.require_writable("out", folder)
     assert not list(tmp_path.iterdir())
@@ -35,8 +36,12 @@ def test_trying_a_directory_leaves_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", '"x"', "null", "{}", "{", "\xff"])
 def test_a_damaged_record_of_the_run_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(text.encode("latin1"))
-    with pytest.raises(InputError, match=r"run\.json: (broken JSON|is empty)"):
-        rundir.claim(Settings(), tmp_path, "manifest.json", resume=True)
+    with (
+        pytest.raises(InputError, match=r"run\.json: (broken JSON|is empty)"),
+        rundir.claim(Settings(), tmp_path, "manifest.json", resume=True),
+    ):
+        pass
+    assert (tmp_path / "run.json").read_bytes() == text.encode("latin1")
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"files": []}', '{"files": {}}', "{"])
@@ -46,3 +51,96 @@ def test_a_damaged_list_of_a_checkpoint_is_refused(text: str, tmp_path: Path) ->
     engine: Any = SimpleNamespace()  # the list is refused before anything is asked of it
     with pytest.raises(InputError, match=r"complete\.json: (broken JSON|files is .* expected the checkpoint's files)"):
         checkpoint.load_latest(engine, tmp_path)
+
+
+# ---- what a run leaves behind
+
+
+class One(Settings):
+    """A run of one setting."""
+
+    x: int = 1
+
+
+class Failure(Exception):
+    """What ends a run."""
+
+
+def fail(out: Path, *files: str, resume: bool = False) -> None:
+    """A run that writes files, then fails."""
+    with pytest.raises(Failure), rundir.claim(Settings(), out, "manifest.json", resume):
+        assert (out / "run.json").is_file()
+        for file in files:
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            (out / file).write_text("x")
+        raise Failure
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        (),
+        ("tensorboard/events",),
+        ("best-00000000.safetensors", ".best-00000010.safetensors.partial"),
+        ("checkpoints/.partial-step-00000002/complete.json", "delta.safetensors"),
+        ("head/best-00000000.safetensors",),
+    ],
+)
+def test_a_run_that_fails_before_it_has_got_anywhere_leaves_nothing(files: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "there", tmp_path / "there" / "a" / "b", tmp_path / "new"):
+        fail(out, *files)
+        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "checkpoints/step-00000002/complete.json",
+        "best-00000010.safetensors",
+        "best-10000000.safetensors",
+        "head/best-00000003.safetensors",
+        "manifest.json",
+    ],
+)
+def test_a_run_that_fails_later_keeps_all_it_has(file: str, tmp_path: Path) -> None:
+    fail(tmp_path / "out", "tensorboard/events", file)
+    kept = {str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {"run.json", "tensorboard/events", file}
+
+
+def test_a_resumed_run_that_fails_keeps_what_was_there_and_is_resumed_again(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"x": 1}')  # what a killed run left
+    (tmp_path / "tensorboard").mkdir()
+    for _ in range(2):
+        with pytest.raises(Failure), rundir.claim(One(), tmp_path, "manifest.json", resume=True) as unfinished:
+            assert unfinished
+            raise Failure
+        assert {path.name for path in tmp_path.iterdir()} == {"run.json", "tensorboard"}
+
+
+@pytest.mark.parametrize("ended", [KeyboardInterrupt, SystemExit, InputError("x", "y")])
+def test_however_it_ends(ended: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(BaseException), rundir.claim(Settings(), tmp_path / "out", "manifest.json", False):  # noqa: B017
+        raise ended
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_before_and_is_no_run_is_neither_used_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(InputError, match="is not empty and holds no run of recyclable"),
+        rundir.claim(Settings(), tmp_path, "manifest.json", resume=False),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_finished_run_is_told_and_left_alone(tmp_path: Path) -> None:
+    with rundir.claim(One(), tmp_path, "manifest.json", resume=False) as unfinished:
+        assert unfinished
+        (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(Failure), rundir.claim(One(), tmp_path, "manifest.json", resume=True) as unfinished:
+        assert not unfinished
+        raise Failure
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "manifest.json"}

@@ -56,7 +56,7 @@ REFUSED = [
 TOGETHER = [{"case": "written_together"}]
 CASES = {
     1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2],
-    2: FULL + KINDS + TEACHER + EXTRACTION + SHARES + REFUSED + TOGETHER + [{"case": "not_shared"}],
+    2: FULL + KINDS + TEACHER + EXTRACTION + SHARES + REFUSED + TOGETHER + [{"case": "not_shared"}, {"case": "gone"}],
     3: FULL[6:10:3] + KINDS[:10:2] + TEACHER[2:] + EXTRACTION[4:8] + SHARES + TOGETHER,
 }
 
