@@ -120,13 +120,14 @@ class Interpolate(StartsOutdated, Distils):
         from recyclable.carrying.carried import Carried, require_same_shapes
         from recyclable.carrying.labels import require_same_rows
         from recyclable.tasks.parts.task import task_of
-        from recyclable.weights.adapted import require_same_tuning
+        from recyclable.weights.adapted import require_same_model, require_same_tuning
 
         if self.second_weights is None or self.second_base is None:
             return None
         first = scene.carried
         second = Carried.open(self.second_weights, self.second_base, self.second_base, store=self.store)
         require_same_tuning(second.weights, first.weights)
+        require_same_model(second.weights, first.weights)
         require_same_rows(second.weights, task_of(first.weights.manifest.task))
         require_same_shapes(second.new, first.old)
         return second

@@ -24,7 +24,7 @@ from recyclable.models.tasks import fresh_model, task_structure
 from recyclable.recipes.leaving import require_opens, write_tokenizer
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples, unseen_split
-from recyclable.weights.adapted import write_manifest
+from recyclable.weights.adapted import require_same_model, write_manifest
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.delta import Delta
@@ -86,6 +86,8 @@ def apply(
     if adapters and len(several) > 1:
         hint = f"{len(several)} weights with an adapter among them, only deltas can be merged"
         raise InputError(first.weights.folder, hint)
+    for other in several[1:]:
+        require_same_model(other.weights, first.weights)
     try:
         with new_directory(out) as aside:
             if adapters:

@@ -26,7 +26,7 @@ from recyclable.recipes.similarity import backbone, batches
 from recyclable.tasks.parts.fewshot import limit
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import tokenised
-from recyclable.weights.adapted import AdaptedWeights, require_same_tuning
+from recyclable.weights.adapted import AdaptedWeights, require_same_model, require_same_tuning
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.hashes import sha256_json
@@ -147,6 +147,7 @@ def prepare(config: ProbeSettings, source: str, carried: Carried) -> Trial:
             raise InputError(to.weights.folder, f"was tuned on {to.weights.manifest.base['name']!r}, {wanted}")
         require_same_rows(to.weights, task)
         require_same_tuning(to.weights, weights, ": no path leads there")
+        require_same_model(to.weights, weights)
     split = limit(task.splits[SPLIT], config.examples, weights.manifest.settings["seed"])
     for base in (carried.old, carried.new):
         examples_of(task, split, weights, base)  # raises now what it would raise when a report has been begun

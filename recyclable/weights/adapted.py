@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,6 +99,21 @@ def require_same_tuning(weights: AdaptedWeights, other: AdaptedWeights, hint: st
     found, wanted = (each.manifest.tuning if each.is_adapter else "full" for each in (weights, other))
     if found != wanted:
         raise InputError(weights.folder, f"its tuning is {found}, expected {wanted}{hint}")
+
+
+def require_same_model(weights: AdaptedWeights, other: AdaptedWeights) -> None:
+    """InputError where weights were tuned in a model that computes, or reads, otherwise than the others' did."""
+    own, theirs = weights.manifest, other.manifest
+    fields = sorted({name for name, _ in _items(own.config) ^ _items(theirs.config)})
+    if own.tokenizer != theirs.tokenizer:
+        fields.append("tokenizer")
+    if fields:
+        problem = f"was tuned with another {', '.join(fields)} than {other.folder}: one model cannot be both"
+        raise InputError(weights.folder, problem)
+
+
+def _items(fields: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(name, json.dumps(value, sort_keys=True)) for name, value in fields.items()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

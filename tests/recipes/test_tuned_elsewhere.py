@@ -482,6 +482,15 @@ def test_a_limit_of_the_tokenizer_or_of_the_positions_is_the_length(runs: Runs) 
     assert "expected more than 2" in runs.not_added(runs.tmp / "w", base, "--max-length", 2)
 
 
+def test_models_that_compute_otherwise_are_not_merged(runs: Runs) -> None:
+    base = bert(runs.tmp / "base")
+    for name, changed in (("plain", {}), ("relu", {"hidden_act": "relu"})):
+        tuned(base, runs.tmp / name, **changed)
+        runs.add(runs.tmp / name, base, name)
+    message = runs.refused("apply", "--weights", "plain", "relu", "--base", base, "--out", runs.tmp / "never")
+    assert "was tuned with another hidden_act" in message
+
+
 # ---- what a directory says is written down once
 
 
