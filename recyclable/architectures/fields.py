@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from transformers import PretrainedConfig
 
 from recyclable.architectures.dropout import is_dropout
+from recyclable.errors import InputError
 
 C = TypeVar("C", bound=PretrainedConfig)
 HEAD_FIELDS = ("id2label", "label2id", "problem_type")
@@ -73,14 +74,24 @@ def tuned_fields(tuned: PretrainedConfig, base: PretrainedConfig) -> dict[str, A
 
 
 def with_fields(config: C, fields: Mapping[str, Any]) -> C:
-    """A copy of a config with other values of some fields; what its class makes of them follows."""
+    """The config, in a copy where any field gets another value; what its class makes of them follows.
+
+    Raises InputError for what is no such field, or no value that the class takes: they may be a stranger's.
+    """
     if not fields:
         return config
+    if other := sorted(name for name in fields if name not in HEAD_FIELDS and _is_bookkeeping(name, fields[name])):
+        raise InputError("config", f"has {', '.join(other)}, expected fields that decide what weights compute")
     content, place = config.to_dict(), config.name_or_path
-    for name, value in fields.items():
-        inner = getattr(config, name, None)
-        content[name] = with_fields(inner, value).to_dict() if isinstance(inner, PretrainedConfig) else value
-    changed = type(config).from_dict(content, return_dict=True)
+    try:
+        for name, value in fields.items():
+            inner = getattr(config, name, None)
+            content[name] = with_fields(inner, value).to_dict() if isinstance(inner, PretrainedConfig) else value
+        changed = type(config).from_dict(content, return_dict=True)
+    except InputError:
+        raise
+    except Exception as error:  # every kind checks its fields in its own way
+        raise InputError("config", f"{', '.join(sorted(fields))} cannot be used: {error}") from error
     changed.name_or_path = place
     return changed
 
@@ -93,7 +104,7 @@ def _computing(config: PretrainedConfig) -> dict[str, Any]:
 
 def _is_bookkeeping(name: str, value: object) -> bool:
     training_only = is_dropout(name, value) or "layerdrop" in name or name.startswith(_FRESH_WEIGHTS)
-    return name in _BOOKKEEPING or training_only or name == "model_type"
+    return name in _BOOKKEEPING or training_only or name == "model_type" or name.endswith("_implementation")
 
 
 @cache

@@ -518,6 +518,47 @@ def test_a_manifest_of_the_first_format_is_read(runs: Runs) -> None:
         read_manifest(entry)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("config", {"hidden_act": []}, "config"),
+        ("config", {"hidden_size": "wide"}, "config"),
+        ("config", {"attn_implementation": "someone/kernel"}, "attn_implementation"),
+        ("config", {"model_type": "roberta"}, "model_type"),
+        ("config", {"num_attention_heads": 7}, "config"),
+        ("config", ["hidden_act"], "broken manifest: config"),
+        ("tokenizer", {"digest": "0", "files": ["../tokenizer.json"]}, "is not understood"),
+        ("tokenizer", {"digest": "0", "files": [7]}, "broken manifest: tokenizer.files.0"),
+        ("settings", {"seed": 20, "max_length": 2}, "broken manifest: settings.max_length"),
+    ],
+)
+def test_a_damaged_record_is_one_line(runs: Runs, field: str, value: Any, said: str) -> None:
+    base = bert(runs.tmp / "base")
+    model = tuned(base, runs.tmp / "w")
+    task = labelled(runs.tmp / "task", texts(), says(model, make_tokenizer()))
+    entry = Path(shutil.copytree(runs.add(runs.tmp / "w", base, "n"), runs.tmp / "damaged"))
+    (entry / "manifest.sha256").unlink()
+    content = json.loads((entry / "manifest.json").read_text())
+    (entry / "manifest.json").write_text(json.dumps({**content, field: value}))
+    for verb in (["evaluate", "--task", task], ["apply", "--out", runs.tmp / "never"]):
+        assert said in runs.refused(verb[0], "--weights", entry, "--base", base, *verb[1:])
+
+
+def test_no_file_out_of_the_directory_is_a_tokenizer_s(runs: Runs) -> None:
+    base, cased = cased_base(runs.tmp / "base")
+    tuned(base, runs.tmp / "w")
+    cased.save_pretrained(runs.tmp / "w")
+    entry = Path(shutil.copytree(runs.add(runs.tmp / "w", base, "n"), runs.tmp / "copy"))
+    (entry / "manifest.sha256").unlink()
+    content = json.loads((entry / "manifest.json").read_text())
+    for name in ("../tokenizer.json", "/etc/hostname", "deeper/tokenizer.json", "manifest.json"):
+        tokenizer = {**content["tokenizer"], "files": [name]}
+        files = {file: content["files"][file] for file in ("delta.safetensors", "head.safetensors")} | {name: "0"}
+        (entry / "manifest.json").write_text(json.dumps({**content, "tokenizer": tokenizer, "files": files}))
+        message = runs.refused("apply", "--weights", entry, "--base", base, "--out", runs.tmp / "never")
+        assert "tokenizer.files has" in message
+
+
 def test_an_export_is_what_its_config_makes(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that would not open gets no name."""
     base = bert(runs.tmp / "base")
