@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
 
 from recyclable.architectures.layers import LayerGroups
@@ -28,9 +29,11 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 def on_meta(config: PretrainedConfig, auto_class: type[Any] = AutoModel) -> PreTrainedModel:
     """A model of this config on the meta device, buffers included; InputError where the config makes none."""
+    config = copy.deepcopy(config)
+    config.architectures = config.architectures or []  # transformers runs through them where a type has two backbones
     try:
         with torch.device("meta"), no_init_weights():
-            model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=False).eval()
+            model = auto_class.from_config(config, trust_remote_code=False).eval()
     except Exception as error:  # whatever a family makes of its config
         raise InputError("config.json", f"makes no model: {error}") from error
     model.tie_weights()  # which transformers does as it initialises
@@ -81,6 +84,11 @@ class Structure:
         every = self.backbone.named_parameters(remove_duplicate=False)
         return {name: own[id(parameter)] for name, parameter in every if own[id(parameter)] != name}
 
+    @cached_property
+    def converted(self) -> bool:
+        """Whether transformers converts this family's checkpoints as it loads them: files have other names."""
+        return bool(get_model_conversion_mapping(self.backbone, add_legacy=False))
+
     def is_leftover(self, name: str) -> bool:
         """Whether a tensor in a file is no weight: a buffer that some version of transformers saved."""
         ignored = self.backbone._keys_to_ignore_on_load_unexpected or ()
@@ -127,7 +135,7 @@ class Structure:
             words = self.backbone.get_input_embeddings()
         except NotImplementedError:  # of a family without an embedding of tokens
             return frozenset()
-        return self._parameters(words) | self.untied_head
+        return self._parameters(words) | self.untied_head if isinstance(words, nn.Module) else frozenset()
 
     @cached_property
     def embeddings(self) -> frozenset[str]:
@@ -146,9 +154,15 @@ class Structure:
         for name, module in self.backbone.named_modules():
             # RoBERTa and its kin count positions from the padding token's index on: the first rows are never used
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-                return module.num_embeddings - module.padding_idx - 1
+                return len(module.weight) - module.padding_idx - 1
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None or limit < 0 else limit  # XLNet says -1
+
+
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers of a model that are saved with its parameters, by name."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def is_norm(module: nn.Module) -> bool:

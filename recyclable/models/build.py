@@ -11,12 +11,12 @@ import transformers
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from recyclable.architectures.dropout import require_dropout, set_dropout
 from recyclable.architectures.names import canonical_name, model_prefix
+from recyclable.architectures.structure import saved_buffers
 from recyclable.errors import InputError
 from recyclable.weights.base import Base, reason
 from recyclable.weights.sources import Read, drawn, set_source
@@ -104,12 +104,10 @@ def start_from_base(model: PreTrainedModel, base: Base) -> tuple[list[str], Othe
     backbone = [n for n in sorted([*missing, *other_shape]) if n.startswith(f"{model.base_model_prefix}.")]
     backbone = [n for n in backbone if ".pooler." not in n]
     if backbone:
-        converted = get_model_conversion_mapping(model, add_legacy=False)
-        hint = f"; transformers converts {model.config.model_type} checkpoints as it loads them, which is not supported"
-        problem = f"lacks {len(backbone)} backbone tensors: {', '.join(backbone)}"
-        raise InputError(base.folder, problem + (hint if converted else ""))
-    for name, buffer in model.named_buffers():
-        if (canonical := canonical_name(name, base.prefix)) in stored_name and name in model.state_dict():
+        base.require_names()
+        raise InputError(base.folder, f"lacks {len(backbone)} backbone tensors: {', '.join(backbone)}")
+    for name, buffer in saved_buffers(model).items():
+        if (canonical := canonical_name(name, base.prefix)) in stored_name:
             buffer.copy_(files[stored_name[canonical]])
     return sorted(missing), other_shape
 

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recyclable.architectures.names import canonical_name
+from recyclable.architectures.structure import saved_buffers
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.changes import FoundChanges
 from recyclable.carrying.labels import in_order
@@ -35,8 +37,10 @@ from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter
 from recyclable.weights.lineage import described
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import ADAPTER, HEAD
+from recyclable.weights.sources import Read, held
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 PROVENANCE = "recycled.json"
@@ -193,13 +197,18 @@ def _write_model(carried: Carried, differences: Differences, aside: Path, max_sh
         problems += [f"{n} is {head.shape(n)}, not the shape of the model's" for n in wrong]
         raise InputError(weights.folder, f"does not fit {new.folder}: {'; '.join(problems)}")
     exact, changed = carried.own and isinstance(differences, Delta), set(differences.names)
-    layout, reads = {}, {}
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    reads: dict[str, Read] = {}
     for name, own_name in names.items():
         source = head if name in head else new
         dtype = weights.delta.tuned_dtype(name) if exact and name in changed else source.stored(name).dtype
         layout[own_name] = (dtype, source.shape(name))
         added = partial(start, new.hashed, differences, name, own=carried.own)
         reads[own_name] = partial(head.read, name) if name in head else added
+    for name, buffer in saved_buffers(plan).items():
+        layout[name] = (buffer.dtype, tuple(buffer.shape))
+        name_in_base = canonical_name(name, new.prefix)
+        reads[name] = partial(new.hashed.read, name_in_base) if name_in_base in new else held(buffer)
     writer = CheckpointWriter(aside, layout, max_shard_bytes)
 
     def piece(task: tuple[str, int, int]) -> None:

@@ -5,6 +5,7 @@ A tuned model is weights, config, tokenizer, labels and length (`recipes.tuned_e
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -40,7 +41,7 @@ from recyclable.tasks.parts.task import Task
 from recyclable.weights.adapted import AdaptedWeights, write_manifest
 from recyclable.weights.base import Base, read_config
 from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, TensorFiles
-from recyclable.weights.convert import Restored, loss, require_effect, split
+from recyclable.weights.convert import Places, Restored, loss, require_effect, split
 from recyclable.weights.delta import Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
 from recyclable.weights.files import write_safetensors
@@ -120,11 +121,10 @@ def _checkpoint(
     fields = changed_fields(config, base, tuned)
     reader = tokenizer_with(tuned, config, base, told)
     architecture = next(iter(config.architectures or []), None)
-    plan = structure(config, auto_class((task.kind if task else TaskKind).model_class), architecture)
-    shapes = {canonical_name(n, base.prefix): tuple(p.shape) for n, p in plan.named_parameters()}
-    tied = {canonical_name(n, base.prefix) for n, _ in plan.named_parameters(remove_duplicate=False)} - shapes.keys()
-    backbone = {n for n, _ in plan.base_model.named_parameters() if not n.startswith("pooler.")}
-    body, head = split(TensorFiles(tuned), base, shapes, backbone, tied, rows_used(reader, base, told))
+    auto = auto_class((task.kind if task else TaskKind).model_class)
+    plan, of_base = (structure(each, auto, architecture) for each in (config, copy.deepcopy(base.config)))
+    used = rows_used(reader, base, told)
+    body, head = split(TensorFiles(tuned), base, Places.of(plan), Places.of(of_base), used)
     found = _names(config) if config.num_labels > 1 else []
     kind = _kind(type(plan).__name__, config.problem_type, found, task)
     about = _task(name, kind, label_names(found, told, task, tuned), task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recyclable.architectures.structure import saved_buffers
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.places import require_same
 from recyclable.errors import InputError
@@ -37,6 +38,7 @@ def require_opens(folder: Path) -> None:
         raise InputError(folder / "config.json", "names no architecture")
     plan, files = structure(config, None, architecture), TensorFiles(folder)
     wanted = {name: tuple(parameter.shape) for name, parameter in plan.named_parameters()}
-    require_same(folder, {name: files.shape(name) for name in files.names}, wanted)
+    beside = saved_buffers(plan)
+    require_same(folder, {name: files.shape(name) for name in files.names if name not in beside}, wanted)
     if (folder / _SETTINGS).is_file():
         Reader(config, folder).tokenizer()

@@ -19,7 +19,7 @@ from recyclable.weights.reader import Reader
 from recyclable.weights.reading import reading_digest
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.tokenizer_files import tokenizer_files
-from recyclable.weights.vocabulary import align, copy_tokenizer, tokens
+from recyclable.weights.vocabulary import align, copy_tokenizer, row_count, tokens
 
 _UNLIMITED = 1 << 30
 """transformers writes 1e30 for a tokenizer that knows of no limit."""
@@ -80,7 +80,7 @@ def tokenizer_with(tuned: Path, config: PretrainedConfig, base: Base, told: Told
     if not tokenizer_files(folder, config):
         return Reader(config, base.folder)
     reader = Reader(config, folder)
-    if not tokenizer_files(base.folder):
+    if not tokenizer_files(base.folder) or row_count(base.config) is None:
         return reader
     rows = align(base, reader)
     here = np.flatnonzero(rows.old_row >= 0)
@@ -91,8 +91,10 @@ def tokenizer_with(tuned: Path, config: PretrainedConfig, base: Base, told: Told
 
 def rows_used(reader: Reader, base: Base, told: Told) -> int | None:
     """How many rows the tokens take that weights were tuned with; None where no tokenizer tells what added rows are."""
-    unknown = reader.folder == base.folder and told.tokenizer is None
-    if unknown and reader.config.vocab_size > base.config.vocab_size:
+    rows, wanted = row_count(reader.config), row_count(base.config)
+    if rows == wanted or rows is None or wanted is None:
+        return rows
+    if rows > wanted and reader.folder == base.folder and told.tokenizer is None:
         return None
     return 1 + max(tokens(reader).values()) if tokenizer_files(reader.folder, reader.config) else None
 

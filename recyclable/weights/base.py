@@ -70,6 +70,13 @@ class Base(Renamed):
         self.hashed = Digested(self)
         """The same tensors; what is read through this need not be read again for the fingerprint."""
 
+    def require_names(self) -> None:
+        """InputError where the files have other names than the model, because transformers converts between them."""
+        if self.structure.converted:
+            kind = self.config.model_type
+            problem = f"transformers converts {kind} checkpoints as it loads them, which is not supported"
+            raise InputError(self.folder, problem)
+
     def _is_part(self, name: str, canonical: str, prefixed: bool) -> bool:
         """Whether a tensor in the files identifies the base."""
         if canonical not in self.structure.names and canonical in self.structure.head:

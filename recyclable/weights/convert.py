@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recyclable.architectures.names import canonical_name
+from recyclable.architectures.names import canonical_name, model_prefix
+from recyclable.architectures.structure import saved_buffers
 from recyclable.errors import InputError
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import Ranged, Renamed, Stored, TensorFiles
 from recyclable.weights.delta import Delta
 from recyclable.weights.digest import element_pieces, in_threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Tensors that are zero in a fresh adapter (peft.tuners), so that it leaves its model's outputs alone.
 _ZERO_WHEN_FRESH = (
@@ -23,13 +28,36 @@ _ZERO_WHEN_FRESH = (
 )
 
 
+@dataclass(frozen=True)
+class Places:
+    """What an architecture has a place for, by canonical names."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of every parameter."""
+    backbone: frozenset[str]
+    """Parameters that a base must have."""
+    aliases: frozenset[str] = frozenset()
+    """Tied parameters that are stored under another name."""
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What is saved beside the parameters, which no training moves; with the values it is made with."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Places:
+        """Those of a model of any kind."""
+
+        def named(found: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+            return {canonical_name(name, prefix): tensor for name, tensor in found}
+
+        prefix = model_prefix(model.config)
+        shapes = {name: tuple(p.shape) for name, p in named(model.named_parameters()).items()}
+        every = named(model.named_parameters(remove_duplicate=False))
+        backbone = (name for name, _ in model.base_model.named_parameters() if not name.startswith("pooler."))
+        buffers = named(saved_buffers(model).items())
+        return cls(shapes, frozenset(backbone), frozenset(every) - shapes.keys(), buffers)
+
+
 def split(
-    tuned: TensorFiles,
-    base: Base,
-    shapes: Mapping[str, tuple[int, ...]],
-    backbone: Iterable[str],
-    aliases: Iterable[str],
-    tokens: int | None = None,
+    tuned: TensorFiles, base: Base, places: Places, of_base: Places | None = None, tokens: int | None = None
 ) -> tuple[Ranged, Renamed]:
     """A checkpoint's tensors that the base has, and those that it lacks (the head); by canonical name.
 
@@ -37,16 +65,19 @@ def split(
     the base's rows, the base's own values where the checkpoint has none.
 
     Args:
-        shapes: canonical name -> shape of every parameter of the checkpoint's architecture.
-        backbone: canonical names of those that a base must have.
-        aliases: canonical names of tied parameters that are stored under another name.
+        places: of the checkpoint's architecture.
+        of_base: of the same with the base's config (None: the same); what it has none for may stay behind, as the
+            decoder of a base whose encoder alone is tuned.
         tokens: how many rows the tokens of the checkpoint's tokenizer take; None where that is not known.
 
     Raises InputError that lists every tensor that is missing, has no place, or is of another shape than the base's.
     """
     names: dict[str, str] = {}
-    problems = [f"the base lacks {n}" for n in sorted(set(backbone) - set(base.names))]
-    homeless = sorted(set(base.names) - shapes.keys() - base.structure.untied_head)
+    shapes, wanted = places.shapes, of_base or places
+    if lacking := sorted(places.backbone - set(base.names)):
+        base.require_names()
+    problems = [f"the base lacks {n}" for n in lacking]
+    homeless = sorted(set(base.names) & wanted.shapes.keys() - shapes.keys())
     problems += [f"the base's {n} has no place in the architecture" for n in homeless]
     for stored in tuned.names:
         name = canonical_name(stored, base.prefix)
@@ -54,20 +85,23 @@ def split(
             problems.append(f"{stored} and {names[name]} are the same tensor's")
         elif name in shapes:
             names[name] = stored
-        elif name not in aliases and not base.structure.is_leftover(name):
+        elif name in places.buffers:
+            if not torch.equal(tuned[stored], base[name] if name in base else places.buffers[name]):
+                problems.append(f"{stored} is not the base's, and no training moves it")
+        elif name not in places.aliases and not base.structure.is_leftover(name):
             problems.append(f"{stored} has no place in the architecture")
     problems += [f"{name} is missing" for name in sorted(shapes.keys() - names.keys())]
     for name, stored in sorted(names.items()):
         found, owner = tuned.shape(stored), "the base's" if name in base else "the architecture's"
-        wanted = base.shape(name) if name in base else shapes[name]
-        by_token = name in base and name in base.structure.vocabulary and found[1:] == wanted[1:]
-        if found == wanted or (by_token and tokens is not None and tokens <= min(found[0], wanted[0])):
+        expected = base.shape(name) if name in base else shapes[name]
+        by_token = name in base and name in base.structure.vocabulary and found[1:] == expected[1:]
+        if found == expected or (by_token and tokens is not None and tokens <= min(found[0], expected[0])):
             continue
         if by_token:
             said = "with no tokenizer that says which of them have tokens" if tokens is None else f"for {tokens} tokens"
-            problems.append(f"{stored} has {found[0]} rows, {owner} {wanted[0]}, {said}")
+            problems.append(f"{stored} has {found[0]} rows, {owner} {expected[0]}, {said}")
         else:
-            problems.append(f"{stored} is {found}, {owner} {wanted}")
+            problems.append(f"{stored} is {found}, {owner} {expected}")
     if problems:
         raise InputError(tuned.folder, f"is no tuned form of {base.folder}: {'; '.join(problems)}")
     body = _WithRows(Renamed(tuned, {n: stored for n, stored in names.items() if n in base}), base)

@@ -56,7 +56,7 @@ def reading(folder: Path, config: PretrainedConfig | None = None) -> dict[str, A
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         found["backend"] = {part: value for part, value in backend.items() if part not in _NOT_READING}
     else:
-        found["vocabulary"] = tokenizer.get_vocab()
+        found["vocabulary"] = tokenizer.get_vocab() if tokenizer.vocab_files_names else None  # its class is all
         found["added"] = {row: token.__getstate__() for row, token in tokenizer.added_tokens_decoder.items()}
     found["files"] = dict(_files(tokenizer, folder, _IN_BACKEND if fast else ("tokenizer_file",)))
     if not fast or any(getattr(kind, name, None) is not getattr(TokenizersBackend, name, None) for name in _READS):

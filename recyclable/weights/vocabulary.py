@@ -31,10 +31,14 @@ def load_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreT
         raise InputError(folder, f"holds no usable tokenizer: {reason(error)}") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files are missing
         raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
-    rows = getattr(config, "vocab_size", 0)
-    if len(tokenizer) > rows:
+    if (rows := row_count(config)) is not None and len(tokenizer) > rows:
         raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
     return tokenizer
+
+
+def row_count(config: PretrainedConfig) -> int | None:
+    """Rows of a model's embeddings of tokens; None for a model that has none (CANINE hashes characters)."""
+    return getattr(config, "vocab_size", None)
 
 
 def copy_tokenizer(source: Path, target: Path, config: PretrainedConfig | None = None) -> list[str]:
@@ -90,8 +94,8 @@ class Reads(Protocol):
 
 def tokens(reader: Reads) -> dict[str, int]:
     """Token -> row of the embeddings, of all that a tokenizer has; InputError where one has none."""
-    found, rows = load_tokenizer(reader.folder, reader.config).get_vocab(), reader.config.vocab_size
-    if beyond := sorted(token for token, row in found.items() if row >= rows):
+    found, rows = load_tokenizer(reader.folder, reader.config).get_vocab(), row_count(reader.config)
+    if rows is not None and (beyond := sorted(token for token, row in found.items() if row >= rows)):
         raise InputError(reader.folder, f"its tokenizer has {beyond[0]!r} in row {found[beyond[0]]} of {rows}")
     return found
 
@@ -107,7 +111,7 @@ def rows_between(old: Base, new: Base) -> Rows | None:
 def align(old: Reads, new: Reads) -> Rows:
     """Rows of `new`'s embeddings by token; rows beyond a tokenizer's pieces (padding) belong to no token."""
     before, after = tokens(old), tokens(new)
-    old_row = np.full(new.config.vocab_size, -1, np.int64)
+    old_row = np.full(row_count(new.config) or 1 + max(after.values()), -1, np.int64)
     for token, row in after.items():
         if token in before:
             old_row[row] = before[token]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from worlds import make_base
 from recyclable.errors import InputError
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile, TensorFiles
-from recyclable.weights.convert import Restored, loss, require_effect, split
+from recyclable.weights.convert import Places, Restored, loss, require_effect, split
 from recyclable.weights.delta import CODECS, Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
 from recyclable.weights.files import write_tensors
@@ -41,8 +42,9 @@ def write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def shapes(base: Base) -> dict[str, tuple[int, ...]]:
-    return {**{name: base.shape(name) for name in base.names}, **HEAD}
+def places(base: Base, backbone: Sequence[str] = (), aliases: Sequence[str] = ()) -> Places:
+    shapes = {**{name: base.shape(name) for name in base.names}, **HEAD}
+    return Places(shapes, frozenset([*base.names, *backbone]), frozenset(aliases))
 
 
 def test_the_base_s_tensors_and_the_head(base: Base, tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_the_base_s_tensors_and_the_head(base: Base, tmp_path: Path) -> None:
     tensors["bert.embeddings.position_ids"] = torch.arange(4)
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
     write(tmp_path / "t", tensors)
-    body, head = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, ["cls.predictions.decoder.weight"])
+    body, head = split(TensorFiles(tmp_path / "t"), base, places(base, aliases=["cls.predictions.decoder.weight"]))
     assert body.names == sorted(base.names) and head.names == sorted(HEAD)
     assert all(torch.equal(body[n], tensors[f"bert.{n}"]) for n in body.names)
 
@@ -64,7 +66,7 @@ def test_every_mismatch_is_listed_at_once(base: Base, tmp_path: Path) -> None:
     tensors["embeddings.LayerNorm.weight"] = torch.ones(16)
     write(tmp_path / "t", tensors)
     with pytest.raises(InputError) as caught:
-        split(TensorFiles(tmp_path / "t"), base, shapes(base), [*base.names, "encoder.layer.9.x"], [])
+        split(TensorFiles(tmp_path / "t"), base, places(base, backbone=["encoder.layer.9.x"]))
     for problem in (
         "the base lacks encoder.layer.9.x",
         "; encoder.layer.0.output.dense.weight is missing",
@@ -82,7 +84,7 @@ def test_rows_without_tokens_are_left_out_or_the_base_s(base: Base, tmp_path: Pa
     tensors, name = tuned(base, tmp_path / "t", torch.bfloat16), "bert.embeddings.word_embeddings.weight"
     own = tensors[name] = torch.cat([tensors[name], torch.ones(10, 16, dtype=torch.bfloat16)])[:rows].clone()
     write(tmp_path / "t", tensors)
-    body, _ = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [], tokens)
+    body, _ = split(TensorFiles(tmp_path / "t"), base, places(base), tokens=tokens)
     name = name.removeprefix("bert.")
     wanted = torch.cat([own, base[name][rows:].bfloat16()])[:200].flatten()
     assert body.shape(name) == (200, 16) and torch.equal(body[name].flatten(), wanted)
@@ -91,14 +93,14 @@ def test_rows_without_tokens_are_left_out_or_the_base_s(base: Base, tmp_path: Pa
     unsure = (f"has {rows} rows, the base's 200, for 201 tokens", 201), (f"has {rows} rows.*no tokenizer", None)
     for said, count in unsure:
         with pytest.raises(InputError, match=said):
-            split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [], count)
+            split(TensorFiles(tmp_path / "t"), base, places(base), tokens=count)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_that_of_numpy_in_float64(base: Base, tmp_path: Path, codec: str, dtype: torch.dtype) -> None:
     tensors = tuned(base, tmp_path / "t", dtype)
-    body, _ = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [])
+    body, _ = split(TensorFiles(tmp_path / "t"), base, places(base))
     write_delta(tmp_path / "d.safetensors", body, base, Codec(codec, rank=2))
     delta = Delta(Digested(SafetensorsFile(tmp_path / "d.safetensors")))
     found = loss(delta, body, base)
@@ -120,7 +122,7 @@ def test_an_exact_delta_loses_no_infinity_either(base: Base, tmp_path: Path) -> 
     tensors = tuned(base, tmp_path / "t")
     tensors["bert.embeddings.LayerNorm.bias"][:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
     write(tmp_path / "t", tensors)
-    body, _ = split(TensorFiles(tmp_path / "t"), base, shapes(base), base.names, [])
+    body, _ = split(TensorFiles(tmp_path / "t"), base, places(base))
     write_delta(tmp_path / "d.safetensors", body, base, Codec())
     lost = loss(Delta(Digested(SafetensorsFile(tmp_path / "d.safetensors"))), body, base)
     assert lost["weights"] == 0
