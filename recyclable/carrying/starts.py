@@ -32,12 +32,13 @@ def carried_rows(weights: AdaptedWeights, old: Callable[[], Base], new: Base) ->
     Raises InputError for weights that read with a tokenizer of their own, whose ids stay, where the rows have changed.
     """
     if weights.is_adapter:
-        touched, same_number = bool(on_vocabulary(weights, new)), same_number_of_tokens(weights, new)
+        names = frozenset(on_vocabulary(weights, new).values())
+        same_number = same_number_of_tokens(weights, new) or all(old().shape(n) == new.shape(n) for n in names)
     else:
         names = vocabulary_tensors(new).intersection(weights.delta.names)
-        touched, same_number = bool(names), all(weights.delta.shape(name)[0] == new.shape(name)[0] for name in names)
+        same_number = all(weights.delta.shape(name)[0] == new.shape(name)[0] for name in names)
     same_tokens = weights.manifest.base["fingerprint"]["tokenizer"] == tokenizer_digest(new)
-    if (same_tokens and same_number) or (not touched and weights.tokenizer is None):
+    if (same_tokens and same_number) or (not names and weights.tokenizer is None):
         return None
     rows = align(old(), new)
     if weights.tokenizer is None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from worlds import make_adapter, make_base, make_outdated, make_task, make_upgraded
 
+from recyclable.carrying.adapter_tensors import BaseValues, Full
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.putting import differences_of, put
 from recyclable.carrying.starts import AdapterDifferences, start_adapter
@@ -31,10 +32,11 @@ def random(*shape: int) -> torch.Tensor:
 def test_an_adapters_layer_norms_move_with_the_base_and_the_rest_stays() -> None:
     old, new = ({"LayerNorm.weight": random(4)} for _ in range(2))
     adapter = {"norm": random(4), "lora_A": random(2, 4), "classifier": random(3, 4), "pooler": random(4)}
-    shared = {"norm": "LayerNorm.weight"}
-    differences = AdapterDifferences(InMemory(adapter), InMemory(old), shared)
+    before, after = (BaseValues(InMemory(base), {"norm": Full("LayerNorm.weight")}) for base in (old, new))
+    differences = AdapterDifferences(InMemory(adapter), before)
     for name, tensor in adapter.items():
-        found = start_adapter(InMemory(new), differences, name, shared.get(name), 1, 3)
+        found = start_adapter(after, differences, name, 1, 3)
+        assert torch.equal(start_adapter(after, differences, name, 1, 3, own=True), tensor.view(-1)[1:3])
         moved = new["LayerNorm.weight"] - old["LayerNorm.weight"] if name == "norm" else torch.zeros(tensor.shape)
         assert torch.allclose(found, (tensor + moved).view(-1)[1:3], atol=1e-6), name
         assert name == "norm" or torch.equal(found, tensor.view(-1)[1:3])

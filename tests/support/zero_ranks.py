@@ -269,6 +269,15 @@ def refused(world: World, stage: int, damaged: str, said: str, method: str = "bo
     assert not out.exists()
 
 
+def recycled(world: World, weights: str, base: str, stage: int, **more: Any) -> None:
+    """A run from outdated weights of m0 on another base: what it wrote is compared by the test."""
+    out = world.folder / f"recycled-{distributed.world_size()}-{weights}"
+    names = {"weights": weights, "old_base": "m0", "base": base, "task": "task"}
+    paths = {key: str(world.folder / name) for key, name in names.items()}
+    content = {**settings().model_dump(), "max_steps": 2, "eval_every": 2, "out": out, "method": "init", **paths}
+    recycle(read_recycle_settings(content, "recycle.yaml"), ds_config(stage, "float32", more))
+
+
 def written_together(world: World) -> None:
     """A delta that all ranks wrote is, byte for byte, the one that a process writes alone, in every codec."""
     draw, shapes = torch.Generator().manual_seed(3), {name: world.old.shape(name) for name in world.old.names}
@@ -350,7 +359,7 @@ def objective_and_config(
     return objective, ds_config(stage, precision, more)
 
 
-_ALL = (partitions, extraction, shares, refused, written_together, not_shared, gone)
+_ALL = (partitions, extraction, shares, refused, recycled, written_together, not_shared, gone)
 CASES: dict[str, Callable[..., None]] = {case.__name__: case for case in _ALL}
 
 

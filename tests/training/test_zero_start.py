@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from adapters import full_value_kinds, make_peft, rearranged, taken_in
 from processes import NOTHING_WHOLE, finish, start
 from safetensors.torch import load_file
-from worlds import make_adapter, make_base, make_outdated, make_task, make_upgraded
+from worlds import WORDS, make_adapter, make_base, make_outdated, make_task, make_upgraded
 
 from recyclable.weights.checkpoint_files import SafetensorsFile
 
@@ -54,9 +56,17 @@ REFUSED = [
     ]
 ]
 TOGETHER = [{"case": "written_together"}]
+MOVED = {"case": "recycled", "weights": "outdated-words", "base": "m1-shuffled"}
 CASES = {
-    1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2],
-    2: FULL + KINDS + TEACHER + EXTRACTION + SHARES + REFUSED + TOGETHER + [{"case": "not_shared"}, {"case": "gone"}],
+    1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2] + [{**MOVED, "stage": 0}],
+    2: FULL
+    + KINDS
+    + TEACHER
+    + EXTRACTION
+    + SHARES
+    + REFUSED
+    + TOGETHER
+    + [{**MOVED, "stage": 3, **NOTHING_WHOLE}, {"case": "not_shared"}, {"case": "gone"}],
     3: FULL[6:10:3] + KINDS[:10:2] + TEACHER[2:] + EXTRACTION[4:8] + SHARES + TOGETHER,
 }
 
@@ -74,6 +84,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_outdated(root / "m0", root / "task", root / "outdated-full")
     for kind in ("lora", "bottleneck"):
         make_adapter(root / "m0", root / "task", root / f"outdated-{kind}", kind)
+    rearranged(root / "m1", root / "m1-shuffled", WORDS[::-1], root / "m0")
+    words = make_peft(root / "m0", full_value_kinds()["words"], root / "words", scale=0.05)
+    taken_in(words, root / "m0", root / "task", root / "outdated-words")
     for damaged in {case["damaged"] for case in REFUSED}:
         folder, file = Path(damaged).parts
         if not (root / f"damaged-{folder}").exists():
@@ -124,3 +137,16 @@ def test_the_file_is_the_same_however_many_ranks_write_it(world: Path, found) ->
         one, several = (load_file(file) for file in files)
         assert list(one) == list(several)
         assert max((one[name] - several[name]).abs().max() for name in one) < 1e-6
+
+
+def test_an_adapter_whose_words_moved_is_recycled_alike_however_many_ranks_hold_it(world: Path, found) -> None:
+    """Its embedding and all biases are full values; the upgrade has the words in another order."""
+    one, several = (load_file(world / f"recycled-{n}-outdated-words" / "adapter_model.safetensors") for n in RANKS[:2])
+    assert one.keys() == several.keys()
+    assert max((one[name] - several[name]).abs().max() for name in one) < 1e-5
+    old, name = load_file(world / "words" / "adapter_model.safetensors"), "bert.embeddings.word_embeddings.weight"
+    rows, m0, m1 = (load_file(world / base / "model.safetensors")[name] for base in ("m1-shuffled", "m0", "m1"))
+    learned = one[f"base_model.model.{name}"] - rows  # of two steps and of the old tuning, by token
+    tuned = old[f"base_model.model.{name}"] - m0
+    assert torch.equal(rows[5:], m1[5:].flip(0))
+    assert (learned[5:] - tuned[5:].flip(0)).abs().mean() < 0.2 * (learned[5:] - tuned[5:]).abs().mean()

@@ -49,6 +49,20 @@ def test_rows_follow_their_tokens_in_every_range(data: st.DataObject) -> None:
     assert torch.equal(aligned.read("bias"), A.tensors["bias"])
 
 
+@given(st.data())
+@settings(max_examples=30)
+def test_columns_follow_their_tokens_in_every_range(data: st.DataObject) -> None:
+    columns = np.array(data.draw(st.lists(st.integers(-1, 6), min_size=1, max_size=12)), np.int64)
+    aligned = Aligned(A, frozenset(), columns, by_column=frozenset({"words"}))
+    height = A.shape("words")[0]
+    wanted = torch.stack([A.tensors["words"][:, c] if c >= 0 else torch.zeros(height) for c in columns], 1)
+    assert aligned.shape("words") == wanted.shape and torch.equal(aligned.read("bias"), A.tensors["bias"])
+    size = wanted.numel()
+    cuts = sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=4))})
+    parts = [aligned.read("words", a, b) for a, b in itertools.pairwise(cuts)]
+    assert torch.equal(torch.cat(parts), wanted.reshape(-1)) and torch.equal(aligned.read("words"), wanted.reshape(-1))
+
+
 @pytest.mark.parametrize(
     ("changed", "wanted"),
     [
