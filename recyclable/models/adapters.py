@@ -132,9 +132,7 @@ def _tokens() -> dict[str, torch.Tensor]:
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
-def _fits_bare(
-    structure: PreTrainedModel, config: PeftConfig, folder: Path, found: dict[str, tuple[int, ...]]
-) -> bool:
+def _fits_bare(structure: PreTrainedModel, config: PeftConfig, folder: Path, found: dict[str, tuple[int, ...]]) -> bool:
     """Whether an adapter that computes with the base's values has nothing but parameters, of these shapes by name."""
     try:
         with _drawn_from(0, ""):

@@ -24,6 +24,7 @@ from recyclable.carrying.places import adapter_base_name, canonical_names
 from recyclable.errors import InputError
 from recyclable.models.adapters import require_adapter_fits
 from recyclable.models.build import auto_class, structure
+from recyclable.models.effect import require_effect
 from recyclable.models.tasks import task_structure
 from recyclable.recipes.tuned_elsewhere import (
     Told,
@@ -41,7 +42,7 @@ from recyclable.tasks.parts.task import Task
 from recyclable.weights.adapted import AdaptedWeights, write_manifest
 from recyclable.weights.base import Base, read_config
 from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, TensorFiles
-from recyclable.weights.convert import Places, Restored, loss, require_effect, split
+from recyclable.weights.convert import Places, Restored, loss, split
 from recyclable.weights.delta import Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
 from recyclable.weights.files import write_safetensors
@@ -186,9 +187,8 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     planned = partial(task_structure, base.folder, about, architecture, fields)
     names = canonical_names(planned())
     require_adapter_fits(tuned, file, planned(), base)
-    whole = [n for n in file.names if plain[n] in names]
-    require_effect(tuned, file, whole)
-    held = {canonical_name(n, base.prefix) for n in TensorFiles(base.folder).names} | {plain[n] for n in whole}
+    require_effect(tuned, file, planned(), base)
+    held = {canonical_name(n, base.prefix) for n in TensorFiles(base.folder).names} | set(plain.values())
     if fresh := sorted(names.keys() - held):
         raise InputError(
             tuned,

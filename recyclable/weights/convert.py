@@ -1,11 +1,10 @@
-"""Tuned elsewhere, as data: a checkpoint taken apart into base and head, an adapter's effect, a codec's loss."""
+"""Tuned elsewhere, as data: a checkpoint taken apart into base and head, a codec's loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +19,6 @@ from recyclable.weights.digest import element_pieces, in_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Tensors that are zero in a fresh adapter (peft.tuners), so that it leaves its model's outputs alone.
-_ZERO_WHEN_FRESH = (
-    *("lora_B", "lora_embedding_B", "lora_E", "bottleneck_up", "vera_lambda_b", "pvera_lambda_b", "hada_w2_b"),
-    *("lokr_w1", "lokr_w1_b", "boft_R", "oft_R", "gralora_B", "hira_B", "delora_B", "randlora_lambda", "peanut_B"),
-)
 
 
 @dataclass(frozen=True)
@@ -173,20 +166,3 @@ def loss(delta: Delta, tuned: Ranged, base: Base) -> dict[str, float]:
 
 def _share(part: float, whole: float) -> float:
     return 0.0 if part == 0 else part / whole if whole else math.inf
-
-
-def require_effect(folder: Path, adapter: Ranged, whole: Iterable[str]) -> None:
-    """InputError when an adapter changes no output: no numbers, or what its kind multiplies by is still 0 (IA3: 1).
-
-    Args:
-        whole: names of tensors that replace a module's own (`modules_to_save`); any of them is an effect.
-    """
-    if not any(adapter.stored(name).numel for name in adapter.names):
-        raise InputError(folder, "holds no numbers: an adapter without effect (saved without gathering its shards?)")
-    if set(whole) & set(adapter.names):
-        return
-    factors = [name for name in adapter.names if set(name.split(".")) & set(_ZERO_WHEN_FRESH)] or adapter.names
-    scales = [name for name in adapter.names if name.endswith("ia3_l")]
-    for names, value in ((factors, 0), (scales if len(scales) == len(adapter.names) else [], 1)):
-        if names and all((adapter[name] == value).all() for name in names):
-            raise InputError(folder, f"changes no output: {names[0]} and its like are all {value}")
