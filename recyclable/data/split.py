@@ -14,7 +14,7 @@ class Split:
     texts: list[Any]
     pairs: list[str] | None
     labels: list[Any]
-    """Class indices, numbers, or a list of class indices per text."""
+    """Class indices, numbers, or a list per text: of class indices, or of a 0 or 1 for each class."""
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -60,7 +60,7 @@ class Trial:
         metric = self.task.kind.metrics(self.task.labels)[0]
         floor = knowing_nothing(self.task, examples_of(self.task, self.split, self.carried.weights, self.carried.new))
         told = {"metric": metric, "examples": len(self.split), "old": scores[0], "new": scores[1], "majority": floor}
-        if self.task.labels:
+        if self.task.labels and self.task.kind.exclusive:
             told["chance"] = 1 / len(self.task.labels)
         evidence["compatibility"] = told
         paths = self._paths()
@@ -190,7 +190,7 @@ def knowing_nothing(task: Task, examples: TaskExamples) -> dict[str, float]:
     """Loss and scores of a model that knows no more than how train's labels are distributed."""
     targets = examples.labels.numpy()
     constant = task.kind.ignorance(task.splits["train"], task.labels)
-    return loss_and_scores(np.broadcast_to(constant, (*targets.shape, len(constant))), targets, task)
+    return loss_and_scores(np.broadcast_to(constant, (*task.kind.asked(targets).shape, len(constant))), targets, task)
 
 
 def examples_of(task: Task, split: Split, weights: AdaptedWeights, base: Base) -> TaskExamples:

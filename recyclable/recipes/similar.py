@@ -75,7 +75,7 @@ def _scores(model: nn.Module, examples: TaskExamples, task: Task) -> dict[str, f
     targets = examples.labels.numpy()
     asked, classes = kind.asked(targets), max(1, len(task.labels))
     evidence = logme(found[asked], kind.encoded(targets[asked]))
-    predictions = np.zeros((*targets.shape, classes))
+    predictions = np.zeros((*asked.shape, classes))
     predictions[asked] = kind.decoded(evidence.left_out, targets[asked], classes)
     metric = kind.metrics(task.labels)[0]
     return {"logme": evidence.logme, metric: kind.score(predictions, targets, task.labels)[metric]}

@@ -43,7 +43,7 @@ class Tokens(TaskKind):
     """
 
     name: ClassVar[str] = "tokens"
-    columns: ClassVar[Columns] = Columns("tokens", None, "tags", holds=list)
+    columns: ClassVar[Columns] = Columns("tokens", None, "tags", holds=list, label_holds=list)
     model_class: ClassVar[str] = "TokenClassification"
     task_type: ClassVar[str] = "TOKEN_CLS"
 

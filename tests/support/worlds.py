@@ -222,6 +222,24 @@ def make_task(folder: Path, *, train: int = 90, dev: int = 30, test: int = 30, s
     return folder
 
 
+def make_labels_task(folder: Path, *, train: int = 90, dev: int = 30, test: int = 30, seed: int = 5) -> Path:
+    """A directory with train, dev and test.jsonl: which of three groups of words a text has some of, perhaps of none.
+
+    `label` is the list of their names, left, middle, right; texts have 1 to 21 words.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    for name, size in (("train", train), ("dev", dev), ("test", test)):
+        rows = []
+        for _ in range(size):
+            has = [i for i in range(3) if draw.random() < 0.4]
+            text = [WORDS[24 + draw.randrange(100)] for _ in range(draw.randint(1, 3))]
+            text += [WORDS[8 * i + draw.randrange(4)] for i in has for _ in range(6)]
+            rows.append({"text": " ".join(draw.sample(text, len(text))), "label": [LABELS[i] for i in has]})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def make_tagged_task(
     folder: Path,
     *,

@@ -197,8 +197,8 @@ GOOD = [row(), row(label="b")]
         ({"train": GOOD, "dev": [row(text=None)]}, r"dev\.jsonl, row 1: column 'text' is empty \(null\)"),
         ({"train": [row(text=3)]}, r"train\.jsonl, row 1: column 'text' is 3, expected a string"),
         (
-            {"train": [row(label=["a"])]},
-            r"train\.jsonl, row 1: column 'label' is \['a'\], expected a string or a number",
+            {"train": [row(), row(label=["a"])]},
+            r"train\.jsonl, row 2: column 'label' is \['a'\], expected a string or a number",
         ),
         ({"train": [row(label=0.5), row(label="x")]}, r"train\.jsonl, row 2: label 'x', expected a finite number"),
         ({"train": [row(label=0.5)], "dev": [row(label=True)]}, r"dev\.jsonl, row 1: label True, expected a finite"),
@@ -245,7 +245,7 @@ def test_broken_json_is_an_input_error(tmp_path: Path) -> None:
         ("train: [a, b]\n", r"task\.yaml: train is \['a', 'b'\], expected a string"),
         (
             "train: train.jsonl\nproblem: ranking\n",
-            r"task\.yaml: problem is 'ranking', expected one of classification, regression",
+            r"task\.yaml: problem is 'ranking', expected one of classification, multi_label, regr",
         ),
         ("train: train.jsonl\nlabels: a\n", r"labels is 'a', expected a list"),
         ("train: train.jsonl\nlabels: [a, a]\n", r"expected at least two different names, each once"),

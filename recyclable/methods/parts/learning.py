@@ -88,6 +88,9 @@ class LearnsFromTeacher(Distils):
         from recyclable.training.rundir import require_writable
 
         super().require(scene)
+        if self.teacher_top_k is not None and not scene.kind.exclusive:
+            problem = f"is {self.teacher_top_k}, expected null: in {scene.kind.name} no label makes another impossible"
+            raise InputError("teacher_top_k", problem)
         if self.teacher_cache is None:
             return
         if self.teacher_cache.is_file():

@@ -59,7 +59,7 @@ def read_source(source: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any
             where, "text_pair is given, but this kind of task reads only the columns of `text` and `label`"
         )
     raws = {split: _collect(raw, of, columns, "text_pair" in spec) for split, (raw, of) in rows.items()}
-    possible = [kind for kind in _kinds(columns.holds) if kind.has_labels or "labels" not in spec]
+    possible = [kind for kind in _kinds(columns.holds, columns.label_holds) if kind.has_labels or "labels" not in spec]
     kind = given or max(possible, key=lambda kind: kind.claims(raws["train"]))
     having_pairs = {split for split, raw in raws.items() if raw.pairs is not None}
     if having_pairs and having_pairs != set(raws):
@@ -68,16 +68,17 @@ def read_source(source: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any
     return str(spec.get("name", name)), spec, raws, kind
 
 
-def _kinds(holds: type) -> list[TaskKind]:
-    """The kinds whose texts are of this type."""
-    return [kind for kind in every_kind() if kind.columns.holds is holds]
+def _kinds(holds: type, label_holds: type) -> list[TaskKind]:
+    """The kinds whose texts and labels are of these types."""
+    return [kind for kind in every_kind() if (kind.columns.holds, kind.columns.label_holds) == (holds, label_holds)]
 
 
 def _columns(where: str, spec: dict[str, Any], train: Rows) -> tuple[TaskKind | None, Columns]:
     """The kind that the task file names, if any, and the columns that are read, by the names they have here.
 
     Rows of a task that names no problem are lists of words where a column for these is there, else texts; texts with
-    labels may have their words beside them. A column for words with no column of texts beside it is to hold lists.
+    labels may have their words beside them. A column for words with no column of texts beside it is to hold lists. All
+    texts have one label, or all have a list of labels, as the first.
     """
     if "problem" in spec:
         kind = KINDS.get(spec["problem"], where)()
@@ -89,11 +90,14 @@ def _columns(where: str, spec: dict[str, Any], train: Rows) -> tuple[TaskKind | 
     if first is not None:
         train[1] = chain([first], rows)
     row, texts = {} if first is None else first[1], _named(Columns(), spec)
-    words = [_named(kind.columns, spec) for kind in _kinds(list)]
+    words = [_named(kind.columns, spec) for kind in _kinds(list, list)]
     without_texts = [columns for columns in words if columns.text in row and texts.text not in row]
     found = [columns for columns in words if isinstance(row.get(columns.text), list)] or without_texts
-    labelled = isinstance(row.get(texts.text), str) and not isinstance(row.get(texts.label, []), list)
-    return None, found[0] if found and not labelled else texts
+    tagged = isinstance(row.get(texts.label), list) and any(columns.label in row for columns in found)
+    labelled = isinstance(row.get(texts.text), str) and texts.label in row and not tagged
+    if found and not labelled:
+        return None, found[0]
+    return None, replace(texts, label_holds=list if isinstance(row.get(texts.label), list) else str)
 
 
 def _named(columns: Columns, spec: dict[str, Any]) -> Columns:
@@ -206,7 +210,8 @@ def _collect(raw: Raw, rows: Iterable[Row], columns: Columns, pairs: bool) -> Ra
                 hint = f"name it in task.yaml, as `{key}: COLUMN`"
                 raise InputError(where, f"no column {column!r}, found {sorted(row)}; {hint}")
             value = row[column]
-            _check_cell(raw.where, place, column, value, column != label, columns.holds)
+            is_text = column != label
+            _check_cell(raw.where, place, column, value, is_text, columns.holds if is_text else columns.label_holds)
         raw.texts.append(row[text])
         raw.labels.append(row[label])
         raw.places.append(place)

@@ -36,6 +36,8 @@ class Columns:
     label: str = "label"
     holds: type = str
     """What a cell of the text column is: a string, or a list of words."""
+    label_holds: type = str
+    """What a cell of the label column is: one label, be it a string or a number, or a list of them."""
 
 
 class TaskKind(ABC):
@@ -52,6 +54,8 @@ class TaskKind(ABC):
     """As configs of transformers call it, where its class of models is for several kinds of problems."""
     has_labels: ClassVar[bool] = True
     """Whether its targets are of classes with names."""
+    exclusive: ClassVar[bool] = True
+    """Whether one class at most is right: a teacher may then tell only the likeliest, the others being impossible."""
 
     @classmethod
     def explained(cls) -> list[dict[str, Any]]:
@@ -76,7 +80,7 @@ class TaskKind(ABC):
         """
 
     def moved(self, targets: list[Any], places: Sequence[int]) -> list[Any]:
-        """Targets of a split when class i has become class `places[i]`: indices, or lists of them."""
+        """Targets of a split when class i has become class `places[i]`; here indices, or lists of them."""
         return [self.moved(one, places) if isinstance(one, list) else places[one] for one in targets]
 
     @abstractmethod
@@ -96,7 +100,7 @@ class TaskKind(ABC):
         """
 
     def set_labels(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
-        """Make a config one of a model with a head for these labels (none: one number)."""
+        """Make a config one of a model with a head for these labels (none: one number), of this kind and no other."""
         names = list(labels) or ["value"]
         config.num_labels, config.id2label = len(names), dict(enumerate(names))
         config.problem_type = self.problem_type  # and not that of the task which a base may have been tuned for
@@ -148,10 +152,10 @@ class TaskKind(ABC):
         """Mean loss of predictions [N, ..., C] against targets [N, ...]."""
         asked = self.asked(targets)
         rows, wanted = (torch.from_numpy(np.ascontiguousarray(values[asked])) for values in (predictions, targets))
-        return float(self.loss_sum(rows, wanted)) / max(1, len(wanted))
+        return float(self.loss_sum(rows, wanted)) / max(1, wanted.numel())
 
     def asked(self, targets: np.ndarray) -> np.ndarray:
-        """Which of the targets [N, ...] are labels of something the model was asked about."""
+        """Which of the examples, or their words, [N, ...] the model was asked about, from the targets."""
         return np.ones(targets.shape, bool)
 
     @abstractmethod

@@ -35,7 +35,8 @@ def class_names(given: Sequence[object] | None, found: Iterable[object], where: 
     """
     names = dict.fromkeys(class_name(label) for label in (found if given is None else given))
     if len(names) < 2:
-        raise InputError(where, f"every label is {_shown(names)!r}, expected at least two classes")
+        problem = f"every label is {_shown(names)!r}" if names else "there is no label"
+        raise InputError(where, f"{problem}, expected at least two classes")
     if given is not None:
         return tuple(names)
     integers = all(re.fullmatch(r"0|-?[1-9][0-9]*", name) for name in names)

@@ -1,4 +1,4 @@
-"""Scores of predictions: accuracy and macro F1; Pearson, Spearman and mean squared error."""
+"""Scores of predictions: accuracy and F1, of one class or of several; Pearson, Spearman and mean squared error."""
 
 from __future__ import annotations
 
@@ -24,6 +24,28 @@ def of_classes(predictions: np.ndarray, targets: Sequence[int] | np.ndarray) -> 
     if predictions.ndim != 1:
         raise ValueError(f"predictions {predictions.shape}: expected [N, C] or [N]")
     return {"accuracy": float((predictions == truth).mean()), "f1_macro": _f1_macro(predictions, truth)}
+
+
+def of_sets(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """f1_micro over all labels of all texts, f1_macro, and accuracy: the share of texts whose labels are all right.
+
+    F1 is 0 where neither side has any label; f1_macro is the mean over all labels, as scikit-learn has it.
+
+    Args:
+        predictions: logits [N, C], above 0 where a label is told; of a text with a NaN logit all labels are wrong.
+        targets: 0 or 1 for each label [N, C].
+
+    Raises:
+        ValueError: no examples, or shapes that do not fit.
+    """
+    predictions, truth = np.asarray(predictions), np.asarray(targets) == 1
+    if truth.ndim != 2 or not truth.size or predictions.shape != truth.shape:
+        raise ValueError(f"predictions {predictions.shape} and targets {truth.shape}: expected [N, C] of each")
+    found = np.where(np.isnan(predictions).any(axis=1, keepdims=True), ~truth, predictions > 0)
+    hits, sizes = (found & truth).sum(axis=0), found.sum(axis=0) + truth.sum(axis=0)
+    macro, micro = 2 * hits / np.maximum(sizes, 1), 2 * hits.sum() / max(sizes.sum(), 1)
+    right = (found == truth).all(axis=1)
+    return {"f1_micro": float(micro), "f1_macro": float(macro.mean()), "accuracy": float(right.mean())}
 
 
 def of_numbers(predictions: np.ndarray, targets: Sequence[float] | np.ndarray) -> dict[str, float]:
