@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
@@ -85,7 +85,7 @@ def _merge(weights: AdaptedWeights, base: Base, out: Path) -> None:
     model = fill(outdated_model(carried, task_of(manifest.task), manifest.settings["seed"])).eval()
     assert isinstance(model, PeftModel)
     if not hasattr(model, "merge_and_unload"):
-        kind = model.peft_config["default"].peft_type.value
+        kind = PeftType(model.peft_config["default"].peft_type).value
         problem = f"cannot fold this kind of adapter ({kind}) into its base: it adds to the text"
         raise InputError("--merged", problem)
     fold: Any = model.merge_and_unload

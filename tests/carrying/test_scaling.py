@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import HEAD, answers, full_value_kinds, ids_of, lora, make_peft, peft_answers, plain, taken_in
+from adapters import HEAD, answers, full_value_kinds, ids_of, lora, make_peft, plain, taken_in
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, PeftConfig, PeftModel, PromptTuningConfig, TaskType
 from safetensors.torch import load_file
 from worlds import Chain, make_adapter
