@@ -108,7 +108,12 @@ def start_from_base(model: PreTrainedModel, base: Base) -> tuple[list[str], Othe
         raise InputError(base.folder, f"lacks {len(backbone)} backbone tensors: {', '.join(backbone)}")
     for name, buffer in saved_buffers(model).items():
         if (canonical := canonical_name(name, base.prefix)) in stored_name:
+            owner, _, own_name = name.rpartition(".")
+            if buffer.is_meta:  # made of a parameter
+                model.get_submodule(owner)._buffers[own_name] = buffer = torch.empty_like(buffer, device="cpu")
             buffer.copy_(files[stored_name[canonical]])
+    if unknown := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise InputError(base.folder, f"lacks {', '.join(unknown)}, which {type(model).__name__} makes of its weights")
     return sorted(missing), other_shape
 
 

@@ -48,7 +48,7 @@ from recyclable.weights.digest import Digested
 from recyclable.weights.files import write_safetensors
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.lineage import described
-from recyclable.weights.locate import locate
+from recyclable.weights.locate import inside, locate
 from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, FILES, HEAD, MANIFEST, Manifest
 from recyclable.weights.provenance import require_own_base
 from recyclable.weights.reader import Reader
@@ -93,6 +93,9 @@ def import_weights(
         if codec is not None:
             raise InputError("--codec", f"is for deltas, and {tuned} is an adapter")
         return _adapter(tuned, opened, base, into, name, task, told)
+    if not (tuned / "config.json").is_file():
+        hint = inside(tuned, "config.json", ADAPTER_CONFIG)
+        raise InputError(tuned, f"has neither config.json nor {ADAPTER_CONFIG}, expected one of them{hint}")
     return _checkpoint(tuned, opened, base, into, name, codec or Codec(), task, told)
 
 

@@ -13,13 +13,15 @@ from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import Renamed, TensorFiles
 from recyclable.weights.digest import Digested
+from recyclable.weights.locate import inside
 
 
 def read_config(folder: Path) -> PretrainedConfig:
     """The model config of a directory; InputError when it is missing or broken."""
     file = folder / "config.json"
     if not file.is_file():
-        raise InputError(folder, "has no config.json, expected a model directory in Hugging Face format")
+        wanted = "expected a model directory in Hugging Face format"
+        raise InputError(folder, f"has no config.json, {wanted}{inside(folder, file.name)}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, return_dict=True)
         kernels = _kernels_from_elsewhere(json.loads(file.read_text(encoding="utf-8")))

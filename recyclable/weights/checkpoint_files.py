@@ -16,6 +16,7 @@ import torch
 
 from recyclable.errors import InputError
 from recyclable.weights.headers import read_header
+from recyclable.weights.locate import inside
 from recyclable.weights.strict_json import read_json
 
 _MAX_ELEMENTS = 1 << 62  # of a shape whose zeros are left out, so that torch can count them
@@ -220,7 +221,8 @@ class TensorFiles(Source):
         if not index.is_file():
             pickles = sorted(p.name for pattern in _PICKLES for p in self.folder.glob(pattern))
             found = f"only found {', '.join(pickles)} (pickle, never loaded)" if pickles else "no weights found"
-            raise InputError(self.folder, f"{found}; expected {_SINGLE} or {_INDEX}")
+            hint = inside(self.folder, _SINGLE, _INDEX)
+            raise InputError(self.folder, f"{found}; expected {_SINGLE} or {_INDEX}{hint}")
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where:
             raise InputError(index, "broken, expected JSON with a weight_map of tensor names to files")

@@ -9,6 +9,9 @@ from recyclable.errors import InputError
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
+_SOME = 5
+"""How many directories a message names."""
+
 
 def locate(base: str | Path) -> Path:
     """The local directory of a base given by path or hub name; InputError when there is none."""
@@ -22,6 +25,18 @@ def locate(base: str | Path) -> Path:
 
     others = [name for name in sorted(class_files(found)) if not any(fnmatch(name, wanted) for wanted in _WANTED)]
     return _fetched(str(base), [*_WANTED, *others]) if others else found
+
+
+def inside(folder: Path, *files: str) -> str:
+    """Where any of these files lies in a directory that lacks them, at most two deeper, for a message; else nothing."""
+    try:
+        deeper = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_dir()]
+        found = [path for path in deeper if any((path / file).is_file() for file in files)]
+    except OSError:  # it may not be looked into
+        return ""
+    names = sorted((str(path.relative_to(folder)) for path in found), key=lambda name: (len(name), name))
+    some = ", ".join(names[:_SOME]) + ", ..." * (len(names) > _SOME)
+    return f"; found in it in {some}: name that directory" if names else ""
 
 
 def _fetched(name: str, wanted: list[str]) -> Path:

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from recyclable.errors import InputError
 from recyclable.weights.durable import sync
 from recyclable.weights.hashes import sha256_file
+from recyclable.weights.locate import inside
 from recyclable.weights.strict_json import read_json
 
 MANIFEST = "manifest.json"
@@ -140,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(folder, "is missing, expected a directory of adapted weights")
     if not file.is_file():
         wanted = "expected adapted weights that recyclable wrote; `recyclable store add` takes in others'"
-        raise InputError(folder, f"holds no {MANIFEST}, {wanted}")
+        raise InputError(folder, f"holds no {MANIFEST}, {wanted}{inside(folder, MANIFEST)}")
     content = read_json(file)
     if (folder / SEAL).is_file() and (folder / SEAL).read_bytes() != (sha256_file(file) + "\n").encode():
         raise InputError(file, CHANGED)
