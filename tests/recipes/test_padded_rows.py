@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from encoders import encoder, encoder_config
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForMaskedLM,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 from verbs import Verbs
-from worlds import LABELS, make_base, make_corpus, make_task
+from worlds import LABELS, make_base, make_corpus, make_model, make_task
 
 from recyclable.weights.store import VARIABLE
 
@@ -198,3 +199,22 @@ def test_a_padded_base_is_trained_on(world: World, verbs: Verbs, teacher: str) -
     rows = len(load_file(base / "model.safetensors")[WORDS])
     assert len(load_file(verbs.out / "model.safetensors")[WORDS]) == rows
     assert json.loads((verbs.out / "config.json").read_text())["vocab_size"] == rows
+
+
+def test_an_output_layer_of_its_own_weights_is_padded_as_well(world: World, verbs: Verbs) -> None:
+    config = encoder_config("eurobert", vocab_size=TOKENS, tie_word_embeddings=False, max_position_embeddings=64)
+    base = make_model(verbs.tmp / "own", encoder(config, 1))
+    up = world.padded(make_model(verbs.tmp / "own-up", encoder(config, 2)))
+    rows = {name: t.shape[0] for name, t in load_file(up / "model.safetensors").items() if t.shape[0] == PADDED}
+    assert rows.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
+    done(verbs, "lineage", "declare", up, "--parent", base)
+    tuned = verbs.tmp / "tuned"
+    done(verbs, *verbs.training("tune", base=base, task=world.task, out=tuned))
+    done(verbs, "apply", "--weights", tuned, "--base", up, "--out", verbs.tmp / "applied")
+    found, wanted = (
+        load_file(f / "model.safetensors")["model.embed_tokens.weight"] for f in (verbs.tmp / "applied", up)
+    )
+    wanted[:TOKENS] += load_file(tuned / "delta.safetensors")["embed_tokens.weight"]
+    assert torch.allclose(found, wanted, atol=1e-6)
+    done(verbs, *verbs.training("pretrain", base=up, corpus=world.corpus, teacher=base))
+    assert len(load_file(verbs.out / "model.safetensors")["lm_head.weight"]) == PADDED
