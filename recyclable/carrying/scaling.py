@@ -25,6 +25,8 @@ _FACTORS = ("lora_B", "lora_embedding_B", "bottleneck_up")
 _BESIDE = ("lora_A", "lora_E", "lora_embedding_A", "bottleneck_down")
 """What makes up the effect together with these."""
 _MAGNITUDE = "lora_magnitude_vector"
+_PAIRS = (("", ".weight"), ("embedding_", ""))
+"""How A's and B's names differ between Linears and embeddings."""
 
 
 class Strength:
@@ -76,16 +78,16 @@ class Strength:
 
     def _found_doras(self) -> Iterator[tuple[str, Dora]]:
         new, config = self._carried.new, read_json(self._carried.weights.folder / ADAPTER_CONFIG)
-        names = self.differences.names
+        names, modules = self.differences.names, dict(new.structure.backbone.named_modules())
         for name in (name for name in names if _role(name) == _MAGNITUDE):
             module = name.partition(f".{_MAGNITUDE}")[0]
             plain = adapter_base_name(module, new)
-            layer = dict(new.structure.backbone.named_modules()).get(plain)
             pairs = [(f"{module}.lora_{kind}A{end}", f"{module}.lora_{kind}B{end}") for kind, end in _PAIRS]
             pair = next((pair for pair in pairs if set(pair) <= set(names)), None)
             beside = {f"{module}.base_layer.weight", f"{module}.lora_B.bias"} & set(names)
+            layer = modules.get(plain) if f"{plain}.weight" in new else None
             if pair is None or beside or not isinstance(layer, nn.Linear | nn.Embedding | Conv1D):
-                problem = f"its DoRA on {plain} is none of a plain Linear or embedding of the base: it has no strength"
+                problem = f"its DoRA is on {plain}, which is no plain Linear or embedding of the base: no strength"
                 raise InputError(self._carried.weights.folder, problem)
             rank, inside = self.differences.shape(pair[1])[1], module.removeprefix(PEFT_PREFIX)
             alphas: dict[str, float] = config.get("alpha_pattern") or {}
@@ -94,9 +96,6 @@ class Strength:
             transposed = not isinstance(layer, nn.Linear)
             dora = Dora(self.differences, new.hashed, f"{plain}.weight", (*pair, name), factor, transposed)
             yield from ((pair[1], dora), (name, dora))
-
-
-_PAIRS = (("", ".weight"), ("embedding_", ""))
 
 
 def _role(name: str) -> str | None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from recyclable.errors import InputError
+
 
 class WeightPath:
     """Makes the modules of a student compute with (1 - x) fixed + x own, each inside its own forward.
@@ -22,6 +24,8 @@ class WeightPath:
         student: the trainable end, changed in place (the modules' `forward`).
         fixed: models of the student's structure, the fixed ends of one path each.
         left_out: modules of the student that keep their own weights all along.
+
+    Raises InputError where a module that is trained has no forward.
     """
 
     def __init__(self, student: nn.Module, fixed: Sequence[nn.Module], left_out: Collection[nn.Module] = ()) -> None:
@@ -30,7 +34,9 @@ class WeightPath:
         self._mixed: set[nn.Module] = set()
         apart = {inner for module in left_out for inner in module.modules()}
         for name, module in student.named_modules():
-            if module not in apart and _own(module):
+            if module not in apart and (own := _own(module)):
+                if type(module).forward is nn.Module.forward and any(p.requires_grad for p in own.values()):
+                    raise InputError("interpolate", _no_forward(name, module))
                 self._twins[module] = [model.get_submodule(name) for model in fixed]
                 module.forward = self._mixing(module, module.forward)
         self._names = {module: name for name, module in student.named_modules()}
@@ -41,13 +47,10 @@ class WeightPath:
         self._mixed.clear()
 
     def require_all_mixed(self) -> None:
-        """After a forward pass at x < 1: RuntimeError if a trained weight was used outside of its module's forward."""
+        """After a forward pass at x < 1: InputError if a trained weight was used outside of its module's forward."""
         for module in self._twins.keys() - self._mixed:
             if any(parameter.requires_grad for parameter in _own(module).values()):
-                raise RuntimeError(
-                    f"{self._names[module]} cannot be interpolated: {type(module).__name__} does not use its weights "
-                    "in a forward of its own"
-                )
+                raise InputError("interpolate", _no_forward(self._names[module], module))
 
     def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         """(module, parameter of a fixed model that its forward uses)."""
@@ -88,6 +91,10 @@ class WeightPath:
                     del vars(module)[name]
 
         return mixed_forward
+
+
+def _no_forward(name: str, module: nn.Module) -> str:
+    return f"{name} cannot be interpolated: {type(module).__name__} does not use its weights in a forward of its own"
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -26,6 +26,7 @@ from recyclable.models.adapters import require_adapter_fits
 from recyclable.models.build import auto_class, structure
 from recyclable.models.effect import require_effect
 from recyclable.models.tasks import task_structure
+from recyclable.recipes.label_order import require_order
 from recyclable.recipes.tuned_elsewhere import (
     Told,
     changed_fields,
@@ -131,11 +132,12 @@ def _checkpoint(
     body, head = split(TensorFiles(tuned), base, Places.of(plan), Places.of(of_base), used)
     found = _names(config) if config.num_labels > 1 else []
     kind = _kind(type(plan).__name__, config.problem_type, found, task)
-    about = _task(name, kind, label_names(found, told, task, tuned), task)
+    about = _task(name, kind, *label_names(found, told, task, tuned), task)
     write_safetensors(into / HEAD, {n: (head.stored(n).dtype, head.shape(n)) for n in head.names}, head.items())
     storage = _encode(into, body, base, codec)
     origin = {"kind": "delta", "tuning": {"tuning": "full"}, "architecture": architecture, "storage": storage}
     _finish(into, base, base_name, reader, told, fields | _head_fields(config, kind), task=about, **origin)
+    _require_order(into, base, about, task, tuned)
 
 
 def _kind(architecture: str, problem_type: str | None, labels: list[str], task: Task | None) -> TaskKind:
@@ -183,7 +185,8 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
         raise InputError(tuned, "holds no tensors: an adapter without effect")
     config = config_of(tuned)
     fields = {} if config is None else changed_fields(config, base, tuned)
-    reader = tokenizer_with(tuned, base.config, base, told)
+    prompts = getattr(peft_config, "num_virtual_tokens", None) or 0
+    reader = replace(tokenizer_with(tuned, base.config, base, told), prompts=prompts)
     plain = {n: adapter_base_name(n, base) for n in file.names}
     about = _adapter_task(tuned, base, file, plain, peft_config.task_type, config, name, task, told)
     architecture = _architecture(base.config, peft_config.task_type, tuned)
@@ -202,6 +205,7 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
         shutil.copyfile(tuned / part, into / part)
     origin = {"kind": "adapter", "tuning": {"tuning": "peft"}, "architecture": architecture}
     _finish(into, base, base_name, reader, told, fields, task=about, **origin)
+    _require_order(into, base, about, task, tuned)
 
 
 def _adapter_task(
@@ -233,7 +237,7 @@ def _adapter_task(
     if names is not None and names.num_labels == count > 1:
         found = _names(names)
     kind = _kind(f"For{kinds[0].model_class}", config and config.problem_type, found, task)
-    return _task(name, kind, label_names(found, told, task, tuned), task)
+    return _task(name, kind, *label_names(found, told, task, tuned), task)
 
 
 def _architecture(config: PretrainedConfig, task_type: str | None, tuned: Path) -> str | None:
@@ -247,10 +251,16 @@ def _architecture(config: PretrainedConfig, task_type: str | None, tuned: Path) 
     return (found[0] if isinstance(found, tuple) else found).__name__
 
 
-def _task(name: str, kind: TaskKind, labels: list[str], task: Task | None) -> dict[str, Any]:
-    """What the manifest says of the task."""
+def _task(name: str, kind: TaskKind, labels: list[str], giver: str, task: Task | None) -> dict[str, Any]:
+    """What the manifest says of the task, and who named its labels."""
     told = {"name": name, "digest": None} if task is None else {"name": task.name, "digest": task.digest}
-    return {**told, "problem": kind.name, "labels": labels}
+    return {**told, "problem": kind.name, "labels": labels, "labels_from": giver}
+
+
+def _require_order(into: Path, base: Base, about: dict[str, Any], task: Task | None, tuned: Path) -> None:
+    """InputError where a task that has no order of its own gave names to rows that are in another."""
+    if task is not None and not task.ordered and about.get("labels_from") == "task":
+        require_order(into, base, task, tuned)
 
 
 def _finish(

@@ -39,9 +39,9 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
     if examples < 2:
         raise InputError("--examples", f"found {examples}, expected at least 2")
     new, labelled = Base(locate(base)), load_task(task)
-    length = min(_LENGTH, positions(new.config) or _LENGTH)
 
     def few(reader: Reader) -> TaskExamples:
+        length = min(_LENGTH, positions(reader.config, reader.prompts) or _LENGTH)
         return few_examples(labelled, reader, length, examples, _SEED)
 
     bare = {"name": BARE, "task": None, "tuning": None}

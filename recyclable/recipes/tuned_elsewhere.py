@@ -22,6 +22,7 @@ from recyclable.weights.tokenizer_files import tokenizer_files
 from recyclable.weights.vocabulary import align, copy_tokenizer, row_count, tokens
 
 _UNLIMITED = 1 << 30
+_SHORTEST = 2  # a text's special tokens alone
 """transformers writes 1e30 for a tokenizer that knows of no limit."""
 
 
@@ -115,13 +116,16 @@ def cut_at(reader: Reader, base: Base, told: Told) -> int | None:
     A tokenizer that came with the weights says how it cut the last text (`truncation` in tokenizer.json); any says what
     a model can take at most (`model_max_length`).
     """
+    limit = positions(reader.config, reader.prompts)
+    if limit is not None and limit <= _SHORTEST:
+        raise InputError("num_virtual_tokens", f"is {reader.prompts}, which leaves a text {limit} positions")
     if told.max_length is not None:
-        require_length(reader.config, told.max_length)
+        require_length(reader.config, told.max_length, reader.prompts)
         return told.max_length
     last = None if reader.folder == base.folder else _truncation(reader.folder)
     most = reader.tokenizer().model_max_length if tokenizer_files(reader.folder, reader.config) else None
-    lengths = [last, most, positions(reader.config)]
-    return min((int(n) for n in lengths if n is not None and 2 < n < _UNLIMITED), default=None)
+    lengths = [last, most, limit]
+    return min((int(n) for n in lengths if n is not None and _SHORTEST < n < _UNLIMITED), default=None)
 
 
 def _truncation(folder: Path) -> int | None:
@@ -136,33 +140,25 @@ def is_named(labels: Sequence[str]) -> bool:
     return list(labels) != [f"LABEL_{i}" for i in range(len(labels))]
 
 
-def label_names(found: list[str], told: Told, task: Task | None, tuned: Path) -> list[str]:
-    """The names of the head's rows, in order: the files', else as told, else the task's where that has an order.
+def label_names(found: list[str], told: Told, task: Task | None, tuned: Path) -> tuple[list[str], str]:
+    """The names of the head's rows in order, and who gives them: `files`, `told`, `task` or `nobody`.
 
     Args:
         found: what the files say; made-up names (`is_named`) are none.
 
-    Raises InputError where two say different things, or where nobody says what the order is.
+    Raises InputError where two say different things. A `task` may have no order of its own: `recipes.label_order`.
     """
+    names, giver = found, "files" if is_named(found) else "nobody"
     if told.labels is not None:
         if len(told.labels) != len(found):
-            raise InputError(
-                "--labels", f"found {len(told.labels)} names, but {tuned} has a head for {len(found) or 1}"
-            )
+            problem = f"found {len(told.labels)} names, but {tuned} has a head for {len(found) or 1}"
+            raise InputError("--labels", problem)
         if is_named(found) and list(told.labels) != found:
             raise InputError("--labels", f"found {list(told.labels)}, but {tuned} names its labels {found}")
-        found = list(told.labels)
+        names, giver = list(told.labels), "told"
     if task is None:
-        return found
+        return names, giver
     wanted = list(task.labels)
-    if len(found) != len(wanted) or (is_named(found) and set(found) != set(wanted)):
-        raise InputError("--task", f"{task.name} has labels {wanted}, the weights {found}: expected the same")
-    if is_named(found) or found == wanted:
-        return found
-    if not task.ordered:
-        raise InputError(
-            "--labels",
-            f"is missing: {tuned} does not name its labels, and {task.name} does not say in which order {wanted} "
-            "stand; name them in the order of the head's rows, here or as `labels` of the task file",
-        )
-    return wanted
+    if len(names) != len(wanted) or (giver != "nobody" and set(names) != set(wanted)):
+        raise InputError("--task", f"{task.name} has labels {wanted}, the weights {names}: expected the same")
+    return (wanted, "task") if giver == "nobody" else (names, giver)

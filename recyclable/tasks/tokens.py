@@ -21,7 +21,7 @@ from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks.parts import metrics
 from recyclable.tasks.parts.entities import OUTSIDE, entity_f1, has_entities
-from recyclable.tasks.parts.kind import Columns, Labels, Scores, TaskKind
+from recyclable.tasks.parts.kind import Columns, Labels, Scores, TaskKind, of_text
 from recyclable.tasks.parts.labels import class_index, class_names
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Tokens(TaskKind):
 
     def answers(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Logits [B, L, C] of each word's first piece [B, W, C]; where nobody says which these are, of every piece."""
+        logits = of_text(logits, batch)
         if (positions_BW := batch.get(POSITIONS)) is None:
             return logits
         return logits.gather(1, positions_BW[..., None].expand(-1, -1, logits.shape[-1]))

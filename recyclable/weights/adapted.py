@@ -17,7 +17,8 @@ from recyclable.weights.delta import Delta
 from recyclable.weights.digest import Digested, file_digest
 from recyclable.weights.durable import write_json
 from recyclable.weights.hashes import sha256_file
-from recyclable.weights.manifest import CHANGED, DELTA, HEAD, MANIFEST, Manifest, read_manifest
+from recyclable.weights.manifest import ADAPTER_CONFIG, CHANGED, DELTA, HEAD, MANIFEST, Manifest, read_manifest
+from recyclable.weights.strict_json import read_json
 
 
 class AdaptedWeights:
@@ -75,6 +76,11 @@ class AdaptedWeights:
         for name in self.manifest.tokenizer["files"] if self.manifest.tokenizer else ():
             (into / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(self.folder / name, into / name)
+
+    @property
+    def prompts(self) -> int:
+        """How many positions before a text these weights take for prompts of their own."""
+        return read_json(self.folder / ADAPTER_CONFIG).get("num_virtual_tokens") or 0 if self.is_adapter else 0
 
     def file(self, name: str) -> Digested[SafetensorsFile]:
         """One of the safetensors files."""

@@ -21,13 +21,16 @@ class Reader:
     """The model's."""
     folder: Path
     """The tokenizer's directory."""
+    prompts: int = 0
+    """Positions before a text that an adapter's prompts take."""
 
     @classmethod
     def of(cls, base: Base, weights: AdaptedWeights | None = None) -> Reader:
         """A base's own; with weights on it theirs, where they were tuned with another."""
         if weights is None:
             return cls(base.config, base.folder)
-        return cls(with_fields(base.config, weights.manifest.config), weights.tokenizer or base.folder)
+        config = with_fields(base.config, weights.manifest.config)
+        return cls(config, weights.tokenizer or base.folder, weights.prompts)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer; InputError where there is none, or one with more pieces than the model has rows for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ from adapters import (
     plain,
     rearranged,
     taken_in,
+    trained,
 )
-from peft import OFTConfig, TaskType
+from peft import LoraConfig, OFTConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
-from worlds import WORDS, make_base, make_task, make_tokenizer, make_upgraded
+from transformers import GPT2Config, GPT2LMHeadModel
+from worlds import WORDS, make_base, make_model, make_task, make_tokenizer, make_upgraded
 
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.changes import FoundChanges
 from recyclable.errors import InputError
 from recyclable.models.tasks import outdated_model
 from recyclable.recipes.apply import PROVENANCE, apply
+from recyclable.recipes.lineage import declare
 from recyclable.tasks.parts.task import load_task
 from recyclable.weights.adapted import write_manifest
 from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, read_manifest
@@ -219,3 +223,50 @@ def test_a_plain_base_says_the_same_whatever_the_order_of_its_words(world: World
             for base, ids in ((world.base, ids_of(TEXTS)), (world.bases[name], ids_of(TEXTS, order)))
         )
         assert torch.allclose(found, wanted, atol=1e-6)
+
+
+OF_A_DECODER = {
+    "embedding-lora": {"target_modules": ["c_attn", "wte"]},
+    "head-lora": {"target_modules": ["c_attn", "lm_head"]},
+    "head": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    "rows": {"target_modules": ["c_attn"], "trainable_token_indices": TRAINED},
+}
+
+
+@pytest.mark.parametrize("kind", OF_A_DECODER)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_output_embeddings_follow_their_tokens_too(tmp_path: Path, kind: str, tied: bool) -> None:
+    config = GPT2Config(
+        vocab_size=200, n_embd=32, n_layer=1, n_head=2, initializer_range=0.1, tie_word_embeddings=tied, pad_token_id=0
+    )
+    base = make_model(tmp_path / "base", GPT2LMHeadModel(config))
+    upgraded = rearranged(base, tmp_path / "upgraded", WORDS[::-1], base)
+    opened = [GPT2LMHeadModel.from_pretrained(folder) for folder in (base, base, upgraded)]
+    settings = LoraConfig(task_type=TaskType.CAUSAL_LM, r=4, **OF_A_DECODER[kind])
+    tuned, file = trained(get_peft_model(opened[0], settings)), tmp_path / "tuned"
+    tuned.save_pretrained(file)
+    apply([taken_in(file, base, None, tmp_path / "weights")], upgraded, tmp_path / "out", SAME)
+    wanted, ids = answers(tuned, ids_of(TEXTS)), ids_of(TEXTS, WORDS[::-1])
+    found = answers(PeftModel.from_pretrained(opened[2], tmp_path / "out"), ids)
+    assert torch.allclose(torch.cat([found[..., :5], found[..., 5:].flip(-1)], -1), wanted, atol=1e-5)
+    assert not torch.allclose(answers(opened[1], ids_of(TEXTS)), wanted, atol=0.1)
+
+
+@pytest.mark.parametrize("own_tokenizer", [False, True], ids=["the-bases-tokenizer", "its-own"])
+@pytest.mark.parametrize("kind", ["words", "words-lora", "rows-beside"])
+def test_an_upgrade_with_rows_for_no_token_has_the_others_where_they_were(
+    world: World, kind: str, own_tokenizer: bool, tmp_path: Path
+) -> None:
+    padded = rearranged(world.upgraded, tmp_path / "padded", [*WORDS, *(f"none{row}" for row in range(56))], world.base)
+    make_tokenizer().save_pretrained(padded)  # 256 rows, 200 tokens
+    (padded / "lineage.json").unlink()
+    declare(str(padded), str(world.base))
+    weights = world.weights(kind)
+    if own_tokenizer:
+        tuned = tmp_path / "tuned"
+        shutil.copytree(world.tuned(kind), tuned)
+        make_tokenizer([f"W{word[1:]}" for word in WORDS]).save_pretrained(tuned)
+        weights = taken_in(tuned, world.base, world.task, tmp_path / "weights")
+    apply([weights], padded, tmp_path / "out", SAME)
+    wanted = peft_answers(world.upgraded, world.moved_by_hand(kind), ids_of(TEXTS))
+    assert torch.allclose(peft_answers(padded, tmp_path / "out", ids_of(TEXTS)), wanted, atol=1e-5)

@@ -41,6 +41,7 @@ from recyclable.carrying.carried import Carried
 from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.order import Order
+from recyclable.errors import InputError
 from recyclable.models.tasks import outdated_model, task_model
 from recyclable.objectives import weight_path
 from recyclable.objectives.interpolation import Interpolation, Places
@@ -235,7 +236,7 @@ def test_a_weight_used_outside_of_its_module_is_refused(world: World) -> None:
         model.classifier = _Borrower(model.classifier)
     made, batch = objective(student, teacher), first_batch(world, world.base)
     made(batch, **made.passes(0)[0])
-    with pytest.raises(RuntimeError, match=r"classifier\.linear cannot be interpolated: Linear does not use"):
+    with pytest.raises(InputError, match=r"classifier\.linear cannot be interpolated: Linear does not use"):
         made(batch, **made.passes(0)[1])
 
 

@@ -268,6 +268,40 @@ def test_the_store_ranks_entries_and_exports_a_model_of_several_labels(
         )
 
 
+def test_what_others_tuned_is_scored_in_the_order_of_its_own_head(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    order = [2, 0, 1]
+    model = with_weights(world.base, world.root / "full")
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter[order])
+    model.config.id2label = {row: LABELS[label] for row, label in enumerate(order)}
+    model.config.label2id = {name: row for row, name in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "theirs")
+    AutoTokenizer.from_pretrained(world.base).save_pretrained(tmp_path / "theirs")
+    store = ("--store", tmp_path / "store")
+    add = (
+        "store",
+        "add",
+        "--tuned",
+        tmp_path / "theirs",
+        "--base",
+        world.base,
+        "--name",
+        "theirs",
+        "--max-length",
+        LENGTH,
+    )
+    told(capsys, *add, "--task", world.task, *store)
+    shown = told(capsys, "store", "show", "theirs", *store)
+    assert (shown["problem"], shown["labels"]) == ("multi_label", [LABELS[i] for i in order])
+    argv = ("evaluate", "--weights", "theirs", "--base", world.base, "--task", world.task, *store)
+    (row,) = told(capsys, *argv)["runs"]
+    wanted = read_manifest(world.root / "full").metrics["test"]
+    assert {n: row[f"test_{n}"] for n in SCORES} == pytest.approx(wanted)
+
+
 def test_the_kind_is_listed(capsys: pytest.CaptureFixture) -> None:
     (listed,) = told(capsys, "tasks", "multi_label")["tasks"]
     assert (listed["name"], listed["from"]) == ("multi_label", "recyclable")

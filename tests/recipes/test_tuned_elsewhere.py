@@ -192,10 +192,25 @@ def test_a_task_that_says_no_order_names_no_rows(runs: Runs) -> None:
     task = labelled(runs.tmp / "task", texts(), says(model, make_tokenizer()))
     message = runs.not_added(runs.tmp / "w", base, "--task", task)
     assert "--labels: is missing" in message and "['contradiction', 'entailment', 'neutral']" in message
+    assert message.endswith(f"what it says of 40 training texts fits {','.join(NAMES)}"), "what it shows is told"
     entry = runs.add(runs.tmp / "w", base, "n", "--task", task, "--labels", ",".join(NAMES))
     assert score(entry, base, task) == 1
     (task / "task.yaml").write_text(f"train: train.jsonl\ntest: test.jsonl\nlabels: [{', '.join(NAMES)}]\n")
     assert score(runs.add(runs.tmp / "w", base, "m", "--task", task), base, task) == 1
+
+
+def test_names_that_any_tool_would_number_alike_are_taken_unless_the_head_says_otherwise(runs: Runs) -> None:
+    """Sorted, and as the training texts first have them: the same order, as long as the head agrees."""
+    base = bert(runs.tmp / "base")
+    model = tuned(base, runs.tmp / "w", None)
+    row = says(model, make_tokenizer())
+    given = sorted(texts(), key=lambda text: row(text))
+    right = labelled(runs.tmp / "right", given, row, ("a", "b", "c"))
+    assert score(runs.add(runs.tmp / "w", base, "n", "--task", right), base, right) == 1
+    turned = labelled(runs.tmp / "turned", given[::-1], lambda text: 2 - row(text), ("a", "b", "c"))
+    assert "fits c,b,a" in runs.not_added(runs.tmp / "w", base, "--task", turned)
+    random_words = labelled(runs.tmp / "random", given, lambda text: given.index(text) % 3, ("a", "b", "c"))
+    assert read_manifest(runs.add(runs.tmp / "w", base, "m", "--task", random_words)).task["labels"] == ["a", "b", "c"]
 
 
 def test_integers_are_the_rows_themselves(runs: Runs) -> None:

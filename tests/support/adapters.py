@@ -59,24 +59,29 @@ def make_peft(base: Path, config: PeftConfig, folder: Path, scale: float = 0.3) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = get_peft_model(plain(base), config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += scale * torch.randn_like(parameter)
-    model.save_pretrained(folder)
+    trained(model, scale).save_pretrained(folder)
     return folder
 
 
-def taken_in(folder: Path, base: Path, task: Path, into: Path) -> Path:
-    """Another tool's directory as adapted weights; returns `into`."""
+def trained(model: PeftModel, scale: float = 0.3) -> PeftModel:
+    """The model with noise N(0, scale) on everything that is trained, as if it had been."""
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+            parameter += scale * torch.randn(parameter.shape, generator=noise)
+    return model.eval()
+
+
+def taken_in(folder: Path, base: Path, task: Path | None, into: Path) -> Path:
+    """Another tool's directory as adapted weights, without a task those of a language model; returns `into`."""
     into.mkdir(parents=True)
-    told = Told(labels=LABELS)
-    import_weights(folder, str(base), into, name="t", codec=None, task=load_task(task), told=told)
+    told = Told(labels=LABELS if task else None)
+    import_weights(folder, str(base), into, name="t", codec=None, task=load_task(task) if task else None, told=told)
     return into
 
 
 def rearranged(base: Path, folder: Path, words: list[str], parent: Path, seed: int = 8) -> Path:
-    """`base` with these words in this order in its vocabulary, rows of new ones random; declared as `parent`'s child."""
+    """`base` with these words in this order in its vocabulary, new ones' rows random; declared as `parent`'s child."""
     old = {word: row for row, word in enumerate([*SPECIALS, *WORDS])}
     shutil.copytree(base, folder)
     make_tokenizer(words).save_pretrained(folder)

@@ -165,7 +165,7 @@ class TaskKind(ABC):
     def features(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What tells examples apart [B, ..., D] in a layer's states [B, T, D]: the mean over a text's tokens."""
         real = batch["attention_mask"].to(states.dtype)
-        return torch.einsum("btd,bt->bd", states, real) / real.sum(1, keepdim=True)
+        return torch.einsum("btd,bt->bd", of_text(states, batch), real) / real.sum(1, keepdim=True)
 
     def encoded(self, targets: np.ndarray) -> np.ndarray:
         """Targets [R] as numbers that a linear model can fit [R, columns]: a column per class that occurs."""
@@ -178,3 +178,8 @@ class TaskKind(ABC):
         predictions = np.full((len(fitted), classes), -np.inf, fitted.dtype)
         predictions[:, known] = fitted
         return predictions
+
+
+def of_text(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What a model says of a text's own tokens [B, L, ...]; an adapter's prompts may stand before them."""
+    return values[:, values.shape[1] - batch["attention_mask"].shape[1] :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Task:
     ordered: bool = True
     """Whether somebody told the order of the labels: a task file, the files' ClassLabel, or names 0, 1, 2 ...; else it
     is the alphabet's, which says nothing of the rows of a head."""
+    alike: bool = True
+    """Whether that order is also the one in which the training texts first have the labels."""
 
     @property
     def kind(self) -> TaskKind:
@@ -89,7 +91,13 @@ def load_task(source: str | Path | dict[str, Any]) -> Task:
     given = spec.get("labels") or (declared_names(raws) if kind.has_labels else None)
     labels, splits = kind.read(given, raws)
     ordered = given is not None or labels == tuple(map(str, range(len(labels))))
-    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits), ordered)
+    alike = list(dict.fromkeys(_flat(splits["train"].labels))) == list(range(len(labels)))
+    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits), ordered, alike)
+
+
+def _flat(targets: list[Any]) -> Iterator[Any]:
+    for each in targets:
+        yield from _flat(each) if isinstance(each, list) else (each,)
 
 
 def _digest(problem: str, labels: Iterable[str], splits: dict[str, Split]) -> str:

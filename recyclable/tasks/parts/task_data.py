@@ -60,7 +60,7 @@ def _few(split: Split, shots: int, settings: TaskSettings, task: Task, name: str
 
 def tokenised(task: Task, split: Split, reader: Reader, max_length: int | None) -> TaskExamples:
     """A split as the reader cuts it, at most `max_length` tokens; InputError where its model could not read them."""
-    require_length(reader.config, max_length)
+    require_length(reader.config, max_length, reader.prompts)
     return task.kind.examples(split, reader.tokenizer(), max_length).readable_by(reader.config)
 
 
