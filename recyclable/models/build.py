@@ -104,8 +104,7 @@ def start_from_base(model: PreTrainedModel, base: Base) -> tuple[list[str], Othe
     backbone = [n for n in sorted([*missing, *other_shape]) if n.startswith(f"{model.base_model_prefix}.")]
     backbone = [n for n in backbone if ".pooler." not in n]
     if backbone:
-        base.require_names()
-        raise InputError(base.folder, f"lacks {len(backbone)} backbone tensors: {', '.join(backbone)}")
+        raise base.lacks(backbone)
     for name, buffer in saved_buffers(model).items():
         if (canonical := canonical_name(name, base.prefix)) in stored_name:
             owner, _, own_name = name.rpartition(".")

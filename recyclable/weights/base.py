@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,12 @@ class Base(Renamed):
         self.hashed = Digested(self)
         """The same tensors; what is read through this need not be read again for the fingerprint."""
 
-    def require_names(self) -> None:
-        """InputError where the files have other names than the model, because transformers converts between them."""
+    def lacks(self, names: Sequence[str]) -> InputError:
+        """What is wrong with a base without these tensors of its backbone."""
+        kind, hint = self.config.model_type, ""
         if self.structure.converted:
-            kind = self.config.model_type
-            problem = f"transformers converts {kind} checkpoints as it loads them, which is not supported"
-            raise InputError(self.folder, problem)
+            hint = f"; transformers converts {kind} checkpoints as it loads them, which is not supported"
+        return InputError(self.folder, f"lacks {len(names)} backbone tensors: {', '.join(names)}{hint}")
 
     def _is_part(self, name: str, canonical: str, prefixed: bool) -> bool:
         """Whether a tensor in the files identifies the base."""

@@ -67,8 +67,9 @@ def split(
     """
     names: dict[str, str] = {}
     shapes, wanted = places.shapes, of_base or places
-    if lacking := sorted(places.backbone - set(base.names)):
-        base.require_names()
+    lacking = sorted(places.backbone - set(base.names))
+    if lacking and base.structure.converted:
+        raise base.lacks(lacking)
     problems = [f"the base lacks {n}" for n in lacking]
     homeless = sorted(set(base.names) & wanted.shapes.keys() - shapes.keys())
     problems += [f"the base's {n} has no place in the architecture" for n in homeless]
