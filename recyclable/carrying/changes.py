@@ -14,7 +14,7 @@ class Changes(Settings):
     """How differences are added: as they are, or changed first."""
 
     scale: float = 1.0
-    """Strength: new base + scale x difference; for LoRA, of its product."""
+    """Strength: new base + scale x difference, also where an adapter is what makes it."""
     ties: float | None = Field(None, gt=0, le=1)
     """TIES: the share of each tensor's elements, the largest, that is kept; several weights are merged by sign."""
     dare: float | None = Field(None, ge=0, lt=1)
@@ -39,8 +39,8 @@ class FoundChanges(Changes):
     """The same, with a strength that may be found by forward passes."""
 
     scale: float | Literal["auto"] = 1.0  # type: ignore[assignment]  # wider: others ask known_scale
-    """Strength: new base + scale x difference; for LoRA, of its product. auto: one for each layer group, found on a few
-    labelled dev examples with forward passes only."""
+    """Strength: new base + scale x difference, also where an adapter is what makes it. auto: one for each layer group,
+    found on a few labelled dev examples with forward passes only."""
 
     @field_validator("scale", mode="wrap")
     @classmethod
