@@ -170,12 +170,8 @@ def _table(found: dict[str, dict[str, str]]) -> str:
         cells = [results.get(where, "refused") for where in BASES]
         key = kind, (*cells, results.get("merged", REFUSED.get(each, "")))
         rows.setdefault(key, []).append(setting)
-    head = [
-        "kind",
-        "settings beside the default",
-        *(f"{where}: evaluate, `--peft`" for where in BASES),
-        "`--merged`, or why refused",
-    ]
+    ways = [f"{where}: evaluate, `--peft`" for where in BASES]
+    head = ["kind", "settings beside the default", *ways, "`--merged`, or why refused"]
     lines = [head, ["---"] * len(head)]
     lines += [[kind, "; ".join(filter(None, settings)), *cells] for (kind, cells), settings in sorted(rows.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
