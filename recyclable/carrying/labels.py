@@ -20,6 +20,8 @@ def in_order(weights: AdaptedWeights, task: Task, hint: str = "") -> Task:
         problem = f"was tuned for {theirs['problem']}, the task {task.name} is {task.problem}"
         raise InputError(weights.folder, problem)
     if not same_labels(weights, task):
+        unnamed = theirs.get("labels_from") == "nobody"
+        hint += "; nobody has named them: `recyclable store add` does, with --labels" if unnamed else ""
         found = theirs["labels"]
         raise InputError(weights.folder, f"was tuned for labels {found}, the task {task.name} has {wanted}{hint}")
     return task.in_order(tuple(theirs["labels"]))

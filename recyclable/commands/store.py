@@ -120,6 +120,8 @@ class Show(StoreCommand):
         shown = show(Store(arguments.store), arguments.name, arguments.base)
         origin = (shown["recycled_from"] or {}).get("weights")
         told = {**shown, "lineage": " <- ".join(shown["lineage"]), "recycled_from": origin, "base": None}
+        if arguments.base is not None:
+            told["relation"] = shown["relation"] or f"none: {arguments.base} does not descend from its base"
         for key, value in told.items():
             if value is not None:
                 print(f"{key:14}{value:.4g}" if isinstance(value, float) else f"{key:14}{value}")

@@ -187,7 +187,7 @@ def _write_model(carried: Carried, differences: Differences, aside: Path, max_sh
     plan = _structure(carried)
     names, head = canonical_names(plan), weights.file(HEAD)
     missing = [n for n in differences.names if n not in new or differences.shape(n) != new.shape(n)]
-    # What a task's model has no place for stays behind: a base's head, a decoder where the task needs an encoder alone.
+    # A base's tensors that a task's model has no place for stay behind: its head, a decoder that it does not need.
     homeless = sorted((set(differences.names) | set(head.names)) - names.keys())
     absent = sorted(names.keys() - set(head.names) - (set(new.names) & set(differences.names)))
     wrong = [n for n in head.names if n in names and head.shape(n) != tuple(plan.get_parameter(names[n]).shape)]

@@ -14,6 +14,7 @@ from recyclable.carrying.carried import Carried
 from recyclable.data.examples import Batch, TaskExamples, model_inputs
 from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated, task_model
+from recyclable.recipes.store_list import tuning
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples
 from recyclable.training.evaluation import outputs
@@ -53,7 +54,7 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
         row: dict[str, Any] = {"name": name}
         try:
             manifest = read_manifest(store.path(name))
-            row.update(task=manifest.task["name"], tuning=manifest.tuning["tuning"])
+            row.update(task=manifest.task["name"], tuning=tuning(store.path(name), manifest))
             carried = Carried.open(store.path(name), None, new)
             # the head is the task's, and not used; no name holds the model beside the next one's
             model = read_outdated(carried, labelled, _SEED, head=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from recyclable.recipes.store_list import named, row
@@ -11,7 +12,9 @@ from recyclable.weights.checkpoint_files import Stored
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.lineage import relation
 from recyclable.weights.locate import locate
+from recyclable.weights.manifest import Manifest
 from recyclable.weights.store import Store
+from recyclable.weights.strict_json import read_json
 
 
 def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
     Returns among others `lineage` (its base, then the base's ancestors), `mb` (10^6 bytes on disk), `compression`
     (bytes of the tuned weights over those) and `loss`: norm of what the codec lost over the norm of the tuned weights
     and of their difference from the base; `max_length` (tokens that texts are cut at), `config` (fields in which the
-    model differs from its base) and `tokenizer` (digest; None: the base's).
+    model differs from its base), `tokenizer` (digest; None: the base's) and `chat_template` (whether that one has any).
     """
     folder = store.path(name)
     weights = AdaptedWeights(folder, verify=False)
@@ -35,6 +38,7 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
         "max_length": manifest.settings["max_length"],
         "config": manifest.config,
         "tokenizer": manifest.tokenizer["digest"] if manifest.tokenizer else None,
+        "chat_template": _has_chat_template(folder, manifest),
         "base": manifest.base,
         "lineage": [named(each) for each in (manifest.base, *manifest.base.get("ancestors", ()))],
         "architecture": manifest.architecture,
@@ -53,3 +57,13 @@ def show(store: Store, name: str, base: str | None = None) -> dict[str, Any]:
         own = fingerprint(opened).weights
         about["relation"] = relation(opened.folder, own, manifest.base["fingerprint"]["weights"])
     return about
+
+
+def _has_chat_template(folder: Path, manifest: Manifest) -> bool | None:
+    """Whether a tokenizer of the weights' own says how a conversation is written as a text; None without such a one."""
+    if manifest.tokenizer is None:
+        return None
+    files = set(manifest.tokenizer["files"])
+    beside = any(name.startswith(("chat_template.", "additional_chat_templates/")) for name in files)
+    settings = folder / "tokenizer_config.json"
+    return beside or (settings.name in files and read_json(settings).get("chat_template") is not None)

@@ -22,8 +22,9 @@ from recyclable.weights.tokenizer_files import tokenizer_files
 from recyclable.weights.vocabulary import align, copy_tokenizer, row_count, tokens
 
 _UNLIMITED = 1 << 30
-_SHORTEST = 2  # a text's special tokens alone
 """transformers writes 1e30 for a tokenizer that knows of no limit."""
+_SHORTEST = 2
+"""A text's special tokens alone."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Told:
             raise InputError(
                 "--labels", f"found {','.join(labels)!r}, expected at least two different names, each once"
             )
-        if max_length is not None and max_length <= 2:
-            raise InputError("--max-length", f"found {max_length}, expected more than 2")
+        if max_length is not None and max_length <= _SHORTEST:
+            raise InputError("--max-length", f"found {max_length}, expected more than {_SHORTEST}")
         if tokenizer is not None and not tokenizer.is_dir():
             raise InputError("--tokenizer", f"{tokenizer} is no directory")
         return cls(None if labels is None else tuple(labels), max_length, tokenizer)
@@ -132,7 +133,7 @@ def _truncation(folder: Path) -> int | None:
     file = folder / "tokenizer.json"
     found = read_json(file).get("truncation") if file.is_file() else None
     length = found.get("max_length") if isinstance(found, dict) else None
-    return length if type(length) is int and length > 2 else None
+    return length if type(length) is int else None
 
 
 def is_named(labels: Sequence[str]) -> bool:

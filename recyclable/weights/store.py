@@ -93,16 +93,20 @@ class Store:
 def find(weights: str | Path, store: str | Path | None = None) -> Path:
     """A directory of adapted weights by its path or by its name in the store; InputError when there is neither.
 
+    What lies under that path and is none (a task's directory, say) stands in no entry's way.
+
     Args:
         store: as for `Store`.
     """
-    if Path(weights).is_dir():
-        return Path(weights)
-    opened = Store(store)
-    if not _NAME.fullmatch(str(weights)) or str(weights) not in opened.names():
-        problem = f"is no directory of adapted weights, nor a name in {opened.folder}, which has {opened.listed()}"
-        raise InputError(weights, problem)
-    return opened.path(str(weights))
+    folder, opened = Path(weights), Store(store)
+    if (folder / MANIFEST).is_file():
+        return folder
+    if _NAME.fullmatch(str(weights)) and str(weights) in opened.names():
+        return opened.path(str(weights))
+    if folder.is_dir():
+        return folder  # who reads it says what it lacks
+    problem = f"is no directory of adapted weights, nor a name in {opened.folder}, which has {opened.listed()}"
+    raise InputError(weights, problem)
 
 
 def _safe(name: str) -> str:

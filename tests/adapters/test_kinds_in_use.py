@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import peft_kinds
 import pytest
 import torch
 from peft_kinds import BUILDABLE, plain, reopened
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from this_process import one_thread
 from transformers import AutoTokenizer
 from worlds import LABELS, make_base, make_tagged_task, make_task, make_upgraded, rewrite_rows
@@ -112,6 +113,38 @@ def test_prompts_leave_a_text_fewer_positions(world: World, kind: str) -> None:
     assert read_manifest(weights).settings["max_length"] == 60
     assert 0 <= evaluate(weights, str(world.base), str(world.task))["runs"][0]["test_accuracy"] <= 1
     assert not [row for row in world.store.similar(str(world.task), str(world.base), 4) if "left_out" in row]
+
+
+SCORED = ("P_TUNING", "P_TUNING, LSTM", "PREFIX_TUNING, projected", "LN_TUNING", "ADALORA", "VBLORA", "DELORA")
+
+
+@pytest.mark.parametrize("kind", [*SCORED, "SHIRA", "RANDLORA", "LORA, token indices", "LORA, bias all"])
+def test_texts_are_scored_as_plain_peft_scores_them(world: World, kind: str) -> None:
+    """Each text has the label that plain peft gives it, so the right score is 1 by construction."""
+    peft_kinds.make(kind, world.base, world.root / kind, shift=0.5)
+    tokenizer, file = AutoTokenizer.from_pretrained(world.base), world.root / kind / "adapter_model.safetensors"
+
+    def logits(text: str, model: torch.nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**tokenizer(text, return_tensors="pt")).logits[0]
+
+    saved, model = load_file(file), reopened(world.base, world.root / kind)
+    given = [json.loads(line)["text"] for line in (world.task / "train.jsonl").open()]
+    mean = torch.stack([logits(text, model) for text in given]).mean(0)
+    for name in (name for name in saved if name.endswith(("classifier.bias", "classifier.modules_to_save.bias"))):
+        saved[name] -= mean  # else it says the same of all; with every bias peft saves this one twice
+    save_file(saved, file, metadata={"format": "pt"})
+    model = reopened(world.base, world.root / kind)
+
+    def relabelled(row: dict[str, str]) -> None:
+        row["label"] = LABELS[int(logits(row["text"], model).argmax())]
+
+    rewrite_rows(world.task, relabelled)
+    (world.task / "task.yaml").write_text(f"train: train.jsonl\ntest: test.jsonl\nlabels: [{', '.join(LABELS)}]\n")
+    world.store.add("n", world.root / kind, str(world.base), task=str(world.task))
+    found = evaluate("n", str(world.base), str(world.task), store=world.root / "store", split="train")
+    assert found["runs"][0]["train_accuracy"] == 1
+    assert len({row["label"] for row in map(json.loads, (world.task / "train.jsonl").open())}) > 1
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "VERA"])

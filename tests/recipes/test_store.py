@@ -256,6 +256,9 @@ def test_tables_and_json_say_what_is_there(runs: Runs) -> None:
         ("lora", "lora", None),
     ]
     shown = runs.json("store", "show", "full", "--base", world.upgraded)
+    stranger = make_base(runs.tmp / "stranger", seed=9)
+    assert runs.json("store", "show", "full", "--base", stranger)["relation"] is None
+    assert f"{'relation':14}none: {stranger} does not" in runs.run("store", "show", "full", "--base", stranger)
     assert shown["relation"] == "recorded" and shown["architecture"] == "BertForSequenceClassification"
     assert shown["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"] and shown["loss"]["difference"] > 0.1
     size = sum(path.stat().st_size for path in Store().path("full").iterdir())

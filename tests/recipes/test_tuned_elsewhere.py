@@ -5,6 +5,7 @@ The labels of each task are what plain transformers (peft) says of its texts, so
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -169,6 +170,19 @@ def score(weights: Path, base: Path, task: Path) -> float:
     return evaluate(weights, str(base), str(task))["accuracy"]
 
 
+def evaluated(row: Says, task: Path, names: Sequence[str] = NAMES) -> float:
+    """The share of a task's test texts that get their label."""
+    rows = [json.loads(line) for line in (task / "test.jsonl").read_text().splitlines()]
+    return sum(names[row(each["text"])] == each["label"] for each in rows) / len(rows)
+
+
+def hardly_trained(runs: Runs, up: Path, base: Path, weights: str, task: Path) -> None:
+    """Weights recycled for an upgrade into `r`, by one step that moves nothing."""
+    places = {"base": up, "old_base": base, "weights": weights, "task": task, "out": runs.tmp / "r"}
+    few = {"method": "init", "max_steps": 1, "learning_rate": 1e-9, "save_every": 0}
+    runs.run("recycle", write_config(runs.tmp / "r.yaml", {**places, **few}))
+
+
 # ---- 1: the order of the labels
 
 
@@ -193,6 +207,9 @@ def test_a_task_that_says_no_order_names_no_rows(runs: Runs) -> None:
     message = runs.not_added(runs.tmp / "w", base, "--task", task)
     assert "--labels: is missing" in message and "['contradiction', 'entailment', 'neutral']" in message
     assert message.endswith(f"what it says of 40 training texts fits {','.join(NAMES)}"), "what it shows is told"
+    unnamed = runs.add(runs.tmp / "w", base, "unnamed")
+    message = runs.refused("evaluate", "--weights", unnamed, "--base", base, "--task", task)
+    assert "was tuned for labels ['LABEL_0', 'LABEL_1', 'LABEL_2']" in message and message.endswith("with --labels")
     entry = runs.add(runs.tmp / "w", base, "n", "--task", task, "--labels", ",".join(NAMES))
     assert score(entry, base, task) == 1
     (task / "task.yaml").write_text(f"train: train.jsonl\ntest: test.jsonl\nlabels: [{', '.join(NAMES)}]\n")
@@ -265,9 +282,7 @@ def test_the_tokenizer_that_weights_were_tuned_with_reads_for_them(runs: Runs) -
     entry = runs.add(runs.tmp / "w", base, "n", "--task", task)
     assert score(entry, base, task) == 1
     up = make_upgraded(base, runs.tmp / "up", scale=0.0001)
-    settings = {"method": "init", "base": up, "old_base": base, "weights": "n", "task": task, "out": runs.tmp / "r"}
-    few = {"max_steps": 1, "learning_rate": 1e-9, "save_every": 0}
-    runs.run("recycle", write_config(runs.tmp / "r.yaml", {**settings, **few}))
+    hardly_trained(runs, up, base, "n", task)
     for weights, on in ((entry, base), (runs.tmp / "r", up)):
         assert carry_tokenizer(weights, on)("W1 w1").input_ids == cased("W1 w1").input_ids
         assert score(weights, on, task) > 0.9
@@ -301,6 +316,45 @@ def test_the_side_that_texts_are_cut_on_belongs_to_it(runs: Runs) -> None:
     assert AutoTokenizer.from_pretrained(runs.export("n", base)).truncation_side == "left"
 
 
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_chat_template_goes_along_and_is_told(runs: Runs, kind: str) -> None:
+    base, own = bert(runs.tmp / "base"), make_tokenizer()
+    (tuned if kind == "full" else lora)(base, runs.tmp / "w")
+    own.chat_template = "{% for message in messages %}w1 {{ message['content'] }} {% endfor %}"
+    own.save_pretrained(runs.tmp / "w")
+    runs.add(runs.tmp / "w", base, "n")
+    assert json.loads(runs.run("store", "show", "n", "--json").splitlines()[-1])["chat_template"] is True
+    assert f"{'chat_template':14}True" in runs.run("store", "show", "n")
+    said = [{"role": "user", "content": "w7"}]
+    up = make_upgraded(base, runs.tmp / "up")
+    hardly_trained(
+        runs,
+        up,
+        base,
+        "n",
+        labelled(
+            runs.tmp / "task",
+            texts(),
+            lambda text: len(text) % 3,
+            NAMES if kind == "full" else ("LABEL_0", "LABEL_1", "LABEL_2"),
+        ),
+    )
+    exported = runs.export("n", up, "--merged" if kind == "full" else "--peft")
+    readers = [AutoTokenizer.from_pretrained(exported), carry_tokenizer("n", up), carry_tokenizer(runs.tmp / "r", up)]
+    for reader in readers:
+        assert reader.apply_chat_template(said, tokenize=False) == own.apply_chat_template(said, tokenize=False)
+
+
+def test_weights_without_a_tokenizer_of_their_own_have_the_base_s_template(runs: Runs) -> None:
+    base, own = bert(runs.tmp / "base"), make_tokenizer()
+    own.chat_template = "{{ messages[0]['content'] }}"
+    own.save_pretrained(base)
+    tuned(base, runs.tmp / "w")
+    runs.add(runs.tmp / "w", base, "n")
+    assert json.loads(runs.run("store", "show", "n", "--json").splitlines()[-1])["chat_template"] is None
+    assert AutoTokenizer.from_pretrained(runs.export("n", base)).chat_template == own.chat_template
+
+
 def test_tokens_added_for_an_adapter_are_read(runs: Runs) -> None:
     """New pieces in spare rows of the embedding, which the adapter trained."""
     base, more = bert(runs.tmp / "base"), make_tokenizer()
@@ -324,6 +378,37 @@ def test_tokens_added_for_an_adapter_are_read(runs: Runs) -> None:
     task = labelled(runs.tmp / "task", texts(60, [*WORDS[:9], "<x>", "<y>", "<z>"]), says(model, more))
     entry = runs.add(runs.tmp / "w", base, "n", "--labels", ",".join(NAMES), "--task", task)
     assert score(entry, base, task) == 1
+    up = make_upgraded(base, runs.tmp / "up", scale=0.0001)
+    hardly_trained(runs, up, base, "n", task)
+    assert score(runs.tmp / "r", up, task) > 0.9
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    out = runs.export("n", base, "--peft")
+    row = says(PeftModel.from_pretrained(plain, out).eval(), AutoTokenizer.from_pretrained(out))
+    assert all(row(text) == says(model, more)(text) for text in texts(20, [*WORDS[:9], "<x>", "<y>", "<z>"]))
+    merged = runs.export("n", up)
+    row = says(AutoModelForSequenceClassification.from_pretrained(merged).eval(), AutoTokenizer.from_pretrained(merged))
+    assert evaluated(row, task) > 0.9
+
+
+def test_tokens_that_need_rows_which_the_base_lacks_are_refused_at_once(runs: Runs) -> None:
+    """As peft saves an adapter of a model whose embeddings were enlarged: with all of them."""
+    base, more = bert(runs.tmp / "base"), make_tokenizer()
+    more.add_tokens([f"<{i}>" for i in range(10)])
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    model.resize_token_embeddings(len(more))
+    given = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]}
+    for name, trained in (("whole", {}), ("rows", {"trainable_token_indices": {"word_embeddings": [5, 208, 209]}})):
+        adapter = get_peft_model(copy.deepcopy(model), LoraConfig(**given, **trained))
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter += 0.5 * torch.randn_like(parameter) * parameter.requires_grad
+        adapter.save_pretrained(runs.tmp / name)
+        more.save_pretrained(runs.tmp / name)
+        message = runs.not_added(runs.tmp / name, base, "--labels", ",".join(NAMES))
+        assert "its tokenizer has 210 pieces, but its embedding only 208 rows" in message
+        for file in (runs.tmp / name).glob("tokenizer*"):
+            file.unlink()
+        assert "208" in runs.not_added(runs.tmp / name, base, "--labels", ",".join(NAMES))
 
 
 def test_a_tokenizer_with_the_base_s_pieces_in_other_rows_is_another_base_s(runs: Runs) -> None:
@@ -401,6 +486,20 @@ def test_a_field_by_which_the_tuned_model_computes_otherwise_goes_along(runs: Ru
     torch.testing.assert_close(logits(carry(entry, to=up)), logits(model), atol=1e-5, rtol=1e-5)
 
 
+def test_what_is_recycled_computes_as_the_outdated_weights_did(runs: Runs) -> None:
+    base = bert(runs.tmp / "base")
+    model = tuned(base, runs.tmp / "w", hidden_act="relu", layer_norm_eps=0.1)
+    task = labelled(runs.tmp / "task", texts(), says(model, make_tokenizer()))
+    entry, up = runs.add(runs.tmp / "w", base, "n"), make_upgraded(base, runs.tmp / "up", scale=0.0001)
+    assert score(entry, base, task) == 1
+    hardly_trained(runs, up, base, "n", task)
+    assert read_manifest(runs.tmp / "r").config == {"hidden_act": "relu", "layer_norm_eps": 0.1}
+    assert score(runs.tmp / "r", up, task) > 0.9
+    runs.run("apply", "--weights", runs.tmp / "r", "--base", up, "--out", runs.tmp / "out")
+    again = AutoModelForSequenceClassification.from_pretrained(runs.tmp / "out").eval()
+    assert evaluated(says(again, make_tokenizer()), task) > 0.9
+
+
 def test_bookkeeping_changes_nothing(runs: Runs) -> None:
     base = bert(runs.tmp / "base")
     tuned(base, runs.tmp / "w", hidden_dropout_prob=0.3, classifier_dropout=0.2, use_cache=False)
@@ -476,6 +575,7 @@ def test_texts_are_cut_where_they_were_cut(runs: Runs) -> None:
     assert read_manifest(entry).settings["max_length"] == 40
     assert score(entry, base, task) == 1
     assert AutoTokenizer.from_pretrained(runs.export("n", base)).model_max_length == 40
+    assert carry_tokenizer(entry, base).model_max_length == 40
     up = make_upgraded(base, runs.tmp / "up", scale=0.0001)
     settings = {"method": "apply", "base": up, "old_base": base, "weights": "n", "task": task, "out": runs.tmp / "r"}
     runs.run("recycle", write_config(runs.tmp / "r.yaml", settings))
@@ -574,21 +674,35 @@ def test_no_file_out_of_the_directory_is_a_tokenizer_s(runs: Runs) -> None:
         assert "tokenizer.files has" in message
 
 
-def test_an_export_is_what_its_config_makes(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "how"), [("full", "--merged"), ("lora", "--merged"), ("lora", "--peft")])
+def test_an_export_is_what_its_config_makes(runs: Runs, monkeypatch: pytest.MonkeyPatch, kind: str, how: str) -> None:
     """A directory that would not open gets no name."""
     base = bert(runs.tmp / "base")
-    tuned(base, runs.tmp / "w")
+    (tuned if kind == "full" else lora)(base, runs.tmp / "w")
     runs.add(runs.tmp / "w", base, "n")
+    from recyclable.recipes import apply as applying
     from recyclable.weights.files import CheckpointWriter
 
-    close = CheckpointWriter.close
+    close, write_adapter = CheckpointWriter.close, applying.write_adapter
 
-    def damaged(self: Any) -> None:
+    def without_head(folder: Path) -> None:
+        for file in folder.glob("*model*.safetensors"):
+            kept = {name: tensor for name, tensor in load_file(file).items() if "classifier.weight" not in name}
+            save_file(kept, file, metadata={"format": "pt"})
+
+    def closed(self: Any) -> None:
         close(self)
-        file = next(self._folder.glob("model*.safetensors"))
-        kept = {name: tensor for name, tensor in load_file(file).items() if name != "classifier.weight"}
-        save_file(kept, file, metadata={"format": "pt"})
+        without_head(self._folder)
 
-    monkeypatch.setattr(CheckpointWriter, "close", damaged)
-    wanted = ("store", "export", "n", "--merged", "--base", base, "--out", runs.tmp / "never")
-    assert "classifier.weight is missing" in runs.refused(*wanted)
+    def written(carried: Any, differences: Any, into: Path, *rest: Any) -> None:
+        write_adapter(carried, differences, into, *rest)
+        without_head(into)
+
+    if how == "--merged":
+        monkeypatch.setattr(CheckpointWriter, "close", closed)
+    else:
+        monkeypatch.setattr(applying, "write_adapter", written)
+    exported = ("store", "export", "n", how, "--base", base, "--out", runs.tmp / "never")
+    applied = ("apply", "--weights", "n", "--base", base, "--out", runs.tmp / "never")
+    for argv in [exported] if (kind, how) == ("lora", "--merged") else [exported, applied]:
+        assert "classifier.weight is missing" in runs.refused(*argv)

@@ -75,6 +75,12 @@ def test_weights_are_found_by_directory_then_by_name(
     monkeypatch.delenv(VARIABLE, raising=False)
     assert find("first") == Path("store/first"), "./store is the default"
     assert find(run, store.folder) == run
+    (tmp_path / "first").mkdir()
+    assert find("first") == Path("store/first"), "a directory of that name that is something else"
+    assert find(tmp_path / "first", store.folder) == tmp_path / "first", "who reads it says what it lacks"
+    (tmp_path / "first" / "manifest.json").touch()
+    assert find("first") == Path("first")
+    shutil.rmtree(tmp_path / "first")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "elsewhere"))
     assert find("first", store.folder) == store.path("first"), "what is named goes before the environment"
     with pytest.raises(InputError, match=r"first: is no directory .* nor a name in .*elsewhere, which has nothing"):
