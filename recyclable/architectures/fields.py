@@ -34,6 +34,7 @@ _BOOKKEEPING = frozenset(
         *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
     )
 )
+_LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
 _FRESH_WEIGHTS = ("initializer_", "init_std")
 """How names of fields begin that say how weights are drawn."""
 
@@ -92,6 +93,9 @@ def with_fields(config: C, fields: Mapping[str, Any]) -> C:
         raise
     except Exception as error:  # every kind checks its fields in its own way
         raise InputError("config", f"{', '.join(sorted(fields))} cannot be used: {error}") from error
+    for name in _LAYERS:  # of a billion no structure would ever be made
+        if (found := getattr(changed, name, None)) != (wanted := getattr(config, name, None)):
+            raise InputError("config", f"{name} is {found}, expected {wanted} as in the base's")
     changed.name_or_path = place
     return changed
 

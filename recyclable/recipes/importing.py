@@ -37,7 +37,7 @@ from recyclable.recipes.tuned_elsewhere import (
     rows_used,
     tokenizer_with,
 )
-from recyclable.tasks import every_kind
+from recyclable.tasks import KINDS, every_kind
 from recyclable.tasks.parts.kind import TaskKind
 from recyclable.tasks.parts.task import Task
 from recyclable.weights.adapted import AdaptedWeights, write_manifest
@@ -189,6 +189,8 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     reader = replace(tokenizer_with(tuned, base.config, base, told), prompts=prompts)
     plain = {n: adapter_base_name(n, base) for n in file.names}
     about = _adapter_task(tuned, base, file, plain, peft_config.task_type, config, name, task, told)
+    if config is not None and config.num_labels == 1 and not about["labels"] and about["problem"] in KINDS.names():
+        fields |= _head_fields(config, KINDS.get(about["problem"])())
     architecture = _architecture(base.config, peft_config.task_type, tuned)
     planned = partial(task_structure, base.folder, about, architecture, fields)
     names = canonical_names(planned())

@@ -28,6 +28,9 @@ def read_config(folder: Path) -> PretrainedConfig:
         kernels = _kernels_from_elsewhere(json.loads(file.read_text(encoding="utf-8")))
     except Exception as error:  # every kind checks its fields in its own way
         raise InputError(file, f"cannot be used: {reason(error)}") from error
+    named = config.architectures or []
+    if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise InputError(file, f"architectures is {named!r}, expected a list of names")
     if kernels:
         raise InputError(file, f"names code from elsewhere, which is never run: {', '.join(kernels)}")
     return config

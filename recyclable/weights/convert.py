@@ -90,6 +90,8 @@ def split(
         expected = base.shape(name) if name in base else shapes[name]
         by_token = name in base and name in base.structure.vocabulary and found[1:] == expected[1:]
         if found == expected or (by_token and tokens is not None and tokens <= min(found[0], expected[0])):
+            if found != shapes[name]:
+                problems.append(f"{stored} is {found}, by its own config {shapes[name]}")
             continue
         if by_token:
             said = "with no tokenizer that says which of them have tokens" if tokens is None else f"for {tokens} tokens"

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from recyclable.errors import InputError
+
 
 def sync(path: Path) -> None:
     """Flush a file or directory entry to the disk."""
@@ -50,12 +52,19 @@ def new_directory(folder: Path) -> Iterator[Path]:
     """A directory aside to fill; synced, it becomes `folder` at the end, or is removed when the body fails.
 
     Raises FileExistsError when `folder` exists and is not empty; of several who make it at once, the first wins.
+    InputError where no directory can be made there.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(folder)
-    made = missing_directories(folder.parent)
-    aside = folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-    aside.mkdir(parents=True)
+    try:
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise FileExistsError(folder)
+        made = missing_directories(folder.parent)
+        aside = folder.with_name(f".{folder.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+        aside.mkdir(parents=True)
+    except FileExistsError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: of a path with a null byte
+        problem = f"cannot be written ({getattr(error, 'strerror', None) or error}), expected a directory or none yet"
+        raise InputError(folder.parent, problem) from error
     try:
         yield aside
         for path in [*aside.rglob("*"), aside]:

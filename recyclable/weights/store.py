@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from recyclable.errors import InputError
@@ -54,16 +54,8 @@ class Store:
         if (self.folder / _safe(name)).exists():
             raise InputError(name, f"is in {self.folder} already; entries are never changed, choose another name")
         try:
-            with ExitStack() as stack:
-                try:
-                    clear_leftovers(self.folder)
-                    aside = stack.enter_context(new_directory(self.folder / name))
-                except FileExistsError:
-                    raise
-                except (OSError, ValueError) as error:  # ValueError: of a path with a null byte
-                    reason = getattr(error, "strerror", None) or error
-                    problem = f"cannot be written ({reason}), expected a directory or none yet"
-                    raise InputError(self.folder, problem) from error
+            with new_directory(self.folder / name) as aside:
+                clear_leftovers(self.folder)
                 yield aside
                 seal(aside)
         except FileExistsError as error:

@@ -31,6 +31,8 @@ def load_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreT
         raise InputError(folder, f"holds no usable tokenizer: {reason(error)}") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files are missing
         raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
+    if not isinstance(most := tokenizer.model_max_length, int | float):
+        raise InputError(folder, f"its tokenizer's model_max_length is {most!r}, expected a number")
     if (rows := row_count(config)) is not None and len(tokenizer) > rows:
         raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
     return tokenizer

@@ -233,6 +233,14 @@ def test_command_line(chain: Chain, tmp_path: Path, capsys) -> None:
     assert "ties" in capsys.readouterr().err
     assert main([*argv[:-1], str(tmp_path / "no"), "--scale", "nan"]) == 2
     assert "scale: found 'nan', expected: a finite number" in capsys.readouterr().err
+    (tmp_path / "file").write_text("here before")
+    for place, said in (
+        ("file", "exists"),
+        ("file/no", "cannot be written (Not a directory)"),
+        ("n" * 300, "too long"),
+    ):
+        assert main([*argv[:-1], str(tmp_path / place)]) == 2
+        assert said in capsys.readouterr().err and (tmp_path / "file").read_text() == "here before"
     assert not (tmp_path / "no").exists()
 
 

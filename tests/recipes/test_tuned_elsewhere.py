@@ -513,6 +513,25 @@ def test_bookkeeping_changes_nothing(runs: Runs) -> None:
     assert (manifest.config, manifest.tokenizer) == ({}, None)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("max_position_embeddings", 128, "position_embeddings.weight is (64, 32), by its own config (128, 32)"),
+        ("type_vocab_size", 1, "token_type_embeddings.weight is (2, 32), by its own config (1, 32)"),
+        ("vocab_size", 256, "word_embeddings.weight is (208, 32), by its own config (256, 32)"),
+        ("architectures", [7], "architectures is [7], expected a list of names"),
+        ("architectures", "BertModel", "architectures is 'BertModel', expected a list of names"),
+    ],
+)
+def test_a_config_that_its_own_weights_do_not_fit_is_refused(runs: Runs, field: str, value: Any, said: str) -> None:
+    """As plain transformers would; never taken and found out later."""
+    base = bert(runs.tmp / "base")
+    tuned(base, runs.tmp / "w")
+    config = json.loads((runs.tmp / "w/config.json").read_text())
+    (runs.tmp / "w/config.json").write_text(json.dumps({**config, field: value}))
+    assert said in runs.not_added(runs.tmp / "w", base)
+
+
 def test_another_kind_of_model_is_refused(runs: Runs) -> None:
     base = bert(runs.tmp / "base")
     tuned(base, runs.tmp / "w")
@@ -563,6 +582,28 @@ def test_one_number_between_0_and_1_stays_one(runs: Runs) -> None:
         assert probabilities(runs.export(name, base), base) == pytest.approx(probabilities(runs.tmp / name, base))
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [(None, "LABEL_0"), ("regression", "stars"), ("multi_label_classification", "spam")]
+)
+def test_one_number_of_an_adapter_stays_one_too(runs: Runs, kind: str | None, name: str) -> None:
+    """Where its model's config lies beside it."""
+    base = bert(runs.tmp / "base")
+    torch.manual_seed(2)
+    head = {"num_labels": 1, "problem_type": kind, "id2label": {0: name}, "label2id": {name: 0}}
+    model = AutoModelForSequenceClassification.from_pretrained(base, **head)
+    model.config.save_pretrained(runs.tmp / "w")
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], modules_to_save=["classifier", "pooler"])
+    model = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter) * parameter.requires_grad
+    model.save_pretrained(runs.tmp / "w")
+    model.merge_and_unload().save_pretrained(runs.tmp / "plain")
+    runs.add(runs.tmp / "w", base, "n")
+    plain = probabilities(runs.tmp / "plain", base)
+    assert probabilities(runs.export("n", base), base) == pytest.approx(plain, abs=1e-5)
+
+
 # ---- 5: the length
 
 
@@ -595,6 +636,15 @@ def test_a_limit_of_the_tokenizer_or_of_the_positions_is_the_length(runs: Runs) 
     assert read_manifest(runs.add(runs.tmp / "w", base, "told", "--max-length", 12)).settings["max_length"] == 12
     assert "has positions for 64" in runs.not_added(runs.tmp / "w", base, "--max-length", 65)
     assert "expected more than 2" in runs.not_added(runs.tmp / "w", base, "--max-length", 2)
+
+
+def test_a_limit_that_is_no_number_is_refused(runs: Runs) -> None:
+    base = bert(runs.tmp / "base")
+    tuned(base, runs.tmp / "w")
+    make_tokenizer().save_pretrained(runs.tmp / "w")
+    settings = json.loads((runs.tmp / "w/tokenizer_config.json").read_text())
+    (runs.tmp / "w/tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": "512"}))
+    assert "model_max_length is '512', expected a number" in runs.not_added(runs.tmp / "w", base)
 
 
 def test_models_that_compute_otherwise_are_not_merged(runs: Runs) -> None:
@@ -641,6 +691,7 @@ def test_a_manifest_of_the_first_format_is_read(runs: Runs) -> None:
         ("config", {"attn_implementation": "someone/kernel"}, "attn_implementation"),
         ("config", {"model_type": "roberta"}, "model_type"),
         ("config", {"num_attention_heads": 7}, "config"),
+        ("config", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected 2"),
         ("config", ["hidden_act"], "broken manifest: config"),
         ("tokenizer", {"digest": "0", "files": ["../tokenizer.json"]}, "is not understood"),
         ("tokenizer", {"digest": "0", "files": [7]}, "broken manifest: tokenizer.files.0"),
