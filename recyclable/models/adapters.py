@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from recyclable.adapters.configs import NOTHING, read_adapter_config
 from recyclable.carrying.places import adapter_shapes, load, only_parameters, require_same
 from recyclable.errors import InputError
-from recyclable.models.build import draw, start_from_base
+from recyclable.models.build import start_all
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base, reason
 from recyclable.weights.checkpoint_files import Ranged
@@ -90,8 +90,7 @@ def require_adapter_fits(
     """
     found = {name: file.shape(name) for name in file.names}
     structure = copy.deepcopy(planned)
-    missing, other_shape = start_from_base(planned, base)
-    draw(planned, [*missing, *other_shape], seed=0)
+    start_all(planned, base, seed=0)
     config = read_adapter_config(folder, fields)
     if _wants_values(copy.deepcopy(planned), config, folder) and _fits_bare(structure, config, folder, found):
         return

@@ -116,6 +116,12 @@ def start_from_base(model: PreTrainedModel, base: Base) -> tuple[list[str], Othe
     return sorted(missing), other_shape
 
 
+def start_all(model: PreTrainedModel, base: Base, seed: int) -> None:
+    """As `start_from_base`; what the base lacks, or has in another shape, is drawn."""
+    missing, other_shape = start_from_base(model, base)
+    draw(model, [*missing, *other_shape], seed)
+
+
 def draw(model: PreTrainedModel, names: list[str], seed: int) -> None:
     """Fresh values for these parameters, from seed and name alone."""
     std = getattr(model.config, "initializer_range", 0.02)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from recyclable.carrying.places import adapter_parameters, saved_tensors
 from recyclable.errors import InputError
 from recyclable.models.adapters import attach_peft
-from recyclable.models.build import draw, start_from_base
+from recyclable.models.build import start_all
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import Ranged
 from recyclable.weights.sources import Unread
@@ -32,8 +32,7 @@ def require_effect(folder: Path, file: Ranged, planned: PreTrainedModel, base: B
     """
     if not any(file.stored(name).numel for name in file.names):
         raise InputError(folder, "holds no numbers: an adapter without effect (saved without gathering its shards?)")
-    missing, other_shape = start_from_base(planned, base)
-    draw(planned, [*missing, *other_shape], seed=0)
+    start_all(planned, base, seed=0)
     one, other = (_fresh(copy.deepcopy(planned), folder, file, seed) for seed in (0, 1))
     fixed: list[str] = []
     for name in [n for n in file.names if one[n].requires_grad]:

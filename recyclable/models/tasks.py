@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from recyclable.adapters.configs import NOTHING
 from recyclable.architectures.fields import HEAD_FIELDS, with_fields
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import same_labels
@@ -21,8 +21,6 @@ from recyclable.tasks.parts.kind import TaskKind
 from recyclable.tasks.parts.task import Task
 from recyclable.weights.base import Base, read_config
 from recyclable.weights.sources import fill
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def task_model(

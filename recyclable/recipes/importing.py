@@ -6,7 +6,6 @@ A tuned model is weights, config, tokenizer, labels and length (`recipes.tuned_e
 from __future__ import annotations
 
 import copy
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +45,7 @@ from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, TensorF
 from recyclable.weights.convert import Places, Restored, loss, split
 from recyclable.weights.delta import Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
+from recyclable.weights.durable import copy_files
 from recyclable.weights.files import write_safetensors
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.lineage import described
@@ -107,9 +107,7 @@ def _own_run(tuned: Path, base: str | None, into: Path, codec: Codec | None, tas
     if opened:
         require_own_base(weights, opened)
     manifest = weights.manifest
-    for file in FILES[manifest.kind]:
-        shutil.copyfile(tuned / file, into / file)
-    weights.copy_tokenizer(into)
+    copy_files(tuned, into, manifest.files)
     if codec is not None:
         if weights.is_adapter:
             raise InputError("--codec", f"is for deltas, and {tuned} is an adapter")
@@ -203,8 +201,7 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
             f"needs {', '.join(fresh)}, which neither it nor {base.folder} holds: drawn at random when it was tuned, "
             "they belong in modules_to_save",
         )
-    for part in (ADAPTER, ADAPTER_CONFIG):
-        shutil.copyfile(tuned / part, into / part)
+    copy_files(tuned, into, FILES["adapter"])
     origin = {"kind": "adapter", "tuning": {"tuning": "peft"}, "architecture": architecture}
     _finish(into, base, base_name, reader, told, fields, task=about, **origin)
     _require_order(into, base, about, task, tuned)

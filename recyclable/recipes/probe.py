@@ -26,9 +26,6 @@ from recyclable.weights.vocabulary import rows_between, vocabulary_tensors
 if TYPE_CHECKING:
     from recyclable.recipes.probe_task import Trial
 
-if TYPE_CHECKING:
-    from recyclable.recipes.probe_task import Trial
-
 RESULT, PAGE = "probe.json", "report.html"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.delta import Delta
 from recyclable.weights.digest import Digested, file_digest
-from recyclable.weights.durable import write_json
+from recyclable.weights.durable import copy_files, write_json
 from recyclable.weights.hashes import sha256_file
 from recyclable.weights.manifest import ADAPTER_CONFIG, CHANGED, DELTA, HEAD, MANIFEST, Manifest, read_manifest
 from recyclable.weights.strict_json import read_json
@@ -73,9 +72,7 @@ class AdaptedWeights:
 
     def copy_tokenizer(self, into: Path) -> None:
         """Copy the files of a tokenizer of its own, if any."""
-        for name in self.manifest.tokenizer["files"] if self.manifest.tokenizer else ():
-            (into / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(self.folder / name, into / name)
+        copy_files(self.folder, into, self.manifest.tokenizer["files"] if self.manifest.tokenizer else ())
 
     @property
     def prompts(self) -> int:

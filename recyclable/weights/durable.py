@@ -35,6 +35,13 @@ def write_json(path: Path, value: Any) -> None:
     sync(path.parent)
 
 
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files from one directory to another, by names that may lie one deeper."""
+    for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
 def missing_directories(folder: Path) -> list[Path]:
     """The directories that making this one makes, itself first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]

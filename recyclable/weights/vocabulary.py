@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +11,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from recyclable.errors import InputError
 from recyclable.weights.base import Base, read_config, reason
+from recyclable.weights.durable import copy_files
 from recyclable.weights.fingerprint import tokenizer_digest
 from recyclable.weights.tokenizer_files import tokenizer_files
 
@@ -50,9 +50,7 @@ def copy_tokenizer(source: Path, target: Path, config: PretrainedConfig | None =
         config: as in `load_tokenizer`.
     """
     names = tokenizer_files(source, config)
-    for name in names:
-        (target / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+    copy_files(source, target, names)
     return names
 
 
