@@ -28,8 +28,8 @@ from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.durable import write_json
 from recyclable.weights.files import write_checkpoint
 from recyclable.weights.fingerprint import fingerprint
-from recyclable.weights.limits import require_length
 from recyclable.weights.locate import locate
+from recyclable.weights.reader import Reader
 from recyclable.weights.remembered import remember, stamp
 from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
@@ -44,7 +44,7 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
     parent = Base(locate(kind.base))
     tokenizer = load_tokenizer(parent.folder)
     kind.require(parent, tokenizer)
-    require_length(parent.config, kind.max_length)
+    Reader.of(parent).require_length(kind.max_length)
     teacher = _teacher(kind, parent, tokenizer)
     training, heldout, digest = _blocks(kind, tokenizer)
     if len(training) < distributed.world_size():
@@ -85,7 +85,7 @@ def _teacher(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> 
     if found != own:
         others = f"{base.folder} has another tokenizer ({found[:12]}) than {parent.folder} ({own[:12]})"
         raise InputError("teacher", f"{others}, expected the same")
-    require_length(base.config, kind.max_length)
+    Reader.of(base).require_length(kind.max_length)
     model = kind.teaching(base)
     theirs, ours = ((c.num_hidden_layers, c.hidden_size) for c in (model.config, parent.config))
     if kind.beta and theirs != ours:

@@ -19,7 +19,6 @@ from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples
 from recyclable.training.evaluation import outputs
 from recyclable.weights.base import Base
-from recyclable.weights.limits import positions
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import read_manifest
 from recyclable.weights.reader import Reader
@@ -42,7 +41,7 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
     new, labelled = Base(locate(base)), load_task(task)
 
     def few(reader: Reader) -> TaskExamples:
-        length = min(_LENGTH, positions(reader.config, reader.prompts) or _LENGTH)
+        length = min(_LENGTH, reader.limit or _LENGTH)
         return few_examples(labelled, reader, length, examples, _SEED)
 
     bare = {"name": BARE, "task": None, "tuning": None}

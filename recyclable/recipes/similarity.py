@@ -18,7 +18,6 @@ from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import tokenised
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import tokenizer_digest
-from recyclable.weights.limits import positions
 from recyclable.weights.locate import locate
 from recyclable.weights.reader import Reader
 from recyclable.weights.sources import fill
@@ -45,8 +44,8 @@ def similarity(
             raise InputError(other.folder, f"has another tokenizer than {first.folder}: no text is the same to both")
     labelled = load_task(task)
     split = limit(labelled.splits["train"], examples, _SEED)
-    length = min(_LENGTH, positions(first.config) or _LENGTH)
-    texts = batches(tokenised(labelled, split, Reader.of(first), length))
+    reader = Reader.of(first)
+    texts = batches(tokenised(labelled, split, reader, min(_LENGTH, reader.limit or _LENGTH)))
     one, team = backbone(first, labelled), distributed.Ranks()
     found = {title: compare(one, backbone(other, labelled), texts, team) for title, other in opened.items()}
     if png is not None and distributed.is_main():

@@ -14,7 +14,6 @@ from recyclable.architectures.fields import tuned_fields
 from recyclable.errors import InputError
 from recyclable.tasks.parts.task import Task
 from recyclable.weights.base import Base, read_config
-from recyclable.weights.limits import positions, require_length
 from recyclable.weights.reader import Reader
 from recyclable.weights.reading import reading_digest
 from recyclable.weights.strict_json import read_json
@@ -117,11 +116,11 @@ def cut_at(reader: Reader, base: Base, told: Told) -> int | None:
     A tokenizer that came with the weights says how it cut the last text (`truncation` in tokenizer.json); any says what
     a model can take at most (`model_max_length`).
     """
-    limit = positions(reader.config, reader.prompts)
+    limit = reader.limit
     if limit is not None and limit <= _SHORTEST:
         raise InputError("num_virtual_tokens", f"is {reader.prompts}, which leaves a text {limit} positions")
     if told.max_length is not None:
-        require_length(reader.config, told.max_length, reader.prompts)
+        reader.require_length(told.max_length)
         return told.max_length
     last = None if reader.folder == base.folder else _truncation(reader.folder)
     most = reader.tokenizer().model_max_length if tokenizer_files(reader.folder, reader.config) else None

@@ -33,7 +33,7 @@ from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tunings.bottleneck import Bottleneck
 from recyclable.tunings.lora import Lora
 from recyclable.weights.base import Base
-from recyclable.weights.limits import require_length
+from recyclable.weights.reader import Reader
 from recyclable.weights.sources import fill
 
 HEAD = "classifier.weight"
@@ -206,9 +206,9 @@ def test_roberta_has_a_dense_head_and_no_pooler(root: Path, task: Task) -> None:
     assert {name for name in names if name not in Base(root / "roberta")} == {
         *("classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias")
     }
-    require_length(Base(root / "roberta").config, 32)
+    Reader.of(Base(root / "roberta")).require_length(32)
     with pytest.raises(InputError, match="has positions for 32 tokens at most"):
-        require_length(Base(root / "roberta").config, 33)
+        Reader.of(Base(root / "roberta")).require_length(33)
 
 
 SIZE = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

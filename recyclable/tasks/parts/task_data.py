@@ -11,7 +11,6 @@ from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks.parts.fewshot import k_shot, limit
 from recyclable.tasks.parts.task import Task
-from recyclable.weights.limits import require_length
 from recyclable.weights.reader import Reader
 
 
@@ -60,7 +59,7 @@ def _few(split: Split, shots: int, settings: TaskSettings, task: Task, name: str
 
 def tokenised(task: Task, split: Split, reader: Reader, max_length: int | None) -> TaskExamples:
     """A split as the reader cuts it, at most `max_length` tokens; InputError where its model could not read them."""
-    require_length(reader.config, max_length, reader.prompts)
+    reader.require_length(max_length)
     return task.kind.examples(split, reader.tokenizer(), max_length).readable_by(reader.config)
 
 
