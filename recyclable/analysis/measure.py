@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from recyclable.data.examples import TaskExamples
-from recyclable.objectives.labelled import LabelledTask
+from recyclable.objectives.of_task import task_objective
 from recyclable.tasks.parts.task import Task
 from recyclable.training.evaluation import predict
 from recyclable.weights.team import ALONE
@@ -22,7 +22,7 @@ def measure(model: nn.Module, examples: TaskExamples, task: Task) -> dict[str, f
         model: in evaluation mode, with its values, on any device.
     """
     device = next(model.parameters()).device
-    predictions = predict(LabelledTask(model, task.kind), examples, BATCH, device, ALONE)
+    predictions = predict(task_objective(model, task.kind), examples, BATCH, device, ALONE)
     return loss_and_scores(predictions, examples.labels.numpy(), task)
 
 

@@ -21,10 +21,11 @@ from recyclable.carrying.putting import Placement
 from recyclable.carrying.scaling import Strength
 from recyclable.data.examples import TaskExamples
 from recyclable.machine import without_training
-from recyclable.objectives.labelled import LabelledTask
+from recyclable.objectives.of_task import task_objective
 from recyclable.tasks.parts.kind import Scores
 from recyclable.tasks.parts.task import Task
 from recyclable.training import zero
+from recyclable.training.asking import Asked
 from recyclable.training.engine import frozen, in_fp32
 from recyclable.training.evaluation import predict
 from recyclable.weights.differences import Differences
@@ -41,7 +42,7 @@ class Trials:
     def __init__(self, model: nn.Module, task: Task, carried: Carried, differences: Differences) -> None:
         self.task, self.carried, self.differences = task, carried, differences
         self.strength = Strength(carried, differences)
-        self.objective = LabelledTask(model, task.kind)
+        self.objective = task_objective(model, task.kind)
         self._answers: Callable[..., Any]
         self._device: torch.device | str
         self._placement = Placement(model, carried, differences)
@@ -94,8 +95,7 @@ class Trials:
         kind, labels = self.task.kind, self.task.labels
 
         def of(split: TaskExamples) -> Scores:
-            predicted = predict(self._answers, split, batch_size, self._device)
-            return kind.score(predicted, split.labels.numpy(), labels)
+            return kind.scores(Asked(self._answers, batch_size, self._device), split, labels)
 
         return [of(split) if split is not None else {} for split in splits]
 

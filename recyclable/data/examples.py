@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, torch.Tensor]
 """What is known of some examples, by name; names with a dot are no model's inputs."""
+_NO_INPUTS = frozenset(("labels", "positions", "targets", "documents", "decoder_documents"))
 _ROUND_LENGTH_TO = 8  # lengths are rounded up to this, which matrix kernels like, but never beyond where texts are cut
 
 
@@ -43,6 +44,11 @@ class TaskExamples(Examples, Protocol):
         """Tokens of each text."""
         ...
 
+    @property
+    def asked(self) -> Examples:
+        """The same examples as predictions are made of them: what is trained on may be less."""
+        ...
+
     def digest(self, index: int) -> bytes:
         """What identifies an example to a model, 16 bytes."""
         ...
@@ -53,8 +59,8 @@ class TaskExamples(Examples, Protocol):
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """What a model's forward takes: no labels, so that no model computes a loss, and nothing that bears a dot."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels" and "." not in name}
+    """What a model's forward takes: no targets, so that no model computes a loss, and nothing that bears a dot."""
+    return {name: tensor for name, tensor in batch.items() if name not in _NO_INPUTS and "." not in name}
 
 
 class LabelledTexts:
@@ -80,6 +86,11 @@ class LabelledTexts:
         """Itself; InputError where the classifier of a base with this config could not read these texts."""
         self._require_embedded(config)
         require_readable(self._encoded["input_ids"], self._tokenizer, config)
+        return self
+
+    @property
+    def asked(self) -> LabelledTexts:
+        """Themselves."""
         return self
 
     def _require_embedded(self, config: PretrainedConfig) -> None:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from recyclable.kernels.chunked import chunked_loss
+from recyclable.kernels.chunked import RowGradient, chunked_loss
 from recyclable.kernels.inputs import (
     DIVERGENCES,
     Head,
@@ -17,6 +17,7 @@ from recyclable.kernels.inputs import (
     TaughtStates,
     TaughtTopK,
 )
+from recyclable.kernels.per_token import token_losses as _token_losses
 from recyclable.kernels.reference import loss_of_logits, reference_loss
 from recyclable.kernels.rows import row_gradient
 
@@ -32,6 +33,7 @@ __all__ = [
     "distillation_loss",
     "loss_of_logits",
     "reference_loss",
+    "token_losses",
 ]
 
 
@@ -62,7 +64,18 @@ def distillation_loss(
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
-    rows = row_gradient
+    return chunked_loss(hidden, head, teacher, targets, settings, positions, _rows_for(hidden))
+
+
+def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [M] (fp32; fp64 of fp64) of states [M, H] against targets [M], without gradient; computed as
+    `distillation_loss` is."""
+    return _token_losses(hidden, head, targets, _rows_for(hidden))
+
+
+def _rows_for(hidden: torch.Tensor) -> RowGradient:
     if hidden.is_cuda and hidden.dtype != torch.float64 and find_spec("triton") is not None:
-        from recyclable.kernels.fused import row_gradient as rows
-    return chunked_loss(hidden, head, teacher, targets, settings, positions, rows)
+        from recyclable.kernels.fused import row_gradient as fused
+
+        return fused
+    return row_gradient

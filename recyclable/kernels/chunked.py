@@ -108,7 +108,7 @@ class _Chunked(torch.autograd.Function):
         wanted = [training and needed for needed in ctx.needs_input_grad[:3]]
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         precise = torch.promote_types(hidden.dtype, torch.float32)
-        size = _chunk_tokens(len(hidden), len(weight), hidden.is_cuda)
+        size = chunk_tokens(len(hidden), len(weight), hidden.is_cuda)
         # A sum of one addend needs no more digits than it is given away with; fp16 might not hold it unscaled.
         summed = precise if size < len(hidden) or weight.dtype == torch.float16 else weight.dtype
         dtypes = (hidden.dtype, summed, precise)
@@ -199,7 +199,7 @@ def _vocabulary_blocks(of_V: torch.Tensor) -> Iterator[slice]:
     return (slice(start, start + VOCABULARY_BLOCK) for start in range(0, len(of_V), VOCABULARY_BLOCK))
 
 
-def _chunk_tokens(tokens: int, vocabulary: int, cuda: bool) -> int:
+def chunk_tokens(tokens: int, vocabulary: int, cuda: bool) -> int:
     """Tokens in a chunk: equal chunks, none larger than it should be."""
     most = GPU_TOKENS if cuda else max(CPU_TOKENS, CPU_LOGITS // vocabulary)
     chunks = max(1, -(-tokens // most))

@@ -73,19 +73,21 @@ class Masked(LMKind):
 
     def objective(self, model: nn.Module, teacher: nn.Module | None) -> Objective:
         """The masked tokens; with a teacher also its distributions over them."""
-        from recyclable.objectives.lm_distillation import LMDistillation, MaskedLMTeacher
-        from recyclable.objectives.masked_lm import MaskedLM
+        from recyclable.objectives.token_distillation import TokenDistillation, TokenTeacher
+        from recyclable.objectives.token_loss import TokenLoss
+        from recyclable.objectives.token_states import Compared
 
         if teacher is None:
-            return MaskedLM(model)
-        return LMDistillation(
+            return TokenLoss(model, self.term)
+        return TokenDistillation(
             model,
-            MaskedLMTeacher(teacher, with_states=self.beta > 0),
+            TokenTeacher(teacher, Compared(first=True) if self.beta else None),
             alpha=self.alpha,
             beta=self.beta,
             temperature=self.temperature,
             divergence=self.divergence,
             mixing=self.mixing,
+            term=self.term,
         )
 
     def head_phase(self) -> TrainSettings | None:

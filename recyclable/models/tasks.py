@@ -14,6 +14,7 @@ from recyclable.architectures.fields import HEAD_FIELDS, with_fields
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import same_labels
 from recyclable.carrying.putting import differences_of, put
+from recyclable.errors import InputError
 from recyclable.models.adapters import attach_same
 from recyclable.models.build import auto_class, draw, structure, unread
 from recyclable.tasks import KINDS
@@ -32,7 +33,10 @@ def task_model(
         fields: values that take the place of the base's in its config (`architectures.fields.with_fields`).
     """
     config = _config(base.folder, task.kind, task.labels, fields)
-    model, missing, other_shape = unread(auto_class(task.kind.model_class), base, config, dropout)
+    model, missing, other_shape = unread(auto_class(task.kind.model_class_for(config)), base, config, dropout)
+    if task.kind.over_vocabulary and (lacking := [*missing, *other_shape]):
+        problem = f"lacks {', '.join(lacking)}, the language-model head that {task.problem} needs"
+        raise InputError(base.folder, f"{problem}: expected a base that has one (pretrain makes it)")
     draw(model, [*missing, *other_shape], seed)
     return model
 
@@ -84,7 +88,7 @@ def task_structure(
     known = described["problem"] in KINDS.names()
     kind = KINDS.get(described["problem"] if known or architecture is None else "classification")()
     config = _config(folder, kind, described["labels"], fields)
-    return structure(config, auto_class(kind.model_class), architecture)
+    return structure(config, auto_class(kind.model_class_for(config)), architecture)
 
 
 def _config(folder: Path, kind: TaskKind, labels: Sequence[str], fields: Mapping[str, Any]) -> PretrainedConfig:

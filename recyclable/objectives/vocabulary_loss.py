@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from recyclable.architectures.heads import LanguageHead
 from recyclable.kernels import (
@@ -19,6 +20,7 @@ from recyclable.kernels import (
     TaughtStates,
     distillation_loss,
     loss_of_logits,
+    token_losses,
 )
 
 
@@ -47,9 +49,17 @@ class VocabularyLoss(nn.Module):
             if head is not None and head.is_linear:
                 yield from ((self, parameter) for parameter in head.layer.parameters())
 
-    def forward(self, hidden: torch.Tensor, told: torch.Tensor | None, targets: torch.Tensor) -> LossSums:
-        """Sums over the tokens of `hidden` [M, H] and the teacher's states `told` [M, Ht], with targets [M]."""
+    def forward(
+        self, hidden: torch.Tensor, told: torch.Tensor | None, targets: torch.Tensor, each: bool = False
+    ) -> LossSums | torch.Tensor:
+        """Sums over the tokens of `hidden` [M, H] and the teacher's states `told` [M, Ht], with targets [M].
+
+        Args:
+            each: instead of sums, each token's cross-entropy [M], without gradient and without the teacher.
+        """
         student, teaching, teacher = self._student, self._teacher, None
+        if each:
+            return self._each(hidden, targets)
         if teaching is not None:
             assert told is not None, "a teacher that tells nothing"
             with torch.no_grad():
@@ -58,6 +68,12 @@ class VocabularyLoss(nn.Module):
         if student.is_linear:
             return distillation_loss(hidden, _fused(student), teacher, targets, self._settings)
         return loss_of_logits(student.logits(hidden).float(), teacher, targets, self._settings)
+
+    @torch.no_grad()
+    def _each(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self._student.is_linear:
+            return token_losses(hidden, _fused(self._student), targets)
+        return F.cross_entropy(self._student.logits(hidden).float(), targets, reduction="none")
 
 
 def _fused(head: LanguageHead) -> Head:

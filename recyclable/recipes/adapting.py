@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from recyclable.data.examples import Examples, TaskExamples
 from recyclable.objectives.objective import Objective
 from recyclable.tasks.parts.task_data import TaskData
 from recyclable.training import rundir
-from recyclable.training.evaluation import predict
+from recyclable.training.asking import Asked
 from recyclable.training.loop import Outcome, Scores, train
 from recyclable.training.teaching import grouping
 from recyclable.weights.adapted import AdaptedWeights, write_manifest
@@ -63,12 +64,12 @@ def learn(
     """Train on the task, keep the step with the best dev score, score it on test."""
     data = student.data
 
-    def scores(engine: Any, split: TaskExamples) -> Scores:
-        predicted = predict(engine, split, settings.eval_batch_size, engine.device)
-        return data.task.kind.score(predicted, split.labels.numpy(), data.task.labels)
+    def scores(engine: Any, split: TaskExamples, wanted: Collection[str] | None = None) -> Scores:
+        ask = Asked(engine, settings.eval_batch_size, engine.device)
+        return data.task.kind.scores(ask, split, data.task.labels, wanted)
 
     def on_dev(engine: Any) -> Scores:
-        return scores(engine, data.dev)
+        return scores(engine, data.dev, [data.metric])
 
     def on_test(engine: Any) -> Scores:
         return scores(engine, data.test) if data.test is not None else {}

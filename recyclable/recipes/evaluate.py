@@ -10,12 +10,12 @@ from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import in_order
 from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated
-from recyclable.objectives.labelled import LabelledTask
+from recyclable.objectives.of_task import task_objective
 from recyclable.report.compare import compare
 from recyclable.tasks.parts.kind import Scores
 from recyclable.tasks.parts.task import load_task
 from recyclable.tasks.parts.task_data import tokenised
-from recyclable.training.evaluation import predict
+from recyclable.training.asking import Asked
 from recyclable.weights.manifest import read_manifest
 
 
@@ -47,5 +47,5 @@ def evaluate(
         raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
     kind, device = labelled.kind, distributed.device()
     examples = tokenised(labelled, labelled.splits[split], carried.reader, settings["max_length"])
-    model = LabelledTask(read_outdated(carried, labelled, settings["seed"]), kind).eval().to(device)
-    return kind.score(predict(model, examples, batch_size, device), examples.labels.numpy(), labelled.labels)
+    model = task_objective(read_outdated(carried, labelled, settings["seed"]), kind).eval().to(device)
+    return kind.scores(Asked(model, batch_size, device), examples, labelled.labels)

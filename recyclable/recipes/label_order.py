@@ -11,7 +11,7 @@ from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated
-from recyclable.objectives.labelled import LabelledTask
+from recyclable.objectives.of_task import task_objective
 from recyclable.tasks.parts.task import Task
 from recyclable.tasks.parts.task_data import few_examples
 from recyclable.training.evaluation import predict
@@ -43,7 +43,7 @@ def require_order(weights: Path, base: Base, task: Task, tuned: Path) -> None:
     carried = Carried(opened, base, base)
     examples = few_examples(task, carried.reader, settings["max_length"], _EXAMPLES, settings["seed"])
     device = distributed.device()
-    model = LabelledTask(read_outdated(carried, task, settings["seed"]), kind).eval().to(device)
+    model = task_objective(read_outdated(carried, task, settings["seed"]), kind).eval().to(device)
     targets = examples.labels.numpy()
     asked = kind.asked(targets)
     rows = predict(model, examples, _BATCH, device)[asked].argmax(-1)

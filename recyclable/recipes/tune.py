@@ -6,7 +6,7 @@ from typing import Any
 
 from recyclable import distributed
 from recyclable.models.tasks import task_model
-from recyclable.objectives.labelled import LabelledTask
+from recyclable.objectives.of_task import task_objective
 from recyclable.recipes.adapting import RESULT, Student, learn, save_learned
 from recyclable.recipes.tune_settings import TuneSettings
 from recyclable.tasks.parts.task import load_task
@@ -24,8 +24,9 @@ def tune(settings: TuneSettings, ds_config: dict[str, Any], resume: bool = False
     """Tune a base on a labelled task; returns the metrics of the best step on dev and test."""
     base, task = Base(locate(settings.base)), load_task(settings.task)
     data = task_data(settings, task, Reader.of(base))
-    model = settings.attach(task_model(base, task, settings.seed, settings.dropout), task.kind.task_type, settings.seed)
-    objective = LabelledTask(model, task.kind)
+    bare = task_model(base, task, settings.seed, settings.dropout)
+    model = settings.attach(bare, task.kind.task_type_for(base.config), settings.seed)
+    objective = task_objective(model, task.kind)
     materialize(objective, settings, ds_config)
     base.hashed.complete(team=distributed.Ranks())
     student = Student(model, base, fingerprint(base), settings.described(), data, settings)

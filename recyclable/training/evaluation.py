@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from recyclable import distributed
-from recyclable.data.examples import Batch, Examples
+from recyclable.data.examples import Batch, Examples, TaskExamples
 from recyclable.weights.team import Team
 
 
@@ -21,7 +21,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 def predict(
     module: Callable[..., Any],
-    examples: Examples,
+    examples: TaskExamples,
     batch_size: int,
     device: torch.device | str = "cpu",
     team: Team | None = None,
@@ -35,7 +35,8 @@ def predict(
     def predictions(batch: Batch) -> dict[str, torch.Tensor]:
         return {"": module(batch, predict=True).float()}
 
-    return outputs(predictions, examples, np.arange(len(examples)), batch_size, device, team)[""].cpu().numpy()
+    asked = examples.asked
+    return outputs(predictions, asked, np.arange(len(asked)), batch_size, device, team)[""].cpu().numpy()
 
 
 def outputs(

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from recyclable.architectures.heads import LanguageHead, language_head
 from recyclable.architectures.structure import on_meta
 from recyclable.kernels import LossSettings
-from recyclable.objectives.masked_lm import MaskedLM
+from recyclable.objectives.token_loss import TokenLoss
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [12, 3, 4, 30, 20, 10]])
@@ -128,7 +128,7 @@ def test_a_masked_model_of_any_family_learns_from_its_own_logits(family: str) ->
     wanted = masked(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=labels).loss
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "targets": IDS[chosen]}
     batch["positions"] = chosen.flatten().nonzero().squeeze(1)
-    assert MaskedLM(masked)(batch)["mlm"].item() / 3 == pytest.approx(wanted.item(), rel=1e-5)
+    assert TokenLoss(masked, "mlm")(batch)["mlm"].item() / 3 == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_a_forward_that_does_something_else_gives_the_logits_itself() -> None:

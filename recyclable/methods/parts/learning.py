@@ -31,9 +31,9 @@ class LearnsFromLabels(Method, LearnSettings):
 
     def objective(self, student: nn.Module, scene: Scene) -> Objective:
         """What is minimised."""
-        from recyclable.objectives.labelled import LabelledTask
+        from recyclable.objectives.of_task import task_objective
 
-        return LabelledTask(student, scene.kind)
+        return task_objective(student, scene.kind)
 
     def examples(self, scene: Scene) -> Examples:
         """What it is minimised on; asked for when the run's directory is taken and everything has been read."""

@@ -7,9 +7,9 @@ classes that a teacher tells, R rows: everything that was asked about, one below
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,19 @@ class Columns:
     """What a cell of the label column is: one label, be it a string or a number, or a list of them."""
 
 
+class Ask(Protocol):
+    """A model that is asked about examples; every rank is told all answers, in the examples' order."""
+
+    def predict(self, examples: TaskExamples) -> np.ndarray:
+        """Predictions [N, ..., C] (fp32)."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """What it answers, greedily, to each prompt (an encoder-decoder's encoder reads it); token ids, up to the stop
+        token, which is left out."""
+        ...
+
+
 class TaskKind(ABC):
     """A kind of task. It has no state: whatever it is asked about is given."""
 
@@ -54,6 +67,8 @@ class TaskKind(ABC):
     """As configs of transformers call it, where its class of models is for several kinds of problems."""
     has_labels: ClassVar[bool] = True
     """Whether its targets are of classes with names."""
+    over_vocabulary: ClassVar[bool] = False
+    """Whether its answers are text, told by the language-model head: losses are those of chosen tokens then."""
     exclusive: ClassVar[bool] = True
     """Whether one class at most is right: a teacher may then tell only the likeliest, the others being impossible."""
 
@@ -64,6 +79,18 @@ class TaskKind(ABC):
         kept = {key: column for key, column in columns.items() if column is not None}
         told = {"type": "str", "required": False, "about": "the column's name in the files"}
         return [{"name": key, "default": column, **told} for key, column in kept.items()]
+
+    def model_class_for(self, config: PretrainedConfig) -> str:
+        """transformers' AutoModelFor... of a base with this config."""
+        if not self.over_vocabulary:
+            return self.model_class
+        return "Seq2SeqLM" if config.is_encoder_decoder else "CausalLM"
+
+    def task_type_for(self, config: PretrainedConfig) -> str:
+        """PEFT's name for the kind on such a base."""
+        if not self.over_vocabulary:
+            return self.task_type
+        return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
 
     @abstractmethod
     def claims(self, train: Raw) -> int:
@@ -100,7 +127,12 @@ class TaskKind(ABC):
         """
 
     def set_labels(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
-        """Make a config one of a model with a head for these labels (none: one number), of this kind and no other."""
+        """Make a config one of a model with a head for these labels (none: one number), of this kind and no other.
+
+        A language-model head has no labels: its config stays as it is.
+        """
+        if self.over_vocabulary:
+            return
         names = list(labels) or ["value"]
         config.num_labels, config.id2label = len(names), dict(enumerate(names))
         config.problem_type = self.problem_type  # and not that of the task which a base may have been tuned for
@@ -147,6 +179,15 @@ class TaskKind(ABC):
     @abstractmethod
     def score(self, predictions: np.ndarray, targets: np.ndarray, labels: Labels) -> Scores:
         """Scores of predictions [N, ..., C] against targets [N, ...]."""
+
+    def scores(self, ask: Ask, examples: TaskExamples, labels: Labels, wanted: Collection[str] | None = None) -> Scores:
+        """Scores of a model on examples; a collective.
+
+        Args:
+            ask: the model.
+            wanted: at least these; None: all that the kind has, whatever they cost.
+        """
+        return self.score(ask.predict(examples), examples.labels.numpy(), labels)
 
     def mean_loss(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         """Mean loss of predictions [N, ..., C] against targets [N, ...]."""

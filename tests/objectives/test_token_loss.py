@@ -6,7 +6,7 @@ import pytest
 import torch
 from masked_models import batch, bert, distilbert, roberta
 
-from recyclable.objectives.masked_lm import MaskedLM
+from recyclable.objectives.token_loss import TokenLoss
 
 
 @pytest.mark.parametrize("family", [bert, roberta, distilbert])
@@ -16,7 +16,7 @@ def test_loss_and_gradients_are_those_of_transformers(family) -> None:
     data, labels = batch()
     inputs = {name: data[name] for name in ("input_ids", "attention_mask")}
 
-    made = MaskedLM(model)
+    made = TokenLoss(model, "mlm")
     assert made.counts(data) == {"mlm": int((labels != -100).sum())}
     got = made(data)["mlm"] / made.counts(data)["mlm"]
     got.backward()
@@ -35,6 +35,6 @@ def test_loss_and_gradients_are_those_of_transformers(family) -> None:
 
 def test_a_batch_without_a_masked_token_costs_nothing() -> None:
     data, _ = batch(masked=0.0)
-    made = MaskedLM(bert().eval())
+    made = TokenLoss(bert().eval(), "mlm")
     assert made.counts(data) == {"mlm": 0}
     assert made(data)["mlm"].item() == 0

@@ -22,18 +22,19 @@ from worlds import WORDS, make_base, make_corpus
 from recyclable import distributed
 from recyclable.errors import InputError
 from recyclable.lm.masked import Masked
-from recyclable.objectives.lm_distillation import LMDistillation, MaskedLMTeacher
+from recyclable.objectives.token_distillation import TokenDistillation, TokenTeacher
+from recyclable.objectives.token_states import Compared
 from recyclable.recipes.pretrain import pretrain
 
 ALPHA, BETA, TEMPERATURE, MIXING = 0.6, 3.0, 4.0, 0.3
 
 
-def objective(student: nn.Module, teacher: nn.Module, beta: float = BETA, **more) -> LMDistillation:
-    taught_by = MaskedLMTeacher(teacher, with_states=beta > 0)
-    return LMDistillation(student, taught_by, alpha=ALPHA, beta=beta, temperature=TEMPERATURE, **more)
+def objective(student: nn.Module, teacher: nn.Module, beta: float = BETA, **more) -> TokenDistillation:
+    taught_by = TokenTeacher(teacher, Compared(first=True) if beta > 0 else None)
+    return TokenDistillation(student, taught_by, alpha=ALPHA, beta=beta, temperature=TEMPERATURE, term="mlm", **more)
 
 
-def loss(made: LMDistillation, data: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss(made: TokenDistillation, data: dict[str, torch.Tensor]) -> torch.Tensor:
     sums, counts = made(data), made.counts(data)
     assert sums.keys() == counts.keys() == made.weights.keys()
     return sum(weight * sums[term] / counts[term] for term, weight in made.weights.items())

@@ -1,0 +1,40 @@
+"""A model that kinds of tasks ask about examples: in batches, shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from recyclable.data.examples import TaskExamples
+from recyclable.training.evaluation import predict
+from recyclable.weights.team import Team
+
+
+class Asked:
+    """A task's objective in evaluation (`tasks.parts.kind.Ask`).
+
+    Args:
+        answers: `answers(batch, predict=True)`: the objective, or an engine around it.
+        device: where its weights are.
+        team: as in `training.evaluation.outputs`.
+    """
+
+    def __init__(
+        self,
+        answers: Callable[..., Any],
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        team: Team | None = None,
+    ) -> None:
+        self._answers, self._batch_size, self._device, self._team = answers, batch_size, device, team
+
+    def predict(self, examples: TaskExamples) -> np.ndarray:
+        """Predictions [N, ..., C] (fp32) for all examples, in their order, on every rank."""
+        return predict(self._answers, examples, self._batch_size, self._device, self._team)
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers to prompts, in their order, on every rank."""
+        raise NotImplementedError
