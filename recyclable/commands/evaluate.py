@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from recyclable.commands.parts.command import Command, add_json, add_store, end
+from recyclable.commands.parts.command import add_json, add_store, end
+from recyclable.commands.parts.ranks import RanksCommand
+from recyclable.commands.parts.training import add_deepspeed_config
 
 
-class Evaluate(Command):
-    """A row per weights."""
+class Evaluate(RanksCommand):
+    """A row per weights; examples are shared out to the ranks."""
 
+    verb = "evaluate"
     text = "score adapted weights; several are compared"
     place = 50
 
@@ -25,16 +29,27 @@ class Evaluate(Command):
         parser.add_argument("--old-base", metavar="A", help="their own base, if the recorded names lead nowhere")
         parser.add_argument("--split", default="test")
         parser.add_argument("--plot", type=Path, metavar="PNG", help="save the dev curves of the runs")
+        add_deepspeed_config(parser, "fp32, whole on each rank")
         add_json(parser)
+        self.add_ranks(parser)
 
-    def run(self, arguments: argparse.Namespace) -> int:
-        from recyclable.recipes.evaluate import evaluate_all
-        from recyclable.report.compare import plot, require_plottable, table
-        from recyclable.weights.manifest import read_manifest
-        from recyclable.weights.store import find
+    def check(self, arguments: argparse.Namespace) -> None:
+        from recyclable.report.compare import require_plottable
 
         if arguments.plot:
             require_plottable(arguments.plot, "--plot")
+
+    def work(self, arguments: argparse.Namespace) -> None:
+        from recyclable import distributed
+        from recyclable.machine import load_ds_config
+        from recyclable.recipes.evaluate import evaluate_all
+        from recyclable.report.compare import plot, table
+        from recyclable.weights.manifest import read_manifest
+        from recyclable.weights.store import find
+
+        ds_config = load_ds_config(arguments.deepspeed_config) if arguments.deepspeed_config else {}
+        if "RANK" in os.environ or ds_config:  # else one process does it all, without a process group
+            distributed.init()
         folders = [find(weights, arguments.store) for weights in arguments.weights]
         rows = evaluate_all(
             folders,
@@ -42,13 +57,15 @@ class Evaluate(Command):
             arguments.task,
             old_base=arguments.old_base,
             split=arguments.split,
+            ds_config=ds_config,
         )
+        if not distributed.is_main():
+            return
         print(table(rows), flush=True)
         if arguments.plot:
             curves = {str(folder): [vars(read_manifest(folder))] for folder in folders}
             plot({f"dev of {Path(arguments.task).name}": curves}, arguments.plot)
         end(arguments, {"runs": rows})
-        return 0
 
 
 COMMAND = Evaluate()

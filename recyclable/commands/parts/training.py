@@ -52,9 +52,13 @@ class TrainingCommand(RanksCommand):
         return read(content, arguments.config), machine.load_ds_config(_ds_config(arguments))
 
 
-def add_deepspeed_config(parser: argparse.ArgumentParser) -> None:
-    """`--deepspeed_config`."""
-    text = "a file, or the name of a shipped one (default: cpu)"
+def add_deepspeed_config(parser: argparse.ArgumentParser, default: str = "cpu") -> None:
+    """`--deepspeed_config`.
+
+    Args:
+        default: what is used without it, in a few words.
+    """
+    text = f"a file, or the name of a shipped one (default: {default})"
     parser.add_argument("--deepspeed_config", metavar="F", help=text)
 
 
