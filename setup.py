@@ -36,6 +36,7 @@ setup(
         "pandas>=2.2,<4",
         "scipy>=1.13,<2",
         "nervaluate>=1.2,<2",
+        "torchmetrics>=1.9,<2",
         "tqdm>=4.66,<5",
         "psutil>=5.9,<8",
         "pyyaml>=6,<7",
@@ -44,7 +45,15 @@ setup(
     ],
     extras_require={
         "triton": [TRITON],
-        "test": [TRITON, "pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.9,<1", "mypy>=1.15,<3", "setuptools>=70.1"],
+        "test": [
+            TRITON,
+            "pytest>=8,<10",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.9,<1",
+            "mypy>=1.15,<3",
+            "setuptools>=70.1",
+            "lm-eval>=0.4.13,<0.5",  # what leaves is scored by it, beside our own scores
+        ],
     },
     entry_points={"console_scripts": ["recyclable=recyclable.cli:main"]},
 )

@@ -20,12 +20,13 @@ from transformers import PreTrainedTokenizerBase
 from recyclable import distributed, machine
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.changes import FoundChanges
+from recyclable.carrying.templates import told_template
 from recyclable.config.run_file import make_config, read_run_file
 from recyclable.data.examples import model_inputs
 from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated
 from recyclable.objectives.distillation import kd_sum, patient_sum
-from recyclable.objectives.teachers import OnlineTeacher, first_token_states
+from recyclable.objectives.teachers import OnlineTeacher, compared_states
 from recyclable.recipes.running import run_recipe
 from recyclable.resources import default_ds_config
 from recyclable.tasks.parts.task import task_of
@@ -53,9 +54,11 @@ def carry(
         to: the base they go onto: their own or a descendant of it.
         old_base: their own base, where the recorded names do not lead there any more and it is needed.
 
-    Raises InputError where `to` is no base for them, or any file is not what it claims to be.
+    Says so where the two bases have other chat templates. Raises InputError where `to` is no base for them, or any file
+    is not what it claims to be.
     """
     carried = Carried.open(weights, old_base, to, store=store, allow_unrelated=allow_unrelated)
+    told_template(carried)
     manifest = carried.weights.manifest
     return read_outdated(carried, task_of(manifest.task), manifest.settings["seed"])
 
@@ -122,9 +125,9 @@ def teacher_loss(
     loss = temperature**2 * kd_sum(kind, answers, told, temperature, inputs) / count
     if beta:
         assert told.states is not None, "a teacher asked for states tells them"
-        if outputs.hidden_states is None:
+        if not (getattr(outputs, "decoder_hidden_states", None) or getattr(outputs, "hidden_states", None)):
             raise InputError("outputs", "has no hidden_states, which beta > 0 compares with the teacher's")
-        states = first_token_states(outputs.hidden_states)
+        states = compared_states(outputs, inputs, teacher.model.config)
         if states.shape != told.states.shape:
             problem = f"has hidden states {list(states.shape)}, the teacher {list(told.states.shape)}: beta must be 0"
             raise InputError("model", problem)

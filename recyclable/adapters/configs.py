@@ -88,9 +88,7 @@ def read_adapter_config(folder: Path, fields: Mapping[str, Any] = NOTHING) -> Pe
             "(peft: path_initial_model_for_weight_conversion)",
         )
     for place, value in _leaves(content, ""):
-        if isinstance(value, str) and (
-            _REPEATED_GROUP.search(value) or len(_UNBOUNDED.findall(value)) > _MAX_UNBOUNDED
-        ):
+        if isinstance(value, str) and may_take_forever(value):
             raise InputError(file, f"{place} is {value!r}, a pattern that may take forever to match")
         if isinstance(value, int | float) and not abs(value) <= _MAX_SIZE.get(place, _MAX_NUMBER):
             raise InputError(file, f"{place} is {value}, expected a number that makes sense in a model")
@@ -113,6 +111,11 @@ def read_adapter_config(folder: Path, fields: Mapping[str, Any] = NOTHING) -> Pe
             return PeftConfig.from_peft_type(**content)
     except Exception as error:  # every kind checks its fields in its own way
         raise InputError(file, f"peft cannot use it ({type(error).__name__}: {error})") from error
+
+
+def may_take_forever(pattern: str) -> bool:
+    """Whether a regular expression is of a kind that some names take forever to match."""
+    return bool(_REPEATED_GROUP.search(pattern)) or len(_UNBOUNDED.findall(pattern)) > _MAX_UNBOUNDED
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:

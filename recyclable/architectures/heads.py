@@ -25,6 +25,8 @@ _STATES = torch.tensor([[[0.5, -1.25, 2.0], [-0.75, 0.25, 1.5]]], dtype=torch.fl
 _SMALL, _LARGE = 2.0**-30, 2.0**30
 _LOGITS = torch.tensor([_SMALL, 0.25, -2.0, 11.0, -47.0, 600.0, _LARGE], dtype=torch.float64)
 _TOLERANCE = 1e-5  # of models that compute in fp32 here
+_OFFSET = "final_logits_bias"
+"""How transformers calls what BART and its kin add to their logits."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,71 @@ class LanguageHead:
     transform: Callable[[torch.Tensor], torch.Tensor] = field(default_factory=nn.Identity)
     scale: float = 1.0
     softcap: float | None = None
+    offset: Callable[[], torch.Tensor | None] = field(default=lambda: None)
+    """What is added to the layer's output [V]: BART's `final_logits_bias`, a buffer; None for most."""
 
     @property
     def is_linear(self) -> bool:
         """Whether the layer is states @ weight.T + bias: subclasses may do otherwise."""
         return type(self.layer) is nn.Linear
 
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Of a linear layer, with the offset."""
+        own, offset = self.layer.bias, self.offset()
+        if offset is None:
+            return own
+        return offset if own is None else own + offset
+
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[..., V] of transformed states [..., H], by calling the layer."""
-        return _scaled(self.layer(states), self.scale, self.softcap)
+        logits, offset = self.layer(states), self.offset()
+        return _scaled(logits if offset is None else logits + offset, self.scale, self.softcap)
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder-decoder without its head: the encoder's states go into the decoder, under a mask of its own.
+
+    No module of the model's: its encoder and decoder are called, not held.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.__dict__["_parts"] = model.get_encoder(), model.get_decoder()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        decoder_input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        cross_attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> Any:
+        """The decoder's output; its `hidden_states` where asked for.
+
+        Args:
+            input_ids: [B, L].
+            decoder_input_ids: [B, D].
+            attention_mask: which tokens of the encoder are real [B, L], or its additive mask [B, 1, L, L].
+            decoder_attention_mask: the same of the decoder, [B, D] or [B, 1, D, D].
+            cross_attention_mask: what the decoder's tokens see of the encoder's [B, 1, D, L]; None is `attention_mask`.
+        """
+        encoder, decoder = self.__dict__["_parts"]
+        read = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        return decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=read[0],
+            encoder_attention_mask=attention_mask if cross_attention_mask is None else cross_attention_mask,
+            output_hidden_states=output_hidden_states,
+            use_cache=False,
+            return_dict=True,
+        )
 
 
 def language_head(model: PreTrainedModel) -> LanguageHead:
-    """The head of a masked or causal language model, plain or with an adapter."""
+    """The head of a language model of any kind, plain or with an adapter."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     if known := family_of(model.config).masked_head:
         transform, layer = known(model)
@@ -100,25 +154,32 @@ class _Last(nn.Module):
 
 def _asked(model: PreTrainedModel) -> LanguageHead | None:
     """The head where it is the one module beside the backbone that the forward calls, else None."""
-    last, body = model.get_output_embeddings(), model.base_model
+    last, two = model.get_output_embeddings(), model.config.is_encoder_decoder
+    body = EncoderDecoder(model) if two else model.base_model
     name = next((name for name, child in model.named_children() if any(m is last for m in child.modules())), None)
     if body is model or name is None or model.get_submodule(name) is body:
         return None
     shell, layer, stand_in = copy.copy(model), model.get_submodule(name), _Last()
     shell._modules = {other: _Body(module) for other, module in model._modules.items()} | {name: stand_in}
+    offset = getattr(model, _OFFSET, None)
+    if offset is not None:
+        shell._buffers = {**model._buffers, _OFFSET: torch.zeros(1)}
+    ids = torch.zeros(_STATES.shape[:2], dtype=torch.long)
     try:
         with torch.no_grad():
-            told = type(model).forward(shell, input_ids=torch.zeros(_STATES.shape[:2], dtype=torch.long)).logits
+            told = type(model).forward(shell, input_ids=ids, **({"decoder_input_ids": ids} if two else {})).logits
         (given,) = stand_in.given
-        before = _rounded(given.flatten()[0] / _STATES.flatten()[0])  # MiniCPM scales the states
+        before = _rounded(given.flatten()[0] / _STATES.flatten()[0])  # MiniCPM and T5 scale the states
         scale, most = _rounded(told[0, 0, 0] / _SMALL), _rounded(told[0, 0, -1])
     except Exception:  # whatever a forward makes of stand-ins
         return None
     softcap = None if math.isclose(most, scale * _LARGE, rel_tol=_TOLERANCE) else most
-    if before != 1.0 and not (type(layer) is nn.Linear and layer.bias is None):
+    if before != 1.0 and not (type(layer) is nn.Linear and layer.bias is None and offset is None):
         return None  # scaled states are scaled logits only where nothing is added to them
-    understood = _close(given, before * _STATES) and _close(told, _scaled(stand_in(), scale, softcap))
-    return LanguageHead(body, layer, scale=before * scale, softcap=softcap) if understood else None
+    if not (_close(given, before * _STATES) and _close(told, _scaled(stand_in(), scale, softcap))):
+        return None
+    added = (lambda: None) if offset is None else (lambda: getattr(model, _OFFSET).flatten())  # wherever it is by then
+    return LanguageHead(body, layer, scale=before * scale, softcap=softcap, offset=added)
 
 
 def _rounded(number: torch.Tensor) -> float:

@@ -8,6 +8,8 @@ from recyclable.errors import InputError
 
 _OLD_SPELLING = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Of every family: files of the time when TensorFlow's names were kept, which transformers renames as it loads them."""
+_OLD_HEAD = "embed_out."
+"""How an untied head is called in GPT-NeoX's files; transformers calls it `lm_head` as it loads them."""
 
 
 def model_prefix(config: PretrainedConfig) -> str:
@@ -23,4 +25,6 @@ def canonical_name(name: str, prefix: str) -> str:
     """A tensor's name without the backbone's prefix and with today's spelling of layer norms."""
     for old, new in _OLD_SPELLING.items():
         name = name.removesuffix(old) + new if name.endswith(old) else name
+    if name.startswith(_OLD_HEAD):
+        return f"lm_head.{name.removeprefix(_OLD_HEAD)}"
     return name.removeprefix(prefix + ".")

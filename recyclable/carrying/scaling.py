@@ -56,6 +56,17 @@ class Strength:
                 raise InputError(self._carried.weights.folder, problem)
         return [*names, *(name for name in self._doras if name not in names)]
 
+    @property
+    def parts(self) -> list[str]:
+        """All tensors that make up the effect, each as much as it is large; InputError where some are no such thing."""
+        names = self.names
+        if not self._carried.weights.is_adapter:
+            return names
+        if self._doras:
+            problem = f"is a DoRA ({next(iter(self._doras))}): its magnitudes are no differences"
+            raise InputError(self._carried.weights.folder, problem)
+        return [name for name in self.differences.names if name in names or _role(name) in _BESIDE]
+
     def at(self, scales: Mapping[str, float]) -> Differences:
         """The differences, each tensor's at a strength of its own; tensors that are not named stay as they are."""
         if all(scale == 1 for scale in scales.values()):

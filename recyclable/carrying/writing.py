@@ -66,5 +66,5 @@ def write_delta_and_head(carried: Carried, differences: Differences, into: Path,
         if team.rank == 0:
             shutil.copyfile(weights.folder / DELTA, into / DELTA)
     else:  # without corrections: those are of the old base
-        write_differences(into / DELTA, differences, team)
+        write_differences(into / DELTA, differences, team, weights.delta.untouched)
     write_as_is(into / HEAD, weights.file(HEAD), team)

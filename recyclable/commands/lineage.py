@@ -18,11 +18,15 @@ class Show(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         from recyclable.recipes.lineage import show
+        from recyclable.weights.lineage import other_template
 
         shown = show(arguments.base)
-        for ancestor in [{"name": arguments.base, "fingerprint": shown["fingerprint"]}, *shown["ancestors"]]:
+        line = [{"name": arguments.base, "fingerprint": shown["fingerprint"]}, *shown["ancestors"]]
+        for ancestor, child in zip(line, [line[0], *line], strict=False):
             claim = "  (declared by the user to be the parent)" if ancestor.get("declared") else ""
-            print(f"{ancestor['fingerprint']['weights'][:12]}  {ancestor['name']}{claim}")
+            other = other_template(child["fingerprint"], ancestor["fingerprint"])
+            template = f"  (had another chat template than {child['name']})" if other else ""
+            print(f"{ancestor['fingerprint']['weights'][:12]}  {ancestor['name']}{claim}{template}")
         end(arguments, shown)
         return 0
 
@@ -38,9 +42,12 @@ class Declare(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         from recyclable.recipes.lineage import declare
+        from recyclable.weights.lineage import other_template
 
-        declare(arguments.base, arguments.parent)
+        record = declare(arguments.base, arguments.parent)
         print(f"{arguments.base}: recorded {arguments.parent} as its parent, as your claim")
+        if other_template(record["fingerprint"], record["ancestors"][0]["fingerprint"]):
+            print(f"notice: {arguments.base} has another chat template than {arguments.parent}; it is recorded")
         return 0
 
 

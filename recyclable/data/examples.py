@@ -1,4 +1,4 @@
-"""Turns examples into batches of tensors: padded labelled texts, masked blocks of text."""
+"""Turns examples into batches of tensors: what all of them have, and padded labelled texts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from recyclable.data.order import Item
-from recyclable.data.packing import Packed
-from recyclable.data.readable import require_embedded, require_padding, require_positions, require_readable
+from recyclable.data.readable import require_embedded, require_positions, require_readable
 
 if TYPE_CHECKING:
     from recyclable.data.split import Split
@@ -36,8 +35,10 @@ class Examples(Protocol):
 class TaskExamples(Examples, Protocol):
     """Examples of a labelled task."""
 
-    labels: torch.Tensor
-    """[N, ...]"""
+    @property
+    def labels(self) -> torch.Tensor:
+        """[N, ...]"""
+        ...
 
     @property
     def lengths(self) -> np.ndarray:
@@ -47,6 +48,11 @@ class TaskExamples(Examples, Protocol):
     @property
     def asked(self) -> Examples:
         """The same examples as predictions are made of them: what is trained on may be less."""
+        ...
+
+    @property
+    def remark(self) -> str | None:
+        """What somebody should know of what `max_length` did to them."""
         ...
 
     def digest(self, index: int) -> bytes:
@@ -63,17 +69,24 @@ def model_inputs(batch: Batch) -> Batch:
     return {name: tensor for name, tensor in batch.items() if name not in _NO_INPUTS and "." not in name}
 
 
+def multiple_for(longest: int, max_length: int | None) -> int:
+    """What the length of a batch is a multiple of, whose longest text has so many tokens."""
+    fits = -(-longest // _ROUND_LENGTH_TO) * _ROUND_LENGTH_TO <= (max_length or 0)
+    return _ROUND_LENGTH_TO if fits else 1
+
+
 class LabelledTexts:
     """Labelled texts, tokenised once; a batch is padded to its own longest text.
 
     Args:
+        tokenizer: with a pad token (`weights.reader.Reader`).
         max_length: tokens that a text is cut to, and the most that a batch is padded to; None: no text is cut.
-
-    Raises InputError for a tokenizer without a pad token.
     """
 
+    padding_side: str | None = None
+    """Where a text is padded; None: where the tokenizer pads."""
+
     def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-        require_padding(tokenizer)
         pairs = () if split.pairs is None else (split.pairs,)
         self._encoded = tokenizer(split.texts, *pairs, truncation=max_length is not None, max_length=max_length)
         self._tokenizer, self._max_length = tokenizer, max_length
@@ -92,6 +105,11 @@ class LabelledTexts:
     def asked(self) -> LabelledTexts:
         """Themselves."""
         return self
+
+    @property
+    def remark(self) -> None:
+        """Nothing."""
+        return None
 
     def _require_embedded(self, config: PretrainedConfig) -> None:
         require_embedded(self._encoded, self._tokenizer, config)
@@ -112,45 +130,7 @@ class LabelledTexts:
         rows = [index for _, index in items]
         features = {name: [values[row] for row in rows] for name, values in self._encoded.items()}
         longest = max(len(ids) for ids in features["input_ids"])
-        fits = -(-longest // _ROUND_LENGTH_TO) * _ROUND_LENGTH_TO <= (self._max_length or 0)
-        multiple = _ROUND_LENGTH_TO if fits else None
-        batch = self._tokenizer.pad(features, padding="longest", pad_to_multiple_of=multiple, return_tensors="pt")
+        multiple = multiple_for(longest, self._max_length)
+        shape = {"padding": "longest", "pad_to_multiple_of": multiple, "padding_side": self.padding_side}
+        batch = self._tokenizer.pad(features, **shape, return_tensors="pt")
         return {**batch, "labels": self.labels[rows]}
-
-
-class MaskedBlocks:
-    """Full blocks of text with tokens masked as BERT does: 80% mask token, 10% a random token, 10% left as is.
-
-    What is masked depends on seed, epoch and block alone.
-    """
-
-    def __init__(
-        self, blocks: Packed, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int, indices: range
-    ) -> None:
-        self._blocks, self._indices, self._seed, self._probability = blocks, indices, seed, probability
-        self._mask, self._vocabulary = tokenizer.mask_token_id, len(tokenizer)
-        self._special = np.array(tokenizer.all_special_ids)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def batch(self, items: list[Item]) -> Batch:
-        masked = [self._masked(epoch, self._indices[index]) for epoch, index in items]
-        length = self._blocks.seq_len
-        return {
-            "input_ids": torch.from_numpy(np.stack([ids for ids, _, _ in masked])),
-            "attention_mask": torch.ones(len(items), length, dtype=torch.long),
-            "positions": torch.from_numpy(np.concatenate([p + row * length for row, (_, p, _) in enumerate(masked)])),
-            "targets": torch.from_numpy(np.concatenate([targets for _, _, targets in masked])),
-        }
-
-    def _masked(self, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Corrupted ids [L], masked positions [M] and the tokens that stood there [M]."""
-        ids = np.array(self._blocks[block])
-        random = np.random.default_rng((self._seed, epoch, block))
-        chosen = (random.random(len(ids)) < self._probability) & ~np.isin(ids, self._special)
-        fate, other = random.random(len(ids)), random.integers(self._vocabulary, size=len(ids))
-        corrupted = np.where(chosen & (fate < 0.8), self._mask, ids)
-        corrupted = np.where(chosen & (fate >= 0.9), other, corrupted)
-        positions = np.flatnonzero(chosen)
-        return corrupted, positions, ids[positions]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 _WINDOW = 50  # steps; as in transformers' LengthGroupedSampler, enough for nearly equal lengths
 Item = tuple[int, int]
 """(epoch, index of the example): together they decide everything random about one use of an example."""
+
+
+class Steps(Protocol):
+    """Which examples make up which step."""
+
+    def step(self, step: int) -> list[Item]:
+        """The examples of one global batch, in order."""
+        ...
 
 
 class Order:
@@ -28,7 +38,7 @@ class Order:
     def step(self, step: int) -> list[Item]:
         """The examples of one global batch, in order."""
         if self._lengths is None:
-            return self._stream(step * self._batch, self._batch)
+            return self.stream(step * self._batch, self._batch)
         window, place = divmod(step, self._steps)
         return self._window(window)[place]
 
@@ -41,7 +51,8 @@ class Order:
                 break
         return sorted(found)
 
-    def _stream(self, start: int, count: int) -> list[Item]:
+    def stream(self, start: int, count: int) -> list[Item]:
+        """`count` examples of the stream, from its `start`-th on, whatever their lengths."""
         pairs = (divmod(position, self._examples) for position in range(start, start + count))
         return [(epoch, int(self._permutation(epoch)[place])) for epoch, place in pairs]
 
@@ -51,9 +62,30 @@ class Order:
     def _group(self, window: int) -> list[list[Item]]:
         lengths, size = self._lengths, self._steps * self._batch
         assert lengths is not None, "only texts of known lengths are grouped"
-        items = sorted(self._stream(window * size, size), key=lambda item: lengths[item[1]])
+        items = sorted(self.stream(window * size, size), key=lambda item: lengths[item[1]])
         order = np.random.default_rng((self._seed, window, 1)).permutation(self._steps)
         return [items[place * self._batch : (place + 1) * self._batch] for place in order]
+
+
+class Replaying:
+    """Steps of new examples with a share of old ones, each a stream of its own; old ones are numbered after the new.
+
+    After n steps floor(n batch share) examples were old: the share is exact however small the batch. Where in a step
+    they stand is drawn, so that no rank gets more of them than another for long.
+    """
+
+    def __init__(self, new: int, old: int, share: float, batch: int, seed: int) -> None:
+        self._new, self._old = Order(new, batch, seed), Order(old, batch, seed)
+        self._first_old, self._batch, self._seed = new, batch, seed
+        self._share = Fraction(str(share))
+
+    def step(self, step: int) -> list[Item]:
+        """The examples of one global batch, in order."""
+        before, after = (int(n * self._batch * self._share) for n in (step, step + 1))
+        old = [(epoch, self._first_old + index) for epoch, index in self._old.stream(before, after - before)]
+        new = self._new.stream(step * self._batch - before, self._batch - len(old))
+        items = [*new, *old]
+        return [items[place] for place in np.random.default_rng((self._seed, step, 2)).permutation(len(items))]
 
 
 def share_of_step(items: list[Item], rank: int, world_size: int, micro_batch: int) -> list[list[Item]]:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,8 +22,44 @@ from recyclable.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = "packed 1"  # part of every key: raise it when the same input would pack differently
+_VERSION = "packed 2"  # part of every key: raise it when the same input would pack differently
 _BATCH = 1000  # documents tokenised per call
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens are put around documents in the stream, and around the pieces of it that sequences hold."""
+
+    before: tuple[int, ...] = ()
+    """Before every document."""
+    after: tuple[int, ...] = ()
+    """After every document."""
+    between: tuple[int, ...] = ()
+    """After every document but the last."""
+    begin: tuple[int, ...] = ()
+    """How every sequence begins."""
+    end: tuple[int, ...] = ()
+    """How every sequence ends."""
+
+
+def wrapped(tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """For encoders: [begin] + a piece of the stream + [end], documents joined by the end token.
+
+    They are the tokenizer's cls or bos and its sep or eos token, whichever it has.
+    """
+    end = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
+    return Layout(between=end, begin=_first(tokenizer.cls_token_id, tokenizer.bos_token_id), end=end)
+
+
+def streamed(tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """For decoders: each document as their tokenizer writes it, then its end token; nothing where a sequence is cut.
+
+    What stands before is what the tokenizer itself puts before a text, `bos` for most: so it was trained, and so it
+    will be asked. The end is `eos`, or `sep` where there is none.
+    """
+    bare, dressed = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    begins = next((at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare), 0)
+    return Layout(tuple(dressed[:begins]), _first(tokenizer.eos_token_id, tokenizer.sep_token_id))
 
 
 class Packed:
@@ -30,7 +67,7 @@ class Packed:
 
     Attributes:
         seq_len: tokens in a sequence, the added begin and end tokens included.
-        tokens: tokens of the documents in all sequences, without begin, end and separator tokens.
+        tokens: tokens of the documents in all sequences, without those that the layout adds.
         digest: sha256 (hex) of seq_len and all token ids as little-endian uint32: equal exactly if the sequences are.
     """
 
@@ -42,9 +79,12 @@ class Packed:
         self._path = folder / "ids.bin"
         self._dtype: str = meta["dtype"]
         self._shape = (int(meta["sequences"]), self.seq_len)
-        if self._path.stat().st_size != self._shape[0] * self.seq_len * np.dtype(self._dtype).itemsize:
-            raise ValueError(f"{self._path}: wrong size")
+        self._starts_path = folder / "starts.bin"
+        for path, dtype in ((self._path, self._dtype), (self._starts_path, np.bool_)):
+            if path.stat().st_size != self._shape[0] * self.seq_len * np.dtype(dtype).itemsize:
+                raise ValueError(f"{path}: wrong size")
         self._ids: np.ndarray | None = None
+        self._starts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -54,41 +94,75 @@ class Packed:
             self._ids = np.memmap(self._path, self._dtype, mode="r", shape=self._shape)
         return np.array(self._ids[int(i)], dtype=np.int64)
 
-    def __getstate__(self) -> dict[str, Any]:  # worker processes open the file again instead of receiving a copy
-        return {**self.__dict__, "_ids": None}
+    def documents(self, i: int) -> np.ndarray:
+        """Which document of the sequence each token belongs to: int64 [seq_len], from 0.
+
+        What follows a document belongs to it; what a sequence begins with, and ends with, to its first and last.
+        """
+        if self._starts is None:
+            self._starts = np.memmap(self._starts_path, np.bool_, mode="r", shape=self._shape)
+        numbers = np.cumsum(self._starts[int(i)], dtype=np.int64)
+        return numbers - numbers[0]
+
+    def __getstate__(self) -> dict[str, Any]:  # worker processes open the files again instead of receiving a copy
+        return {**self.__dict__, "_ids": None, "_starts": None}
+
+
+class Joined:
+    """Two packed corpora as one, the second's sequences behind the first's."""
+
+    def __init__(self, first: Packed, second: Packed) -> None:
+        self._parts, self._second = (first, second), len(first)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        part, place = self._of(i)
+        return part[place]
+
+    def documents(self, i: int) -> np.ndarray:
+        """As `Packed.documents`."""
+        part, place = self._of(i)
+        return part.documents(place)
+
+    def _of(self, i: int) -> tuple[Packed, int]:
+        return (self._parts[1], i - self._second) if i >= self._second else (self._parts[0], i)
 
 
 def pack(
     dataset: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
+    layout: Layout | None = None,
     *,
     quiet: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Packed:
-    """Tokenise all documents, join them with the tokenizer's separator and cut the stream into full sequences.
+    """Tokenise all documents, join them and cut the stream into full sequences, as a layout says.
 
-    A sequence is [begin] + a piece of the stream + [end], with the tokenizer's cls or bos and its sep or eos token,
-    whichever it has. The incomplete last piece is dropped. The result depends on the text, the tokenizer and seq_len
-    alone; the second call with the same three reads the cache and does not tokenise. Several processes may call it at
-    once: the first finished result is kept, complete or not at all.
+    The incomplete last piece is dropped. The result depends on the text, the tokenizer, seq_len and layout alone; the
+    second call with the same reads the cache and does not tokenise. Several processes may call it at once: the first
+    finished result is kept, complete or not at all.
 
     Args:
         dataset: has a string column "text", as `load_corpus` returns it.
+        layout: None is `wrapped`.
         quiet: no progress bar.
         cache_dir: where packed corpora are kept; inside the cache of `datasets` by default.
 
     Raises:
         InputError: fewer tokens than one sequence, or a seq_len with no room for text.
     """
+    layout = layout or wrapped(tokenizer)
     root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "recyclable_packed"
-    folder = root / _cache_key(dataset, tokenizer, seq_len)
+    folder = root / _cache_key(dataset, tokenizer, seq_len, layout)
     if (packed := _open(folder)) is not None:
         return packed
     aside = root / f".aside-{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
     try:
-        _write(aside, dataset, tokenizer, seq_len, quiet)
+        _write(aside, dataset, tokenizer, seq_len, layout, quiet)
         try:
             os.rename(aside, folder)
         except OSError:  # another process was faster, or what lies there is damaged
@@ -109,32 +183,41 @@ def _open(folder: Path) -> Packed | None:
 
 
 def _write(
-    folder: Path, dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, seq_len: int, quiet: bool
+    folder: Path,
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    layout: Layout,
+    quiet: bool,
 ) -> None:
-    begin = _first(tokenizer.cls_token_id, tokenizer.bos_token_id)
-    end = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
-    body = seq_len - len(begin) - len(end)
+    first, last = len(layout.begin), seq_len - len(layout.end)
+    body = last - first
     if body < 1:
         raise InputError("seq_len", f"{seq_len} leaves no room for text, expected at least {seq_len - body + 1}")
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     digest = hashlib.sha256(f"{seq_len}\n".encode())
     sequences = tokens = seen = 0
-    rest = np.empty(0, dtype)
-    with (folder / "ids.bin").open("wb") as file:
-        for piece in _token_batches(dataset, tokenizer, end, dtype, quiet):
+    rest, rest_starts = np.empty(0, dtype), np.empty(0, np.bool_)
+    added = [*layout.before, *layout.after, *layout.between]
+    with (folder / "ids.bin").open("wb") as file, (folder / "starts.bin").open("wb") as starts_file:
+        for piece, piece_starts in _token_batches(dataset, tokenizer, layout, dtype, quiet):
             seen += len(piece)
-            stream = np.concatenate([rest, piece])
+            stream, starts = np.concatenate([rest, piece]), np.concatenate([rest_starts, piece_starts])
             full = len(stream) // body
-            rows = np.empty((full, seq_len), dtype)
-            rows[:, : len(begin)] = begin
-            rows[:, len(begin) : len(begin) + body] = stream[: full * body].reshape(full, body)
-            rows[:, len(begin) + body :] = end
-            rest = stream[full * body :]
+            used = full * body
+            rows, row_starts = np.empty((full, seq_len), dtype), np.zeros((full, seq_len), np.bool_)
+            rows[:, :first], rows[:, last:] = layout.begin, layout.end
+            rows[:, first:last] = stream[:used].reshape(full, body)
+            row_starts[:, first:last] = starts[:used].reshape(full, body)
+            row_starts[:, : first + 1] = np.arange(first + 1) == 0  # a sequence begins with its first document
+            rest, rest_starts = stream[used:], starts[used:]
             sequences += full
-            tokens += full * body - (int(np.isin(stream[: full * body], end).sum()) if end else 0)
+            tokens += used - int(np.isin(stream[:used], added).sum())
             file.write(rows.tobytes())
+            starts_file.write(row_starts.tobytes())
             digest.update(rows.astype("<u4").tobytes())
         _sync(file)
+        _sync(starts_file)
     if sequences == 0:
         raise InputError(
             "corpus", f"it has {seen} tokens, fewer than one sequence of {seq_len}: add text, or cut seq_len"
@@ -150,18 +233,20 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _first(*ids: int | None) -> list[int]:
-    return next(([i] for i in ids if i is not None), [])
+def _first(*ids: int | None) -> tuple[int, ...]:
+    return next(((i,) for i in ids if i is not None), ())
 
 
 def _token_batches(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, separator: list[int], dtype: str, quiet: bool
-) -> Iterator[np.ndarray]:
-    """Token ids [n] of a batch of documents at a time, the separator between documents."""
-    first = True
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, layout: Layout, dtype: str, quiet: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token ids [n] of a batch of documents at a time, and where documents start [n]."""
+    before, after = [*layout.before], [*layout.after]
+    separator: list[int] = []
     with tqdm(total=len(dataset), desc="tokenising", unit=" documents", disable=quiet) as bar:
         for batch in dataset.iter(_BATCH):
             ids: list[int] = []
+            starts: list[int] = []
             # verbose=False: no warning about documents longer than the model's limit; they are cut here
             for document in tokenizer(
                 batch["text"],
@@ -170,14 +255,18 @@ def _token_batches(
                 return_token_type_ids=False,
                 verbose=False,
             )["input_ids"]:
-                ids += document if first else separator + document
-                first = False
+                ids += separator  # belongs to the document before it
+                starts.append(len(ids))
+                ids += before + document + after
+                separator = [*layout.between]
             bar.update(len(batch["text"]))
-            yield np.array(ids, dtype)
+            marks = np.zeros(len(ids), np.bool_)
+            marks[[start for start in starts if start < len(ids)]] = True
+            yield np.array(ids, dtype), marks
 
 
-def _cache_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> str:
-    key = hashlib.sha256(f"{_VERSION} {seq_len} {tokenization_digest(tokenizer)}\n".encode())
+def _cache_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, seq_len: int, layout: Layout) -> str:
+    key = hashlib.sha256(f"{_VERSION} {seq_len} {layout} {tokenization_digest(tokenizer)}\n".encode())
     for batch in dataset.iter(_BATCH):  # hundreds of times faster than tokenising, and sure where a path is not
         for text in batch["text"]:
             encoded = text.encode()

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from recyclable.architectures.pooling import END, PAD, class_for, ids_read, ids_shifted
 from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
-
-
-def require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """InputError for a tokenizer without a pad token."""
-    if tokenizer.pad_token_id is None:
-        problem = "its tokenizer has no pad token, which texts of unequal length in a batch need"
-        raise InputError(tokenizer.name_or_path, problem)
+from recyclable.weights.reader import behind_a_text
 
 
 def require_embedded(
@@ -62,29 +55,40 @@ def require_readable(
     """InputError where the sequence classifier of a base with this config could not read token ids in batches.
 
     Decoders classify by the last token that is no padding, most encoder-decoders by the last end token: these must
-    then be the same to config and tokenizer. Which ids a family looks at is told by the names in its code.
+    then be the same to config and tokenizer, and be the text's own last token.
     """
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    if (classifier := class_for(config, "SequenceClassification")) is None:
         return  # said where the model is made
-    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    pooled, file = _names(classifier.forward), Path(config.name_or_path) / "config.json"
-    if "pad_token_id" in pooled and config.pad_token_id != tokenizer.pad_token_id:
-        raise InputError(
-            file,
-            f"pad_token_id is {config.pad_token_id}, expected the tokenizer's, {tokenizer.pad_token_id}: "
-            f"{classifier.__name__} reads the last token before the padding",
-        )
-    shifted = _names(classifier._shift_right) if "_shift_right" in pooled else frozenset()
-    for field in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-        if field in pooled | shifted and (found := getattr(config, field, None)) not in range(config.vocab_size):
+    pooled, file = ids_read(config), Path(config.name_or_path) / "config.json"
+    if PAD in pooled:
+        if (found := config.get_text_config().pad_token_id) != tokenizer.pad_token_id:
+            raise InputError(
+                file,
+                f"pad_token_id is {found}, expected the tokenizer's, {tokenizer.pad_token_id}: "
+                f"{classifier.__name__} reads the last token before the padding",
+            )
+        _require_unpadded(texts, tokenizer, classifier.__name__)
+    for field in sorted((pooled | ids_shifted(config)) & {END, "decoder_start_token_id"}):
+        if (found := getattr(config, field, None)) not in range(config.vocab_size):
             raise InputError(file, f"{field} is {found!r}, expected a token's id: {classifier.__name__} reads it")
-    if "eos_token_id" in pooled:
+    if END in pooled:
         _require_ends(texts, tokenizer, config.eos_token_id, f"which {classifier.__name__} reads")
 
 
-def _names(function: Callable[..., Any]) -> frozenset[str]:
-    """The attributes that a function's own code mentions."""
-    return frozenset(inspect.unwrap(function).__code__.co_names)
+def _require_unpadded(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, classifier: str) -> None:
+    """InputError for a text without any token, and for one whose own last token is the pad token.
+
+    A tokenizer that puts its pad token behind every text has its classifier read what stands before, text by text.
+    """
+    pad = tokenizer.pad_token_id
+    if any(not ids for ids in texts):
+        raise InputError(tokenizer.name_or_path, f"makes no token of a text: {classifier} has nothing to read")
+    if behind_a_text(tokenizer) == pad:
+        return
+    if ids := next((ids for ids in texts if ids[-1] == pad), None):
+        problem = f"{tokenizer.decode(ids)[-40:]!r} ends in the pad token, {tokenizer.pad_token!r}, before which"
+        hint = "expected texts that do not, or another pad_token in tokenizer_config.json"
+        raise InputError(tokenizer.name_or_path, f"{problem} {classifier} looks for the end of a text: {hint}")
 
 
 def _require_ends(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, end: int, why: str) -> None:

@@ -27,8 +27,8 @@ from recyclable.kernels.inputs import (
 # A chunk reads and writes the fp32 sum of weight gradients once (8 V H bytes) for 2 C V H FLOP: on an H100
 # (990 TFLOP/s, 3.35 TB/s) arithmetic takes longer from C = 1,200 on.
 GPU_TOKENS = 2048
-# Enough for matrix products at full speed; more while a chunk's logits stay below 64 MB.
-CPU_TOKENS = 256
+# Enough for matrix products near full speed; more while a chunk's logits stay below 64 MB.
+CPU_TOKENS = 64
 CPU_LOGITS = 2**24
 VOCABULARY_BLOCK = 1024
 

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from recyclable.config.settings import TrainSettings
 from recyclable.errors import InputError
-from recyclable.lm.parts.kind import LMKind
+from recyclable.lm.parts.kind import HeadSettings, LMKind
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
 
     from recyclable.data.examples import Examples
-    from recyclable.data.packing import Packed
-    from recyclable.objectives.objective import Objective
+    from recyclable.data.packing import Joined, Packed
     from recyclable.weights.base import Base
 
 
@@ -24,6 +23,8 @@ class Masked(LMKind):
     """A share of the tokens is masked; full sequences of text between the tokenizer's begin and end."""
 
     term: ClassVar[str] = "mlm"
+    model_class: ClassVar[str] = "MaskedLM"
+    sees_all: ClassVar[bool] = True
 
     lm: Literal["masked"] = "masked"
     mlm_probability: float = Field(0.15, gt=0, lt=1)
@@ -44,54 +45,15 @@ class Masked(LMKind):
         if tokenizer.mask_token_id is None:
             raise InputError(base.folder, "its tokenizer has no mask token, expected a masked language model")
 
-    def examples(self, packed: Packed, tokenizer: PreTrainedTokenizerBase, indices: range) -> Examples:
+    def examples(
+        self, packed: Packed | Joined, tokenizer: PreTrainedTokenizerBase, base: Base, indices: Sequence[int]
+    ) -> Examples:
         """Masked anew in every epoch."""
-        from recyclable.data.examples import MaskedBlocks
+        from recyclable.data.blocks import MaskedBlocks
 
-        return MaskedBlocks(packed, tokenizer, self.mlm_probability, self.seed, indices)
+        apart = self.attention == "documents"
+        return MaskedBlocks(packed, tokenizer, self.mlm_probability, self.seed, indices, apart)
 
-    def model(self, base: Base) -> tuple[PreTrainedModel, list[str]]:
-        """With the base's masked-LM head, or a fresh one."""
-        from recyclable.models.language import language_model
-
-        if self.mlm_head == "keep":
-            model, missing = language_model(base, "MaskedLM", self.seed, self.dropout)
-            if missing:
-                problem = f"is 'keep', but {base.folder} has no trained head (lacks {missing[0]})"
-                raise InputError("mlm_head", problem)
-            return model, missing
-        return language_model(base, "MaskedLM", self.seed, self.dropout, fresh_head=self.mlm_head == "fresh")
-
-    def teaching(self, base: Base) -> PreTrainedModel:
-        """With its trained head."""
-        from recyclable.models.language import language_model
-
-        model, missing = language_model(base, "MaskedLM", self.seed, None)
-        if missing:
-            raise InputError("teacher", f"{base.folder} has no trained masked-LM head (lacks {missing[0]})")
-        return model
-
-    def objective(self, model: nn.Module, teacher: nn.Module | None) -> Objective:
-        """The masked tokens; with a teacher also its distributions over them."""
-        from recyclable.objectives.token_distillation import TokenDistillation, TokenTeacher
-        from recyclable.objectives.token_loss import TokenLoss
-        from recyclable.objectives.token_states import Compared
-
-        if teacher is None:
-            return TokenLoss(model, self.term)
-        return TokenDistillation(
-            model,
-            TokenTeacher(teacher, Compared(first=True) if self.beta else None),
-            alpha=self.alpha,
-            beta=self.beta,
-            temperature=self.temperature,
-            divergence=self.divergence,
-            mixing=self.mixing,
-            term=self.term,
-        )
-
-    def head_phase(self) -> TrainSettings | None:
-        """The head alone: gradients through a random head would wreck the backbone first."""
-        steps = self.max_steps // 10 if self.mlm_head_steps is None else self.mlm_head_steps
-        changed = {"max_steps": steps, "learning_rate": self.mlm_head_learning_rate, "warmup_steps": 0, "save_every": 0}
-        return self.model_copy(update=changed) if steps else None
+    def head(self) -> HeadSettings:
+        """By the settings that masked models have had from the first."""
+        return HeadSettings("mlm_head", self.mlm_head, self.mlm_head_steps, self.mlm_head_learning_rate)

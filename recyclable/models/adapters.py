@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from recyclable.adapters.configs import NOTHING, read_adapter_config
-from recyclable.carrying.places import adapter_shapes, load, only_parameters, require_same
+from recyclable.carrying.places import adapter_shapes, canonical_names, load, only_parameters, require_same
 from recyclable.errors import InputError
 from recyclable.models.build import start_all
 from recyclable.weights.adapted import AdaptedWeights
@@ -31,21 +32,32 @@ from recyclable.weights.sources import Unread, fill, is_unread, seed_of
 def attach_fresh(model: PreTrainedModel, config: PeftConfig, name: str, seed: int) -> PeftModel:
     """The model with a fresh adapter, everything else frozen.
 
+    It stays unread unless PEFT computes with the base's values: then these are read now, whole.
+
     Args:
         name: of the kind of tuning; with the seed it decides the fresh values.
     """
-    with _drawn_from(seed, name):
-        try:
-            return get_peft_model(model, config)
-        except (ValueError, TypeError) as error:  # no such module, or one of a kind that the adapter cannot go on
-            problem = f"found {config.target_modules}: {str(error).removeprefix('target_modules: ')}"
-            raise InputError("target_modules", problem) from error
+
+    def attached(model: PreTrainedModel) -> PeftModel:
+        with _drawn_from(seed, name):
+            try:
+                return get_peft_model(model, copy.deepcopy(config))
+            except (ValueError, TypeError) as error:  # no such module, or one of a kind that the adapter cannot go on
+                field = "target_modules" if hasattr(config, "target_modules") else "tuning"
+                found = getattr(config, field, name)
+                problem = f"found {found}: {str(error).removeprefix('target_modules: ')}"
+                raise InputError(field, problem) from error
+
+    if is_unread(model) and _computes(partial(attached, copy.deepcopy(model))):
+        fill(model)
+    return attached(model)
 
 
 def attach_same(
     model: PreTrainedModel, weights: AdaptedWeights, seed: int, fields: Mapping[str, Any] = NOTHING
 ) -> nn.Module:
-    """The model with a fresh adapter of the very kind that `weights` are, by their own config; as it is for a delta.
+    """The model with a fresh adapter of the very kind that `weights` are, by their own config; without one for a delta,
+    of which only that is trained which tuning trained.
 
     Args:
         fields: values that take the place of those in the adapter's config.
@@ -55,6 +67,9 @@ def attach_same(
             weights.folder, f"was tuned as {weights.manifest.architecture}, expected a {type(model).__name__}"
         )
     if not weights.is_adapter:
+        places = canonical_names(model)
+        for untouched in weights.delta.untouched.intersection(places):
+            model.get_parameter(places[untouched]).requires_grad_(False)
         return model
     return attach_peft(model, weights.folder, weights.manifest.tuning["tuning"], seed, fields)
 
@@ -159,14 +174,24 @@ def _wants_values(model: PreTrainedModel, config: PeftConfig, folder: Path) -> b
     It is attached to an unread model, which is used up: then nothing can have computed with what is not there, nothing
     that PEFT saves is anything but a parameter, and nothing of the adapter lacks its values.
     """
-    with _drawn_from(0, ""), _Watch() as watch:
-        try:
-            attached = _attached(model, copy.deepcopy(config), folder)
-        except InputError:
-            return True  # with values there may be none, else it tells what is wrong
-    tensors = [*attached.parameters(), *attached.buffers()]
+
+    def attached() -> PeftModel:
+        with _drawn_from(0, ""):
+            return _attached(model, copy.deepcopy(config), folder)
+
+    try:
+        return _computes(attached)
+    except InputError:
+        return True  # with values there may be none, else it tells what is wrong
+
+
+def _computes(attached: Callable[[], PeftModel]) -> bool:
+    """`_wants_values`, of the adapter that is attached by this."""
+    with _Watch() as watch:
+        model = attached()
+    tensors = [*model.parameters(), *model.buffers()]
     lacking = any(tensor.is_meta and not isinstance(tensor, Unread) for tensor in tensors)
-    return watch.looked or lacking or not only_parameters(attached)
+    return watch.looked or lacking or not only_parameters(model)
 
 
 class _Watch(TorchDispatchMode):

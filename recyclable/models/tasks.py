@@ -46,10 +46,24 @@ def fresh_model(carried: Carried, task: Task, seed: int, dropout: float | None =
 
     It computes as the outdated weights' model did, where that was otherwise than its base.
     """
-    weights, fields = carried.weights, dict(carried.weights.manifest.config)
-    if not same_labels(weights, task):  # the other task's head has its own
+    model = task_model(carried.new, task, seed, dropout, carried_fields(carried, task))
+    return attach_same(model, carried.weights, seed, carried.moved_indices())
+
+
+def carried_fields(carried: Carried, task: Task | None = None) -> dict[str, Any]:
+    """The fields of a config by which weights' model on the new base computes, or reads, otherwise than its base.
+
+    Args:
+        task: another task than the weights' own, whose head it has.
+    """
+    manifest = carried.weights.manifest
+    fields, kind = dict(manifest.config), known_kind(manifest.task) if task is None else task.kind
+    if task is not None and not same_labels(carried.weights, task):  # the other task's head has its own
         fields = {name: value for name, value in fields.items() if name not in HEAD_FIELDS}
-    return attach_same(task_model(carried.new, task, seed, dropout, fields), weights, seed, carried.moved_indices())
+    reader = carried.reader
+    for name, value in (reader.fields(kind.model_class_for(reader.config)) if kind is not None else {}).items():
+        fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) else value
+    return fields
 
 
 def outdated_model(
@@ -76,6 +90,11 @@ def read_outdated(carried: Carried, task: Task, seed: int, head: bool = True) ->
     return model.eval()
 
 
+def known_kind(described: dict[str, Any]) -> TaskKind | None:
+    """The kind of task that a manifest tells of; None where it is not known here."""
+    return KINDS.get(described["problem"])() if described["problem"] in KINDS.names() else None
+
+
 def task_structure(
     folder: Path, described: dict[str, Any], architecture: str | None, fields: Mapping[str, Any]
 ) -> PreTrainedModel:
@@ -85,8 +104,7 @@ def task_structure(
         fields: as for `task_model`.
         described: what a manifest says of the task, whose kind need not be known here where `architecture` is.
     """
-    known = described["problem"] in KINDS.names()
-    kind = KINDS.get(described["problem"] if known or architecture is None else "classification")()
+    kind = known_kind(described) or KINDS.get(described["problem"] if architecture is None else "classification")()
     config = _config(folder, kind, described["labels"], fields)
     return structure(config, auto_class(kind.model_class_for(config)), architecture)
 

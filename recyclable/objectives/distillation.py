@@ -1,4 +1,4 @@
-"""Learning from labels and a frozen teacher: distilled logits and the patient loss on first-token states.
+"""Learning from labels and a frozen teacher: distilled logits and the patient loss on hidden states.
 
 Distillation-based recycling of "Recyclable Tuning for Continual Pre-training" (arXiv 2305.08702, section 5.2); the
 patient loss follows Sun et al. 2019 (arXiv 1908.09355).
@@ -12,7 +12,7 @@ import torch
 
 from recyclable.data.examples import Batch, model_inputs
 from recyclable.objectives.objective import Objective
-from recyclable.objectives.teachers import Signals, Teacher, first_token_states
+from recyclable.objectives.teachers import Signals, Teacher, compared_states
 from recyclable.tasks.parts.kind import TaskKind
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def patient_sum(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Sum over the batch of half the squared distance of first-token states [B, N, H], mean over N and H, in fp32."""
+    """Sum over the batch of half the squared distance of states [B, N, H], mean over N and H, in fp32."""
     return 0.5 * (student.float() - teacher.float()).square().mean((1, 2)).sum()
 
 
@@ -75,7 +75,7 @@ class Distillation(Objective):
         sums = {"task": self.kind.loss_sum(self.kind.rows(answers, batch), self.kind.targets(batch))}
         if "patient" in self.weights:
             assert told.states is not None, "a teacher without states"
-            sums["patient"] = patient_sum(first_token_states(student.hidden_states), told.states)
+            sums["patient"] = patient_sum(compared_states(student, batch, self.student.config), told.states)
         if "kd" in self.weights:
             sums["kd"] = kd_sum(self.kind, answers, told, self.temperature, batch)
         return sums

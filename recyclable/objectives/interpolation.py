@@ -16,7 +16,7 @@ from torch import nn
 from recyclable.data.examples import Batch, model_inputs
 from recyclable.objectives.distillation import kd_sum, patient_sum
 from recyclable.objectives.objective import Objective
-from recyclable.objectives.teachers import OnlineTeacher, Signals, first_token_states
+from recyclable.objectives.teachers import OnlineTeacher, Signals, compared_states
 from recyclable.objectives.weight_path import WeightPath
 from recyclable.tasks.parts.kind import TaskKind
 
@@ -141,7 +141,7 @@ class Interpolation(Objective):
         found = {}
         if states:
             assert told.states is not None, "a teacher without states"
-            found["patient"] = patient_sum(first_token_states(student.hidden_states), told.states)
+            found["patient"] = patient_sum(compared_states(student, batch, self.student.config), told.states)
         if "kd" in self.weights:
             found["kd"] = kd_sum(self.kind, answers, told, self.temperature, batch)
         if point.number is None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
+from recyclable.architectures.pooling import ends_tell, last_places
 from recyclable.data.examples import Batch, model_inputs
-from recyclable.tasks.parts.kind import TaskKind
+from recyclable.tasks.parts.kind import TaskKind, of_text
 
 SIGNAL_PREFIX = "teacher."
 """Marks the entries of a batch that hold a teacher's outputs."""
@@ -28,7 +30,7 @@ class Signals:
     logits: torch.Tensor
     """[B, ..., K]"""
     states: torch.Tensor | None = None
-    """First-token states [B, N, H]; None where nobody asked for them."""
+    """Those of one token of each example [B, N, H] (`compared_states`); None where nobody asked for them."""
     classes: torch.Tensor | None = None
     """Which classes the logits are of [B, ..., K] (int64), likeliest first; None: all, in order."""
 
@@ -67,7 +69,7 @@ class OnlineTeacher(FrozenModel[Signals]):
     """A model of a task as a teacher.
 
     Args:
-        with_states: tell the first-token states too.
+        with_states: tell the hidden states too.
         top_k: tell only so many of the likeliest classes; None tells all.
     """
 
@@ -78,7 +80,7 @@ class OnlineTeacher(FrozenModel[Signals]):
     @torch.no_grad()
     def signals(self, batch: Batch) -> Signals:
         told = self.model(**model_inputs(batch), output_hidden_states=self.with_states)
-        states = first_token_states(told.hidden_states) if self.with_states else None
+        states = compared_states(told, batch, self.model.config) if self.with_states else None
         logits = self.kind.answers(told.logits, batch)
         if self.top_k is None or self.top_k >= logits.shape[-1]:
             return Signals(logits, states)
@@ -98,6 +100,19 @@ class CachedTeacher(Teacher[Signals]):
         return Signals(**{name.removeprefix(SIGNAL_PREFIX): batch[name] for name in names})
 
 
-def first_token_states(hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """States of the first token [B, N, H] from a model's hidden states [B, L, H], the last layer's left out."""
-    return torch.stack([states_BLH[:, 0] for states_BLH in hidden_states[:-1]], dim=1)
+def compared_states(told: Any, batch: Batch, config: PretrainedConfig) -> torch.Tensor:
+    """States of one token of each text [B, N, H] from a model's hidden states [B, L, H], the last layer's left out.
+
+    It is one that sees the whole text: of an encoder the first, of a decoder the last, as its first sees only itself.
+
+    Args:
+        told: the model's output with its hidden states.
+        config: the model's.
+    """
+    decoder = getattr(told, "decoder_hidden_states", None)
+    hidden = told.hidden_states if decoder is None else decoder
+    if decoder is None and (config.is_encoder_decoder or not ends_tell(config)):
+        return torch.stack([states_BLH[:, 0] for states_BLH in hidden[:-1]], dim=1)
+    mask_BL = batch["attention_mask"]
+    rows, last_B = torch.arange(len(mask_BL), device=mask_BL.device), last_places(mask_BL)
+    return torch.stack([of_text(states_BLH, batch)[rows, last_B] for states_BLH in hidden[:-1]], dim=1)

@@ -81,12 +81,12 @@ def token_states(
             flat indices into B x L.
         compared: tell these tokens' states of the layers too.
     """
-    told = head.body(**inputs(batch), **_without_cache(head.body), output_hidden_states=compared is not None)
+    told = head.body(**inputs(batch), **without_cache(head.body), output_hidden_states=compared is not None)
     states = None if compared is None else compared.states(told.hidden_states, batch)
     every = told["last_hidden_state" if "last_hidden_state" in told else "logits"]
     return TokenStates(head.transform(every.flatten(0, 1)[batch["positions"]]), states)
 
 
-def _without_cache(body: nn.Module) -> dict[str, bool]:
+def without_cache(body: nn.Module) -> dict[str, bool]:
     """What keeps a model from making a cache of keys and values: packed documents would see each other in some."""
     return {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}

@@ -78,4 +78,4 @@ class VocabularyLoss(nn.Module):
 
 def _fused(head: LanguageHead) -> Head:
     assert isinstance(head.layer, nn.Linear)
-    return Head(head.layer.weight, head.layer.bias, head.scale, head.softcap)
+    return Head(head.layer.weight, head.bias, head.scale, head.softcap)

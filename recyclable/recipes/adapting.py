@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftModel
@@ -43,13 +43,17 @@ class Student:
     """The kind of tuning and its settings, as manifests have them."""
     data: TaskData
     settings: TaskSettings
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's config that are not its base's, as manifests have them."""
     like: AdaptedWeights | None = None
-    """The outdated weights whose config and tokenizer it has, if any."""
+    """The outdated weights whose tokenizer it has, if any."""
 
     @property
-    def is_adapter(self) -> bool:
-        """Whether an adapter is saved rather than a delta."""
-        return self.tuning["tuning"] != "full"
+    def kind(self) -> str:
+        """What is saved, as manifests have it."""
+        if isinstance(self.model, PeftModel):
+            return "adapter"
+        return "delta" if self.tuning["tuning"] == "full" else "partial"
 
 
 def learn(
@@ -94,7 +98,7 @@ def save_learned(
 ) -> dict[str, Any]:
     """Write what a run learned as adapted weights of the student's base; returns the manifest's metrics."""
     tuned = SafetensorsFile(outcome.tensors)
-    if student.is_adapter:
+    if student.kind == "adapter":
         _write_adapter(student, tuned)
     else:
         _write_delta(student, tuned)
@@ -127,7 +131,7 @@ def finish(
     }
     like = student.like
     manifest = Manifest(
-        kind="adapter" if student.is_adapter else "delta",
+        kind=student.kind,
         tuning=student.tuning,
         task=task.described(),
         base=described(student.base.folder, settings.base, student.own.as_dict()),
@@ -136,7 +140,7 @@ def finish(
         history=history,
         settings=settings.model_dump(mode="json"),
         recycled_from=recycled_from,
-        config=like.manifest.config if like is not None else {},
+        config=student.config,
         tokenizer=like.manifest.tokenizer if like is not None else None,
     )
     if distributed.is_main():
@@ -152,8 +156,10 @@ def _write_delta(student: Student, tuned: SafetensorsFile) -> None:
     """Tuned minus base for what the base has, verbatim for the head; all ranks together, a few pieces at a time."""
     base, out, team = student.base, student.settings.out, distributed.Ranks()
     names = canonical_names(student.model)
-    in_base = Renamed(tuned, {n: name for n, name in names.items() if n in base})
-    write_delta(out / DELTA, in_base, base, Codec(), team)
+    in_base = Renamed(tuned, {n: name for n, name in names.items() if n in base and name in tuned})
+    write_delta(
+        out / DELTA, in_base, base, Codec(), team, {n for n, name in names.items() if n in base and name not in tuned}
+    )
     write_as_is(out / HEAD, Renamed(tuned, {n: name for n, name in names.items() if n not in base}), team)
 
 

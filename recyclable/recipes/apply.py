@@ -17,13 +17,16 @@ from recyclable.carrying.places import canonical_names
 from recyclable.carrying.putting import merged
 from recyclable.carrying.scaling import Strength
 from recyclable.carrying.starts import start
+from recyclable.carrying.templates import told_template
 from recyclable.carrying.trials import Trials
 from recyclable.carrying.writing import AdapterOnBase, write_adapter
 from recyclable.data.examples import TaskExamples
 from recyclable.errors import InputError
 from recyclable.models.adapters import require_adapter_fits
-from recyclable.models.tasks import fresh_model, task_structure
+from recyclable.models.tasks import carried_fields, fresh_model, task_structure
+from recyclable.recipes.cards import card_of_weights
 from recyclable.recipes.leaving import require_opens, write_tokenizer
+from recyclable.report.model_card import write_card
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples, unseen_split
 from recyclable.weights.adapted import require_same_model, write_manifest
@@ -113,9 +116,13 @@ def apply(
             record["weights"] = [_origin(carried, relation) for carried, (_, relation) in pairs]
             if adapters:
                 _write_manifest(first, record, aside)
-                require_adapter_fits(aside, SafetensorsFile(aside / ADAPTER), _structure(first), new)
+                plan = _structure(first)
+                config, architecture = plan.config, type(plan).__name__
+                require_adapter_fits(aside, SafetensorsFile(aside / ADAPTER), plan, new)
             else:
-                require_opens(aside)
+                config = require_opens(aside)
+                (architecture,) = config.architectures
+            write_card(card_of_weights(out.name, several, record, config, architecture, merged=not adapters), aside)
             write_json(aside / PROVENANCE, record)
     except FileExistsError as error:
         raise InputError(out, "exists and is not empty, expected a new directory") from error
@@ -129,7 +136,7 @@ def apply(
 def _origin(carried: Carried, relation: str) -> dict[str, Any]:
     manifest = carried.weights.manifest
     told = {"base": manifest.base, "task": manifest.task, "files": manifest.files}
-    return {"weights": str(carried.weights.folder), "relation": relation, **told}
+    return {"weights": str(carried.weights.folder), "relation": relation, **told, **told_template(carried)}
 
 
 def _tell_moved_rows(several: Sequence[Carried], record: dict[str, Any]) -> None:
@@ -224,11 +231,18 @@ def _write_model(carried: Carried, differences: Differences, aside: Path, max_sh
 
 def _structure(carried: Carried) -> PreTrainedModel:
     manifest = carried.weights.manifest
-    return task_structure(carried.new.folder, manifest.task, manifest.architecture, manifest.config)
+    return task_structure(carried.new.folder, manifest.task, manifest.architecture, carried_fields(carried))
 
 
 def _write_manifest(carried: Carried, record: dict[str, Any], aside: Path) -> None:
     """An adapter on the new base is adapted weights of the new base."""
     origin = {**record["weights"][0], **{key: record[key] for key in ("settings", "strength") if key in record}}
-    changed = {"base": record["base"], "method": "apply", "recycled_from": origin, "metrics": {}, "history": []}
+    changed = {
+        "base": record["base"],
+        "config": carried_fields(carried),
+        "method": "apply",
+        "recycled_from": origin,
+        "metrics": {},
+        "history": [],
+    }
     write_manifest(aside, replace(carried.weights.manifest, **changed))

@@ -10,6 +10,7 @@ from typing import Any
 from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import in_order
+from recyclable.carrying.templates import told_template
 from recyclable.errors import InputError
 from recyclable.models.tasks import outdated_model
 from recyclable.objectives.of_task import task_objective
@@ -63,10 +64,11 @@ def evaluate(
         old_base: the base the weights belong to, where the names that are recorded do not lead there any more.
     """
     carried = Carried.open(weights, old_base, base)
+    told_template(carried)
     labelled, settings = in_order(carried.weights, load_task(task)), carried.weights.manifest.settings
     if split not in labelled.splits:
         raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
-    examples = tokenised(labelled, labelled.splits[split], carried.reader, settings["max_length"])
+    examples = tokenised(labelled, labelled.splits[split], carried.reader, settings["max_length"], split)
     model = task_objective(outdated_model(carried, labelled, settings["seed"]), labelled.kind)
     with frozen(model, dict(ds_config)) as (answers, device):
         carried.verify(distributed.Ranks())

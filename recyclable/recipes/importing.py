@@ -33,6 +33,7 @@ from recyclable.recipes.tuned_elsewhere import (
     cut_at,
     keep_tokenizer,
     label_names,
+    own_generation,
     rows_used,
     tokenizer_with,
 )
@@ -113,7 +114,9 @@ def _own_run(tuned: Path, base: str | None, into: Path, codec: Codec | None, tas
             raise InputError("--codec", f"is for deltas, and {tuned} is an adapter")
         if opened is None:
             raise InputError("--base", "is missing; another codec needs the base")
-        manifest = replace(manifest, storage=_encode(into, Restored(weights.delta, opened), opened, codec))
+        manifest = replace(
+            manifest, storage=_encode(into, Restored(weights.delta, opened), opened, codec, weights.delta.untouched)
+        )
     write_manifest(into, manifest)
 
 
@@ -124,26 +127,42 @@ def _checkpoint(
     fields = changed_fields(config, base, tuned)
     reader = tokenizer_with(tuned, config, base, told)
     architecture = next(iter(config.architectures or []), None)
-    auto = auto_class((task.kind if task else TaskKind).model_class)
+    auto = auto_class(task.kind.model_class_for(config) if task else TaskKind.model_class)
     plan, of_base = (structure(each, auto, architecture) for each in (config, copy.deepcopy(base.config)))
     used = rows_used(reader, base, told)
     body, head = split(TensorFiles(tuned), base, Places.of(plan), Places.of(of_base), used)
-    found = _names(config) if config.num_labels > 1 else []
-    kind = _kind(type(plan).__name__, config.problem_type, found, task)
+    kinds = [kind for kind in every_kind() if type(plan).__name__ in _classes(kind, config)]
+    found = _names(config) if config.num_labels > 1 and not _of_text(kinds) else []
+    kind = _kind(kinds, config.problem_type, found, task)
     about = _task(name, kind, *label_names(found, told, task, tuned), task)
     write_safetensors(into / HEAD, {n: (head.stored(n).dtype, head.shape(n)) for n in head.names}, head.items())
     storage = _encode(into, body, base, codec)
     origin = {"kind": "delta", "tuning": {"tuning": "full"}, "architecture": architecture, "storage": storage}
-    _finish(into, base, base_name, reader, told, fields | _head_fields(config, kind), task=about, **origin)
+    fields |= _head_fields(config, kind) | own_generation(tuned, base)
+    _finish(into, base, base_name, reader, told, fields, task=about, **origin)
     _require_order(into, base, about, task, tuned)
 
 
-def _kind(architecture: str, problem_type: str | None, labels: list[str], task: Task | None) -> TaskKind:
-    """The kind of task that a tuned model is for, by its class, its config's `problem_type` and its labels.
+def _classes(kind: TaskKind, config: PretrainedConfig) -> list[str]:
+    """The classes in transformers that a kind of task has for models with this config."""
+    found = auto_class(kind.model_class_for(config))._model_mapping.get(type(config), ())
+    return [each.__name__ for each in (found if isinstance(found, tuple) else (found,))]
+
+
+def _of_text(kinds: list[TaskKind]) -> bool:
+    """Whether a model of these kinds has a language-model head, whose rows are tokens and no labels."""
+    return bool(kinds) and all(kind.over_vocabulary for kind in kinds)
+
+
+def _kind(of_class: list[TaskKind], problem_type: str | None, labels: list[str], task: Task | None) -> TaskKind:
+    """The kind of task that a tuned model is for, by its config's `problem_type` and its labels.
 
     A task's kind goes first, where it has such a head. Raises InputError where it has not.
+
+    Args:
+        of_class: those that its class in transformers has the head for; none: it may be any.
     """
-    of_class = [kind for kind in every_kind() if architecture.endswith(f"For{kind.model_class}")] or every_kind()
+    of_class = of_class or every_kind()
     fitting = [kind for kind in of_class if problem_type in (None, kind.problem_type)]
     fitting = [kind for kind in fitting or of_class if kind.has_labels == bool(labels)] or fitting or of_class
     if task is None:
@@ -168,9 +187,11 @@ def _head_fields(config: PretrainedConfig, kind: TaskKind) -> dict[str, Any]:
     return found if len(names) > 1 else {**found, "id2label": names, "label2id": config.label2id}
 
 
-def _encode(into: Path, tuned: Ranged, base: Base, codec: Codec) -> dict[str, Any]:
+def _encode(
+    into: Path, tuned: Ranged, base: Base, codec: Codec, untouched: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """Write the delta; returns what the manifest says of the codec and of its loss."""
-    write_delta(into / DELTA, tuned, base, codec)
+    write_delta(into / DELTA, tuned, base, codec, untouched=untouched)
     lost = loss(Delta(Digested(SafetensorsFile(into / DELTA))), tuned, base)
     return {"codec": codec.name, "rank": codec.rank if codec.name == "lowrank" else None, "loss": lost}
 
@@ -203,6 +224,7 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
         )
     copy_files(tuned, into, FILES["adapter"])
     origin = {"kind": "adapter", "tuning": {"tuning": "peft"}, "architecture": architecture}
+    fields |= own_generation(tuned, base)
     _finish(into, base, base_name, reader, told, fields, task=about, **origin)
     _require_order(into, base, about, task, tuned)
 
@@ -219,13 +241,15 @@ def _adapter_task(
     told: Told,
 ) -> dict[str, Any]:
     """What the manifest says of an adapter's task: as many labels as its head has rows, by their names where known."""
-    wanted = task_type or (task.kind if task else TaskKind).task_type
-    kinds = [kind for kind in every_kind() if kind.task_type == wanted]
+    wanted = task_type or (task.kind.task_type_for(base.config) if task else TaskKind.task_type)
+    kinds = [kind for kind in every_kind() if kind.task_type_for(base.config) == wanted]
     if not kinds:
         if told.labels is not None:
             raise InputError("--labels", f"is given, but nothing reads it for weights of kind {task_type}")
         return {"name": task.name if task else name, "problem": str(task_type).lower(), "labels": [], "digest": None}
-    per_label = label_tensors(base.config, auto_class(kinds[0].model_class))
+    if _of_text(kinds):
+        return _task(name, _kind(kinds, None, [], task), *label_names([], told, task, tuned), task)
+    per_label = label_tensors(base.config, auto_class(kinds[0].model_class_for(base.config)))
     heads = [file.shape(n)[0] for n in file.names if plain[n] in per_label and file.shape(n)]
     known = told.labels if told.labels is not None else task.labels if task is not None else None
     count = heads[0] if heads else base.config.num_labels if known is None else len(known) or 1
@@ -235,7 +259,7 @@ def _adapter_task(
     names = base.config if config is None and not heads else config  # a head that is not the adapter's is the base's
     if names is not None and names.num_labels == count > 1:
         found = _names(names)
-    kind = _kind(f"For{kinds[0].model_class}", config and config.problem_type, found, task)
+    kind = _kind(kinds, config and config.problem_type, found, task)
     return _task(name, kind, *label_names(found, told, task, tuned), task)
 
 
@@ -265,13 +289,15 @@ def _require_order(into: Path, base: Base, about: dict[str, Any], task: Task | N
 def _finish(
     into: Path, base: Base, base_name: str, reader: Reader, told: Told, fields: dict[str, Any], **about: Any
 ) -> None:
+    known = about["task"]["problem"] in KINDS.names()
+    head = KINDS.get(about["task"]["problem"])().model_class_for(base.config) if known else None
     manifest = Manifest(
         base=described(base.folder, base_name, fingerprint(base).as_dict()),
         method="import",
         metrics={},
         history=[],
         settings={"seed": SEED, "max_length": cut_at(reader, base, told)},
-        config=fields,
+        config=fields if head is None else fields | reader.fields(head),
         tokenizer=keep_tokenizer(reader, base, into),
         **about,
     )

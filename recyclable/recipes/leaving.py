@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
 
 from recyclable.architectures.structure import saved_buffers
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.places import require_same
 from recyclable.errors import InputError
 from recyclable.models.build import structure
+from recyclable.models.tasks import known_kind
 from recyclable.weights.base import read_config
 from recyclable.weights.checkpoint_files import TensorFiles
 from recyclable.weights.durable import write_json
 from recyclable.weights.reader import Reader
 from recyclable.weights.strict_json import read_json
-from recyclable.weights.vocabulary import copy_tokenizer
+from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
 _SETTINGS = "tokenizer_config.json"
 
@@ -25,13 +29,16 @@ def write_tokenizer(carried: Carried, into: Path) -> None:
     if not copy_tokenizer(reader.folder, into, reader.config):
         return
     settings = read_json(into / _SETTINGS) if (into / _SETTINGS).is_file() else {}
-    if most is not None and settings.get("model_max_length") != most:
-        settings.setdefault("tokenizer_class", type(reader.tokenizer()).__name__)
-        write_json(into / _SETTINGS, {**settings, "model_max_length": most})
+    kind = known_kind(carried.weights.manifest.task)
+    changed: dict[str, Any] = {} if most is None else {"model_max_length": most}
+    changed |= {} if kind is None else reader.settings(kind.model_class_for(reader.config))
+    if any(settings.get(name) != value for name, value in changed.items()):
+        settings.setdefault("tokenizer_class", type(load_tokenizer(reader.folder, reader.config)).__name__)
+        write_json(into / _SETTINGS, {**settings, **changed})
 
 
-def require_opens(folder: Path) -> None:
-    """InputError unless a plain model's directory holds what its own config makes, and any tokenizer there fits it."""
+def require_opens(folder: Path) -> PretrainedConfig:
+    """A plain model's config; InputError unless its directory holds what that makes, and any tokenizer there fits."""
     config = read_config(folder)
     (architecture,) = config.architectures or [None]
     if architecture is None:
@@ -42,3 +49,4 @@ def require_opens(folder: Path) -> None:
     require_same(folder, {name: files.shape(name) for name in files.names if name not in beside}, wanted)
     if (folder / _SETTINGS).is_file():
         Reader(config, folder).tokenizer()
+    return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from recyclable import distributed
 from recyclable.carrying.putting import start_from
 from recyclable.config.settings import TrainSettings
-from recyclable.data.corpus import load_corpus, pack
-from recyclable.data.examples import Examples
 from recyclable.data.packing import tokenization_digest
 from recyclable.errors import InputError
+from recyclable.lm.parts.apart import prove
 from recyclable.lm.parts.kind import LMKind
-from recyclable.models.heads import pooler_tensors
+from recyclable.models.heads import untrained_tensors
+from recyclable.objectives.apart import Apart
+from recyclable.objectives.objective import Objective
+from recyclable.recipes.cards import card_of_upgrade
+from recyclable.recipes.pretrain_text import NEW, OLD, Text, read_text
+from recyclable.report.model_card import write_card
 from recyclable.training import rundir
+from recyclable.training.engine import set_attention
 from recyclable.training.evaluation import mean_losses
-from recyclable.training.loop import Evaluate, Outcome, train
+from recyclable.training.loop import Outcome, train
 from recyclable.weights import lineage
 from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import SafetensorsFile
-from recyclable.weights.durable import write_json
+from recyclable.weights.durable import copy_files, write_json
 from recyclable.weights.files import write_checkpoint
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.locate import locate
@@ -33,7 +38,7 @@ from recyclable.weights.reader import Reader
 from recyclable.weights.remembered import remember, stamp
 from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
-_HELDOUT_SHARE = 0.02
+_GENERATION = "generation_config.json"
 
 
 def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
@@ -46,28 +51,43 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
     kind.require(parent, tokenizer)
     Reader.of(parent).require_length(kind.max_length)
     teacher = _teacher(kind, parent, tokenizer)
-    training, heldout, digest = _blocks(kind, tokenizer)
-    if len(training) < distributed.world_size():
-        raise InputError("corpus", f"{len(training)} sequences for {distributed.world_size()} ranks")
+    text = read_text(kind, parent, tokenizer)
+    apart = _apart(kind, parent, text, ds_config)
+    teachers = _apart(kind, Base(locate(kind.teacher)), text, ds_config) if kind.teacher else None
     model, fresh = kind.model(parent)
     with rundir.claim(kind, kind.out, lineage.FILE, resume) as unfinished:
         if not unfinished:
             return _lineage(kind.out)
 
         def evaluate(engine: Any) -> dict[str, float]:
-            loss = mean_losses(engine, heldout, kind.eval_batch_size)[kind.term]
-            return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+            scores = {}
+            for which, examples in text.heldout.items():
+                loss = mean_losses(engine, examples, kind.eval_batch_size)[kind.term]
+                scores |= {f"{which}loss": loss, f"{which}perplexity": math.exp(min(loss, 700.0))}
+            return scores
+
+        def trained(objective: Objective, settings: TrainSettings, out: Path, resume: bool, label: str) -> Outcome:
+            how = {"out": out, "order": text.order, "resume": resume, "label": label}
+            return train(objective, text.training, evaluate, settings, ds_config, **how)
 
         alone = kind.head_phase() if fresh else None
         if alone and not list((kind.out / "checkpoints").glob("step-*/complete.json")):
-            head = _trained_head(kind, alone, parent, training, evaluate, ds_config)
+            head = _trained_head(kind, alone, parent, apart, trained)
             start_from(model, head, {name: name for name in head.names})
-        label = f"pretrain {kind.out.name}"
-        objective = kind.objective(model, teacher)
-        outcome = train(objective, training, evaluate, kind, ds_config, out=kind.out, resume=resume, label=label)
-        _save(type(model).__name__, outcome, parent, kind, alone.max_steps if alone else 0, digest)
+        objective = kind.objective(model, teacher, apart, teachers)
+        outcome = trained(objective, kind, kind.out, resume, f"pretrain {kind.out.name}")
+        _save(model, outcome, parent, kind, alone.max_steps if alone else 0, text)
         rundir.clear_scratch(kind.out)
         return _lineage(kind.out)
+
+
+def _apart(kind: LMKind, base: Base, text: Text, ds_config: dict[str, Any]) -> Apart | None:
+    """How the documents of a sequence are kept apart in a base; None where they need not be. A collective."""
+    if kind.attention == "full":
+        return None
+    tried, _ = kind.model(base)
+    set_attention(tried, kind)
+    return prove(tried, text.training.batch([(0, 0)]), kind.causal, ds_config, base.folder)
 
 
 def _lineage(out: Path) -> dict[str, Any]:
@@ -94,34 +114,8 @@ def _teacher(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> 
     return model
 
 
-def _blocks(config: LMKind, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, Examples, str]:
-    """Training and held-out examples, and the digest of the training tokens."""
-    corpus, length = config.corpus, config.max_length
-    quiet = not (distributed.is_main() and sys.stderr.isatty())
-    with distributed.main_first():
-        text = load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet)
-        blocks = heldout = pack(text, tokenizer, length, quiet=quiet)
-        if corpus.heldout is not None:
-            text = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout", quiet=quiet)
-            heldout = pack(text, tokenizer, length, quiet=quiet)
-    cut, first = len(blocks), 0
-    if corpus.heldout is None:
-        cut = first = len(blocks) - max(1, round(len(blocks) * _HELDOUT_SHARE))
-        if cut == 0:
-            raise InputError("corpus", "only one sequence, expected another to hold out; or name `heldout`")
-    last = min(len(heldout), first + (config.max_heldout_sequences or len(heldout)))
-
-    training = config.examples(blocks, tokenizer, range(cut))
-    return training, config.examples(heldout, tokenizer, range(first, last)), blocks.digest
-
-
 def _trained_head(
-    kind: LMKind,
-    alone: TrainSettings,
-    parent: Base,
-    training: Examples,
-    evaluate: Evaluate,
-    ds_config: dict[str, Any],
+    kind: LMKind, alone: TrainSettings, parent: Base, apart: Apart | None, trained: Callable[..., Outcome]
 ) -> SafetensorsFile:
     """A fresh head's weights, by the model's names, after training alone.
 
@@ -134,33 +128,31 @@ def _trained_head(
     if distributed.is_main():
         scratch.mkdir(exist_ok=True)
     distributed.barrier()
-    label = f"head of {kind.out.name}"
-    outcome = train(kind.objective(model, None), training, evaluate, alone, ds_config, out=scratch, label=label)
+    outcome = trained(kind.objective(model, None, apart), alone, scratch, False, f"head of {kind.out.name}")
     head = SafetensorsFile(outcome.tensors)  # stays open when its directory entry goes
     distributed.barrier()
     rundir.clear_scratch(scratch)
     return head
 
 
-def _save(
-    architecture: str, outcome: Outcome, parent: Base, config: LMKind, head_steps: int, corpus_digest: str
-) -> None:
-    """A plain HF directory: weights, config, tokenizer; `lineage.json` last, it marks the base as whole.
+def _save(model: PreTrainedModel, outcome: Outcome, parent: Base, config: LMKind, head_steps: int, text: Text) -> None:
+    """A plain HF directory: weights, configs, tokenizer; `lineage.json` last, it marks the base as whole.
 
     All ranks write the weights and hash them together.
     """
     dtype, team = getattr(torch, config.dtype), distributed.Ranks()
-    trained, pooler = SafetensorsFile(outcome.tensors), pooler_tensors(parent)
-    shapes = {n: source.shape(n) for source in (trained, pooler) for n in source.names}
+    trained, kept = SafetensorsFile(outcome.tensors), untrained_tensors(parent, model)
+    shapes = {n: source.shape(n) for source in (trained, kept) for n in source.names}
 
     def read(name: str, start: int, stop: int) -> torch.Tensor:
-        return (pooler if name in pooler else trained).read(name, start, stop).to(dtype)
+        return (kept if name in kept else trained).read(name, start, stop).to(dtype)
 
     write_checkpoint(config.out, {name: (dtype, shape) for name, shape in shapes.items()}, read, team)
     if distributed.is_main():
-        parent.config.architectures, parent.config.dtype = [architecture], dtype
+        parent.config.architectures, parent.config.dtype = [type(model).__name__], dtype
         parent.config.save_pretrained(config.out)
         copy_tokenizer(parent.folder, config.out)
+        _save_generation_config(model, parent.folder, config.out)
     distributed.barrier()
     child = Base(config.out)
     for base in (parent, child):
@@ -171,17 +163,30 @@ def _save(
         "fingerprint": fingerprint(child).as_dict(),
         "ancestors": lineage.ancestors_for_child(parent.folder, config.base, fingerprint(parent).as_dict()),
         "teacher": _record(config.teacher),
-        "corpus": {**config.corpus.model_dump(), "digest": corpus_digest},
+        "corpus": {**config.corpus.model_dump(), "digest": text.digests[NEW]},
         "steps": config.max_steps,
         "head_steps": head_steps,
         "tokens": config.max_steps * config.train_batch_size * config.max_length,
-        "heldout": {"before": _heldout(first), "after": _heldout(last)},
+        "heldout": {"before": _heldout(first, NEW), "after": _heldout(last, NEW)},
         "config": config.model_dump(mode="json"),
     }
+    if config.replay is not None:
+        old = {**config.replay.corpus.model_dump(), "digest": text.digests[OLD]}
+        record["replay"] = {"corpus": old, "share": config.replay.share}
+        record["heldout_replay"] = {"before": _heldout(first, OLD), "after": _heldout(last, OLD)}
     if distributed.is_main():
+        write_card(card_of_upgrade(config.out.name, record, parent.config, type(model).__name__), config.out)
         write_json(config.out / lineage.FILE, record)
         remember(config.out, stamp(config.out), record["fingerprint"])
     distributed.barrier()
+
+
+def _save_generation_config(model: PreTrainedModel, parent: Path, out: Path) -> None:
+    """The parent's, or what transformers makes of the config, where a model generates text."""
+    if (parent / _GENERATION).is_file():
+        copy_files(parent, out, [_GENERATION])
+    elif model.can_generate():
+        model.generation_config.save_pretrained(out)
 
 
 def _record(teacher: str | None) -> dict[str, Any] | None:
@@ -191,5 +196,5 @@ def _record(teacher: str | None) -> dict[str, Any] | None:
     return {"name": teacher, "fingerprint": fingerprint(Base(locate(teacher))).as_dict()}
 
 
-def _heldout(row: dict[str, float]) -> dict[str, float]:
-    return {name: row[name] for name in ("loss", "perplexity")}
+def _heldout(row: dict[str, float], which: str) -> dict[str, float]:
+    return {name: row[f"{which}{name}"] for name in ("loss", "perplexity")}

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import in_order, same_labels
+from recyclable.carrying.templates import told_template
 from recyclable.carrying.trials import Trials
 from recyclable.carrying.writing import write_adapter, write_delta_and_head
 from recyclable.errors import InputError
@@ -15,7 +16,7 @@ from recyclable.methods.parts.method import Method
 from recyclable.methods.parts.scene import Scene
 from recyclable.methods.parts.untrained import TrainsNothing
 from recyclable.models.adapters import require_trains
-from recyclable.models.tasks import fresh_model
+from recyclable.models.tasks import carried_fields, fresh_model
 from recyclable.recipes.adapting import RESULT, Student, finish, learn, save_learned
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples, task_data, unseen_split
@@ -114,8 +115,10 @@ def _verified(method: Method, scene: Scene, model: Any) -> tuple[Student, dict[s
         "weights": str(weights.folder),
         "files": weights.manifest.files,
         "relation": relation,
+        **told_template(carried),
     }
-    return Student(model, carried.new, own, weights.manifest.tuning, scene.data, method, like=weights), origin
+    fields = carried_fields(carried, scene.task)
+    return Student(model, carried.new, own, weights.manifest.tuning, scene.data, method, fields, weights), origin
 
 
 def _head_fits(method: Method, carried: Carried, task: Task) -> bool:

@@ -44,9 +44,10 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
         length = min(_LENGTH, reader.limit or _LENGTH)
         return few_examples(labelled, reader, length, examples, _SEED)
 
+    fields = Reader.of(new).fields(labelled.kind.model_class_for(new.config))
     bare = {"name": BARE, "task": None, "tuning": None}
     rows: list[dict[str, Any]] = [
-        {**bare, **_scores(fill(task_model(new, labelled, _SEED)), few(Reader.of(new)), labelled)}
+        {**bare, **_scores(fill(task_model(new, labelled, _SEED, fields=fields)), few(Reader.of(new)), labelled)}
     ]
     left = []
     for name in store.names():

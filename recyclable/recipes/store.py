@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftModel, PeftType
 from peft.utils.other import AuxiliaryTrainingWrapper
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.changes import FoundChanges
@@ -17,10 +17,12 @@ from recyclable.carrying.places import canonical_names
 from recyclable.errors import InputError
 from recyclable.models.tasks import outdated_model
 from recyclable.recipes.apply import PROVENANCE, apply
+from recyclable.recipes.cards import card_of_weights
 from recyclable.recipes.importing import import_weights
 from recyclable.recipes.leaving import require_opens, write_tokenizer
 from recyclable.recipes.store_show import show
 from recyclable.recipes.tuned_elsewhere import NOTHING, Told
+from recyclable.report.model_card import write_card
 from recyclable.tasks.parts.task import load_task, task_of
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base, reason
@@ -68,8 +70,11 @@ def export(
         try:
             with new_directory(out) as aside:
                 record = applied(aside / "peft")
-                _merge(AdaptedWeights(aside / "peft"), Base(locate(base)), aside)
+                config = _merge(AdaptedWeights(aside / "peft"), Base(locate(base)), aside)
                 shutil.rmtree(aside / "peft")
+                carried = Carried.open(folder, old_base, base, allow_unrelated=allow_unrelated)
+                (architecture,) = config.architectures
+                write_card(card_of_weights(out.name, [carried], record, config, architecture, merged=True), aside)
                 write_json(aside / PROVENANCE, record)
         except FileExistsError as error:
             raise InputError(out, "exists and is not empty, expected a new directory") from error
@@ -79,8 +84,8 @@ def export(
         raise InputError(name, "is a delta of all weights and no adapter: expected --merged")
 
 
-def _merge(weights: AdaptedWeights, base: Base, out: Path) -> None:
-    """An adapter folded into its base by peft, in fp32, rounded once to the base's dtypes."""
+def _merge(weights: AdaptedWeights, base: Base, out: Path) -> PretrainedConfig:
+    """An adapter folded into its base by peft, in fp32, rounded once to the base's dtypes; returns its config."""
     manifest, carried = weights.manifest, Carried(weights, base, base)
     model = fill(outdated_model(carried, task_of(manifest.task), manifest.settings["seed"])).eval()
     assert isinstance(model, PeftModel)
@@ -105,7 +110,7 @@ def _merge(weights: AdaptedWeights, base: Base, out: Path) -> None:
     merged.config.architectures = [type(merged).__name__]
     merged.config.save_pretrained(out)
     write_tokenizer(carried, out)
-    require_opens(out)
+    return require_opens(out)
 
 
 def _unwrapped(model: PreTrainedModel) -> PreTrainedModel:

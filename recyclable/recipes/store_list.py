@@ -43,7 +43,7 @@ def row(folder: Path) -> dict[str, Any]:
 
 def tuning(folder: Path, manifest: Manifest) -> str:
     """The kind of tuning; an adapter's as PEFT calls it."""
-    if manifest.kind == "delta":
+    if manifest.kind != "adapter":
         return manifest.tuning["tuning"]
     read_header(folder / ADAPTER)
     return str(read_json(folder / ADAPTER_CONFIG).get("peft_type")).lower()
@@ -51,7 +51,7 @@ def tuning(folder: Path, manifest: Manifest) -> str:
 
 def codec(folder: Path, manifest: Manifest) -> str | None:
     """How a delta is stored; None for an adapter."""
-    if manifest.kind != "delta":
+    if manifest.kind == "adapter":
         return None
     stored = read_header(folder / DELTA).metadata.get("codec", "fp32")
     rank = (manifest.storage or {}).get("rank")

@@ -11,11 +11,14 @@ from typing import Any
 
 from recyclable import distributed
 from recyclable.config.settings import RunSettings
-from recyclable.recipes.study_plan import Cell, plan
+from recyclable.recipes.study_plan import Cell, base_folder, plan, text_folder
 from recyclable.recipes.study_settings import StudySettings
+from recyclable.recipes.text_loss import RESULT as TEXT_LOSS
 from recyclable.report.study_report import write_study_report
 from recyclable.tasks.parts.task import load_task
+from recyclable.weights.lineage import read_lineage
 from recyclable.weights.manifest import read_manifest
+from recyclable.weights.strict_json import read_json
 
 _POLL_SECONDS = 5
 
@@ -36,7 +39,7 @@ def study(config: StudySettings, ds_config: dict[str, Any], resume: bool = False
                 continue
             distributed.say(f"study  {name}  ({len(waiting)} of {len(cells)} left)")
             cells[name].recipe(cells[name].config(), ds_config, True)
-    return write_study_report(collect(config), config.out) if distributed.is_main() else {}
+    return write_study_report(collect(config), config.out, bases(config)) if distributed.is_main() else {}
 
 
 def runs(config: StudySettings) -> list[RunSettings]:
@@ -52,8 +55,28 @@ def collect(config: StudySettings) -> list[dict[str, Any]]:
             run = vars(read_manifest(config.out / cell.name))
             selection = cell.facts["seed"] == config.selection_seed
             settings = {name: run["settings"][name] for name in _varied(config, cell.facts)}
-            records.append({**cell.facts, "reported": not selection, "settings": settings, "run": run})
+            facts = {**cell.facts, "reported": not selection, "settings": settings, "run": run}
+            records.append({**facts, "texts": _texts(config, cell.name)})
     return records
+
+
+def bases(config: StudySettings) -> list[dict[str, Any]]:
+    """A row per base that there is: where it comes from, what it learned of its text, what it forgot of the study's."""
+    rows = []
+    for name, base in config.bases.items():
+        heldout = (read_lineage(Path(base_folder(config, name))) or {}) if base.path is None else {}
+        told = _texts(config, f"bases/{name}")
+        if base.path is None and not heldout:
+            continue
+        before, after = (heldout.get("heldout", {}).get(when, {}).get("loss") for when in ("before", "after"))
+        rows.append({"base": name, "parent": base.parent, "before": before, "after": after, **told})
+    return rows
+
+
+def _texts(config: StudySettings, cell: str) -> dict[str, float]:
+    """`loss_<text>` -> the loss of a cell's result on it, as far as it has been told."""
+    file = text_folder(config, cell) / TEXT_LOSS
+    return {f"loss_{name}": loss for name, loss in read_json(file).items()} if file.is_file() else {}
 
 
 def _varied(config: StudySettings, facts: dict[str, Any]) -> list[str]:

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recyclable.config.run_file import make_config
 from recyclable.config.settings import RunSettings
 from recyclable.methods import METHODS
 from recyclable.recipes.adapting import RESULT
 from recyclable.recipes.pretrain import pretrain
-from recyclable.recipes.pretrain_settings import read_pretrain_settings
+from recyclable.recipes.pretrain_settings import kind_of, read_pretrain_settings
 from recyclable.recipes.recycle import recycle
 from recyclable.recipes.recycle_settings import read_recycle_settings
 from recyclable.recipes.study_settings import StudyEdge, StudySettings
+from recyclable.recipes.text_loss import RESULT as TEXT_LOSS
+from recyclable.recipes.text_loss import TextLossSettings, text_loss
 from recyclable.recipes.tune import tune
 from recyclable.recipes.tune_settings import read_tune_settings
 from recyclable.report.compare import dev_best
+from recyclable.tasks.parts.task import load_task
 from recyclable.weights import lineage
 from recyclable.weights.manifest import read_manifest
 
@@ -60,7 +64,7 @@ def plan(config: StudySettings) -> list[Cell]:
         for name, experiment in config.experiments.items():
             if task in (experiment.tasks or config.tasks):
                 cells += [cell for method in experiment.methods for cell in _method_cells(config, name, method, task)]
-    return cells
+    return [each for cell in cells for each in (cell, *_text_cells(config, cell))] if config.texts else cells
 
 
 def _method_cells(config: StudySettings, experiment: str, method: str, task: str) -> list[Cell]:
@@ -86,10 +90,18 @@ def _made_here(config: StudySettings, *names: str) -> tuple[str, ...]:
     return tuple(f"bases/{name}" for name in names if name in config.bases and config.bases[name].path is None)
 
 
+def _root(config: StudySettings, name: str) -> str:
+    """The base, of the study or not, that a chain begins with: the others of it need not be there yet."""
+    while name in config.bases and (parent := config.bases[name].parent) is not None:
+        name = parent
+    return name
+
+
 def _base_cell(config: StudySettings, name: str) -> Cell:
     base = config.bases[name]
     assert base.parent is not None and base.corpus is not None  # or it would have a path
     content = {
+        "lm": kind_of(base_folder(config, _root(config, name))),
         **config.pretrain,
         **base.settings,
         "base": base_folder(config, base.parent),
@@ -109,6 +121,7 @@ def _tuned_cell(config: StudySettings, old: str, task: str, tuning: str, seed: i
     content = {
         **config.tune,
         **config.tune_by_tuning.get(tuning, {}),
+        **config.tune_by_task.get(task, {}),
         "base": base_folder(config, old),
         "task": config.tasks[task],
         "tuning": tuning,
@@ -126,6 +139,27 @@ def _tuned_cell(config: StudySettings, old: str, task: str, tuning: str, seed: i
     }
     settings = read_tune_settings(content, name)
     return Cell(name, (settings,), lambda: settings, tune, RESULT, _made_here(config, old), {**facts, "setting": 0})
+
+
+def text_folder(config: StudySettings, cell: str) -> Path:
+    """Where the losses on the study's texts are of a cell's result."""
+    return config.out / "texts" / cell
+
+
+def _text_cells(config: StudySettings, cell: Cell) -> list[Cell]:
+    """The cell that tells the study's texts by another's result, where that is a language model."""
+    facts = cell.facts
+    if facts is not None and not load_task(config.tasks[facts["task"]]).kind.over_vocabulary:
+        return []
+    name = text_folder(config, cell.name)
+    content: dict[str, Any] = {**config.text_settings, "texts": config.texts, "out": name}
+    if facts is None:
+        content["base"] = str(config.out / cell.name)
+    else:
+        content |= {"base": base_folder(config, facts["new"]), "weights": str(config.out / cell.name)}
+    settings = make_config(TextLossSettings, content, "text_settings")
+    after = (cell.name, *cell.depends)
+    return [Cell(f"texts/{cell.name}", (settings,), lambda: settings, text_loss, TEXT_LOSS, after)]
 
 
 @dataclass(frozen=True)

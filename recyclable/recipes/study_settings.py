@@ -116,6 +116,13 @@ class StudySettings(Settings):
     """Settings of the runs that make the outdated weights."""
     tune_by_tuning: dict[str, dict[str, Any]] = Field({})
     """More of them by kind of tuning, for example the adapter's learning rate."""
+    tune_by_task: dict[str, dict[str, Any]] = Field({})
+    """More of them by task, over the others."""
+    texts: dict[str, CorpusSettings] = Field({})
+    """Name -> text that every base tells, and every model tuned or recycled for a task whose answers are text: what it
+    has forgotten. Of a corpus `train` is taken."""
+    text_settings: dict[str, Any] = Field({})
+    """How: `max_length`, `max_sequences`, `eval_batch_size`."""
     experiments: dict[str, StudyExperiment]
 
     def edges_of(self, experiment: str) -> list[StudyEdge]:
@@ -129,13 +136,15 @@ class StudySettings(Settings):
             for base in (edge.old, edge.new):
                 if base not in self.bases:
                     raise ValueError(f"edges: {base!r} is not one of bases {sorted(self.bases)}")
+        if strange := self.tune_by_task.keys() - self.tasks.keys():
+            raise ValueError(f"tune_by_task: {min(strange)!r} is not one of tasks {sorted(self.tasks)}")
         for name, experiment in self.experiments.items():
             for task in {*(experiment.tasks or ()), *experiment.weights_from, *experiment.weights_from.values()}:
                 if task not in self.tasks:
                     raise ValueError(f"experiments.{name}: {task!r} is not one of tasks {sorted(self.tasks)}")
             known = [edge.name for edge in self.edges]
-            if strange := set(experiment.edges or ()) - set(known):
-                raise ValueError(f"experiments.{name}: {min(strange)!r} is not one of edges {known}")
+            if unknown := set(experiment.edges or ()) - set(known):
+                raise ValueError(f"experiments.{name}: {min(unknown)!r} is not one of edges {known}")
         several = any(
             len(method.candidates(tuning)) > 1
             for name, experiment in self.experiments.items()

@@ -23,13 +23,14 @@ from recyclable.weights.reader import Reader
 def tune(settings: TuneSettings, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
     """Tune a base on a labelled task; returns the metrics of the best step on dev and test."""
     base, task = Base(locate(settings.base)), load_task(settings.task)
-    data = task_data(settings, task, Reader.of(base))
-    bare = task_model(base, task, settings.seed, settings.dropout)
+    reader, head = Reader.of(base), task.kind.model_class_for(base.config)
+    data, fields = task_data(settings, task, reader), reader.fields(head)
+    bare = task_model(base, task, settings.seed, settings.dropout, fields)
     model = settings.attach(bare, task.kind.task_type_for(base.config), settings.seed)
     objective = task_objective(model, task.kind)
     materialize(objective, settings, ds_config)
     base.hashed.complete(team=distributed.Ranks())
-    student = Student(model, base, fingerprint(base), settings.described(), data, settings)
+    student = Student(model, base, fingerprint(base), settings.described(), data, settings, config=fields)
     with rundir.claim(settings, settings.out, RESULT, resume) as unfinished:
         if not unfinished:
             return read_manifest(settings.out).metrics

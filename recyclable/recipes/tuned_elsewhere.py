@@ -14,6 +14,8 @@ from recyclable.architectures.fields import tuned_fields
 from recyclable.errors import InputError
 from recyclable.tasks.parts.task import Task
 from recyclable.weights.base import Base, read_config
+from recyclable.weights.generation_file import read_generation
+from recyclable.weights.manifest import GENERATION
 from recyclable.weights.reader import Reader
 from recyclable.weights.reading import reading_digest
 from recyclable.weights.strict_json import read_json
@@ -108,6 +110,12 @@ def keep_tokenizer(reader: Reader, base: Base, into: Path) -> dict[str, Any] | N
     if tokenizer_files(base.folder) and digest == reading_digest(base.folder, base.config):
         return None
     return {"digest": digest, "files": sorted(copy_tokenizer(reader.folder, into, reader.config))}
+
+
+def own_generation(tuned: Path, base: Base) -> dict[str, Any]:
+    """How the tuned model generates text, as a field of its config: where a file beside it says it otherwise."""
+    found = read_generation(tuned)
+    return {} if found in (None, read_generation(base.folder)) else {GENERATION: found}
 
 
 def cut_at(reader: Reader, base: Base, told: Told) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,15 +15,19 @@ from scipy import stats
 from recyclable.report.compare import Run, dev_best, plot, steps_to_target, table
 
 Record = dict[str, Any]
-"""experiment, old, new, task, tuning, method, seed, setting, reported; `settings` and `run` (its manifest)."""
+"""experiment, old, new, task, tuning, method, seed, setting, reported; `settings`, `run` (its manifest) and `texts`
+(`loss_<name>` of the study's texts)."""
 
 RIVALS = ("scratch", "apply")
 """What every method is measured against: tuning the new base anew, and doing nothing to the outdated weights."""
 _GROUP = ("experiment", "task", "tuning", "old", "new")
 
 
-def write_study_report(records: list[Record], out: Path) -> dict[str, Any]:
+def write_study_report(records: list[Record], out: Path, bases: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Write results.csv, curves.csv, summary.md and curves.png below `out`; returns the summary's rows by experiment.
+
+    Args:
+        bases: a row for each, losses on held-out text before and after its pre-training and on the study's texts.
 
     `steps_to_target` is the first step at which a run's dev score reaches the best of scratch's with the same seed.
     """
@@ -38,6 +43,10 @@ def write_study_report(records: list[Record], out: Path) -> dict[str, Any]:
     gains = {name: {rival: paired_gains(of, rival) for rival in RIVALS} for name, of in by_experiment.items()}
     chosen = [_chosen(row) for row in reported if row["method"] not in ("tune", "apply")]
     text = ["# Results", ""]
+    if any(len(row) > 4 or row["after"] is not None for row in bases):
+        columns = list(dict.fromkeys(name for row in bases for name in row))
+        text += ["## Bases", "", "Losses on held-out text before and after, and on the study's texts.", ""]
+        text += [table(list(bases), columns), ""]
     for name, lines in tables.items():
         text += [f"## {name}", "", table(lines), ""]
         for rival, lines in gains[name].items():
@@ -70,6 +79,7 @@ def results(records: list[Record]) -> list[dict[str, Any]]:
                 "dev_best": dev_best(run),
                 "test": metrics["test"].get(metrics["metric"]),
                 **_other_tests(metrics),
+                **record.get("texts", {}),
                 "best_step": int(metrics["best_step"]),
                 "target": target,
                 "steps_to_target": None if target is None else steps_to_target(run, target),
@@ -94,7 +104,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "runs": len(of),
                 "dev": _mean_std([row["dev_best"] for row in of]),
                 "test": _mean_std([row["test"] for row in of if row["test"] is not None]),
-                **{name: _mean_std([row[name] for row in of]) for name in of[0] if name.startswith("test_")},
+                **{name: _mean_std([row[name] for row in of if name in row]) for name in _scores_of(of)},
                 "steps_to_target": f"{median(reached):g}" if reached else None,
                 "never": len(of) - len(reached) if known else None,
                 "seconds": round(float(np.mean([row["seconds"] for row in of])), 1),
@@ -133,8 +143,13 @@ def _other_tests(metrics: dict[str, Any]) -> dict[str, float]:
     return {f"test_{name}": value for name, value in metrics["test"].items() if name != metrics["metric"]}
 
 
+def _scores_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The columns that the kinds of tasks, and the study's texts, bring."""
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith(("test_", "loss_"))))
+
+
 def _facts(record: Record) -> dict[str, Any]:
-    return {k: v for k, v in record.items() if k not in ("run", "settings")}
+    return {k: v for k, v in record.items() if k not in ("run", "settings", "texts")}
 
 
 def _key(record: Record) -> tuple[Any, ...]:

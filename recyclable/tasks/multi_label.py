@@ -17,7 +17,9 @@ from recyclable.data.examples import Batch, LabelledTexts, TaskExamples
 from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks.parts import metrics
-from recyclable.tasks.parts.kind import Columns, Labels, Scores, TaskKind
+from recyclable.tasks.parts.cells import LABELS
+from recyclable.tasks.parts.columns import Column, Columns
+from recyclable.tasks.parts.kind import Labels, Scores, TaskKind
 from recyclable.tasks.parts.labels import class_index, class_name, class_names
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class MultiLabel(TaskKind):
     """
 
     name: ClassVar[str] = "multi_label"
-    columns: ClassVar[Columns] = Columns(label_holds=list)
+    layouts: ClassVar[tuple[Columns, ...]] = (Columns(label=Column("label", "label", LABELS), rank=2),)
     problem_type: ClassVar[str | None] = "multi_label_classification"
     exclusive: ClassVar[bool] = False
 

@@ -16,12 +16,13 @@ import torch
 from torch.nn import functional as F
 
 from recyclable.data.examples import Batch, LabelledTexts, TaskExamples
-from recyclable.data.readable import require_padding
 from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks.parts import metrics
+from recyclable.tasks.parts.cells import LABELS, WORDS
+from recyclable.tasks.parts.columns import Column, Columns
 from recyclable.tasks.parts.entities import OUTSIDE, entity_f1, has_entities
-from recyclable.tasks.parts.kind import Columns, Labels, Scores, TaskKind, of_text
+from recyclable.tasks.parts.kind import Labels, Scores, TaskKind, of_text
 from recyclable.tasks.parts.labels import class_index, class_names
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Tokens(TaskKind):
     """
 
     name: ClassVar[str] = "tokens"
-    columns: ClassVar[Columns] = Columns("tokens", None, "tags", holds=list, label_holds=list)
+    layouts: ClassVar[tuple[Columns, ...]] = (
+        Columns(Column("text", "tokens", WORDS), None, Column("label", "tags", LABELS), rank=1),
+    )
     model_class: ClassVar[str] = "TokenClassification"
     task_type: ClassVar[str] = "TOKEN_CLS"
 
@@ -141,8 +144,9 @@ class Tokens(TaskKind):
 class TaggedWords(LabelledTexts):
     """Texts as lists of words, cut into pieces once; a batch is padded to its own longest text."""
 
+    padding_side = "right"  # places are counted from the first piece
+
     def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-        require_padding(tokenizer)
         if not tokenizer.is_fast:
             problem = "is a slow tokenizer, which does not tell the pieces of a word: expected one with tokenizer.json"
             raise InputError(tokenizer.name_or_path, problem)

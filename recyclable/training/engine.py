@@ -25,14 +25,19 @@ def materialize(objective: nn.Module, settings: TrainSettings, ds_config: dict[s
     zero.materialize(objective, _merged(settings, ds_config))
 
 
+def set_attention(model: nn.Module, settings: TrainSettings) -> None:
+    """Have a model compute attention as the settings say, if they do."""
+    for module in model.modules() if settings.attn_implementation else ():
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation(settings.attn_implementation)
+
+
 @contextmanager
 def engine_for(
     objective: Objective, settings: TrainSettings, ds_config: dict[str, Any], out: Path
 ) -> Iterator[deepspeed.DeepSpeedEngine]:
     """An engine that trains `objective`; TensorBoard files go to out/tensorboard unless ds_config says otherwise."""
-    for module in objective.student.modules() if settings.attn_implementation else ():
-        if isinstance(module, PreTrainedModel):
-            module.set_attn_implementation(settings.attn_implementation)
+    set_attention(objective.student, settings)
     materialize(objective, settings, ds_config)
     config = _merged(settings, ds_config)
     # To DeepSpeed each pass over a batch is an accumulation step of its own: the last one of a step is its boundary.

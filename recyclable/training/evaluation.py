@@ -57,7 +57,7 @@ def outputs(
     team = team or distributed.Ranks()
     lengths = getattr(examples, "lengths", np.zeros(len(examples)))[rows]
     found: dict[str, torch.Tensor] = {}
-    for places, real in _shares(np.argsort(lengths, kind="stable"), batch_size, team):
+    for places, real in shares(np.argsort(lengths, kind="stable"), batch_size, team):
         with torch.no_grad():
             told = of_batch(to_device(examples.batch([(0, int(row)) for row in rows[places]]), device))
         for name, tensor in told.items():
@@ -72,7 +72,7 @@ def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_siz
     objective, device = engine.module, engine.device
     terms = list(objective.weights)
     totals = torch.zeros(2, len(terms), dtype=torch.float64, device=device)
-    for rows, real in _shares(np.arange(len(examples)), batch_size, distributed.Ranks()):
+    for rows, real in shares(np.arange(len(examples)), batch_size, distributed.Ranks()):
         batch = examples.batch([(_HELD_OUT_EPOCH, int(row)) for row in rows])
         with torch.no_grad():
             sums = engine(to_device(batch, device))
@@ -87,7 +87,7 @@ def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_siz
 _HELD_OUT_EPOCH = 2**31  # no training run gets there, so held-out masks are never training masks
 
 
-def _shares(order: np.ndarray, batch_size: int, team: Team) -> Iterator[tuple[np.ndarray, int]]:
+def shares(order: np.ndarray, batch_size: int, team: Team) -> Iterator[tuple[np.ndarray, int]]:
     """This rank's batches as (rows, how many of them count): all ranks run the same number of forward passes.
 
     ZeRO-3 gathers parameters in every forward pass, so a rank that has nothing left repeats a row that counts nothing.

@@ -15,7 +15,7 @@ import torch
 from recyclable import distributed
 from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
-from recyclable.data.order import Item, Order, share_of_step
+from recyclable.data.order import Item, Order, Steps, share_of_step
 from recyclable.objectives.objective import Objective
 from recyclable.training import checkpoint
 from recyclable.training.engine import engine_for
@@ -66,6 +66,7 @@ def train(
     select: str | None = None,
     final: Evaluate | None = None,
     lengths: np.ndarray | None = None,
+    order: Steps | None = None,
     resume: bool = False,
     label: str = "",
 ) -> Outcome:
@@ -76,6 +77,7 @@ def train(
         select: the score whose highest value decides which step's weights are kept; None keeps the last.
         final: run once, on the kept weights, when training is over.
         lengths: tokens of each example, to put those of like length into one step; None takes them as they come.
+        order: which examples make up which step; None: `Order` by seed and lengths.
         resume: go on from the last complete checkpoint under `out`, if there is one.
     """
     progress = Progress()
@@ -84,7 +86,7 @@ def train(
         monitor = Monitor(engine, settings, label)
         if resume and (state := checkpoint.load_latest(engine, checkpoints)):
             progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
-        order = Order(len(examples), settings.train_batch_size, settings.seed, lengths)
+        order = order or Order(len(examples), settings.train_batch_size, settings.seed, lengths)
         with monitor.bar(progress.step):
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)

@@ -47,6 +47,11 @@ def _is_partitioned(parameter: nn.Parameter) -> TypeGuard[Partitioned]:
     return is_zero_param(parameter)
 
 
+def is_partitioned(module: nn.Module) -> bool:
+    """Whether any parameter is shared out to the ranks, which must then compute together."""
+    return any(_is_partitioned(parameter) for parameter in module.parameters())
+
+
 def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
     """Read a module's unread parameters to where the engine that `ds_config` describes will want them.
 

@@ -18,15 +18,18 @@ class Bottleneck(Tuning):
 
     tuning: Literal["bottleneck"] = "bottleneck"
     bottleneck_size: int = Field(24, gt=0)
-    target_modules: list[str] | None = None
-    """Modules the adapter attaches to; null: the ends of the architecture's sublayers."""
+    target_modules: list[str] | str | None = None
+    """Linear modules the adapter attaches to, by the ends of their names or by a regular expression for whole names;
+    null: the ends of the architecture's sublayers."""
 
     def attach(self, model: PreTrainedModel, task_type: str, seed: int) -> nn.Module:
         """A PEFT model."""
         from recyclable.adapters.bottleneck import BottleneckConfig
         from recyclable.models.adapters import attach_fresh
         from recyclable.models.heads import head_modules
+        from recyclable.tunings.parts.targets import require_targets
 
+        require_targets(model, self.target_modules)
         heads = head_modules(model)
         config = BottleneckConfig(
             task_type=task_type,

@@ -16,7 +16,16 @@ from recyclable.weights.delta import Delta
 from recyclable.weights.digest import Digested, file_digest
 from recyclable.weights.durable import copy_files, write_json
 from recyclable.weights.hashes import sha256_file
-from recyclable.weights.manifest import ADAPTER_CONFIG, CHANGED, DELTA, HEAD, MANIFEST, Manifest, read_manifest
+from recyclable.weights.manifest import (
+    ADAPTER_CONFIG,
+    CHANGED,
+    DELTA,
+    GENERATION,
+    HEAD,
+    MANIFEST,
+    Manifest,
+    read_manifest,
+)
 from recyclable.weights.strict_json import read_json
 
 
@@ -99,15 +108,22 @@ class AdaptedWeights:
 
 def require_same_tuning(weights: AdaptedWeights, other: AdaptedWeights, hint: str = "") -> None:
     """InputError where weights were not tuned as the others were: an adapter of the same settings, or in full."""
-    found, wanted = (each.manifest.tuning if each.is_adapter else "full" for each in (weights, other))
+    found, wanted = (
+        _given(each.manifest.tuning) if each.manifest.kind != "delta" else "full" for each in (weights, other)
+    )
     if found != wanted:
         raise InputError(weights.folder, f"its tuning is {found}, expected {wanted}{hint}")
+
+
+def _given(tuning: dict[str, Any]) -> dict[str, Any]:
+    """Without settings that are off, or left to others: weights that know nothing of them were tuned so as well."""
+    return {name: value for name, value in tuning.items() if value}
 
 
 def require_same_model(weights: AdaptedWeights, other: AdaptedWeights) -> None:
     """InputError where weights were tuned in a model that computes, or reads, otherwise than the others' did."""
     own, theirs = weights.manifest, other.manifest
-    fields = sorted({name for name, _ in _items(own.config) ^ _items(theirs.config)})
+    fields = sorted({name for name, _ in _items(own.config) ^ _items(theirs.config)} - {GENERATION})
     if own.tokenizer != theirs.tokenizer:
         fields.append("tokenizer")
     if fields:

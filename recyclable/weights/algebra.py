@@ -102,12 +102,31 @@ def dare(delta: torch.Tensor, rate: float, seed: int, name: str, start: int = 0)
     Args:
         delta: flat elements [start, start + numel) of tensor `name`.
     """
+    kept = _uniform(f"dare:{seed}:{name}", start, delta.numel()) >= rate
+    return delta.float() * kept / (1 - rate)
+
+
+def random_signs(delta: torch.Tensor, seed: int, name: str, start: int = 0) -> torch.Tensor:
+    """Every element with a sign drawn anew: as large as before, at random where it points; fp32.
+
+    What is drawn depends on seed, tensor name and position alone.
+
+    Args:
+        delta: flat elements [start, start + numel) of tensor `name`.
+    """
+    negative = _uniform(f"signs:{seed}:{name}", start, delta.numel()) < 0.5
+    return torch.where(negative, -delta.float(), delta.float())
+
+
+def _uniform(stream: str, start: int, count: int) -> torch.Tensor:
+    """Elements [start, start + count) of a stream of draws from [0, 1), fp32; the same however it is cut."""
     first = start // _DRAWN_TOGETHER
-    blocks = range(first, -(-(start + delta.numel()) // _DRAWN_TOGETHER))
-    key = int.from_bytes(hashlib.sha256(f"dare:{seed}:{name}".encode()).digest()[:8], "big")
+    blocks = range(first, -(-(start + count) // _DRAWN_TOGETHER))
+    key = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big")
     drawn = [np.random.Generator(np.random.Philox(key=[key, b])).random(_DRAWN_TOGETHER, np.float32) for b in blocks]
-    kept = np.concatenate([*drawn, np.empty(0, np.float32)])[start - first * _DRAWN_TOGETHER :][: delta.numel()] >= rate
-    return delta.float() * torch.from_numpy(kept) / (1 - rate)
+    return torch.from_numpy(
+        np.concatenate([*drawn, np.empty(0, np.float32)])[start - first * _DRAWN_TOGETHER :][:count]
+    )
 
 
 def low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

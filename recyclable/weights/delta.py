@@ -4,7 +4,8 @@ A file holds for each tensor of the base one of
 - `name`: the difference (fp32, bf16 or fp16), and with the exact codec the elements at which base + difference,
   rounded, is not the tuned value: `name::index` (flat) and `name::value`,
 - `name::left` [m, r] and `name::right` [r, n]: a difference of low rank,
-- `name::signs` and `name::scales`, `name::shape`: one bit per element (`weights.algebra.one_bit`).
+- `name::signs` and `name::scales`, `name::shape`: one bit per element (`weights.algebra.one_bit`),
+- `name::same`: nothing but the shape of a tensor that tuning left as it was.
 The header's metadata name the codec and the dtypes of the tuned tensors.
 """
 
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,8 +34,8 @@ CODECS = ("exact", "bf16", "lowrank", "1bit")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INDEX, _VALUE, _LEFT, _RIGHT = "::index", "::value", "::left", "::right"
-_SIGNS, _SCALES, _SHAPE = "::signs", "::scales", "::shape"
-_PARTS = {_INDEX, _VALUE, _LEFT, _RIGHT, _SIGNS, _SCALES, _SHAPE}
+_SIGNS, _SCALES, _SHAPE, _SAME = "::signs", "::scales", "::shape", "::same"
+_PARTS = {_INDEX, _VALUE, _LEFT, _RIGHT, _SIGNS, _SCALES, _SHAPE, _SAME}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Delta:
             if separator + part not in _PARTS | {""}:
                 raise InputError(source.path, f"holds {stored!r}, which is no part of a delta")
             self._parts.setdefault(name, set()).add(separator + part)
-        allowed = ({""}, {"", _INDEX, _VALUE}, {_LEFT, _RIGHT}, {_SIGNS, _SCALES, _SHAPE})
+        allowed = ({""}, {"", _INDEX, _VALUE}, {_LEFT, _RIGHT}, {_SIGNS, _SCALES, _SHAPE}, {_SAME})
         for name, parts in self._parts.items():
             if parts not in allowed:
                 raise InputError(source.path, f"{name} has parts {sorted(parts)}, which do not make a difference")
@@ -101,6 +103,12 @@ class Delta:
             if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
                 raise InputError(path, f"{name} has factors {left} and {right}, which do not make a matrix")
             return (left[0], right[1])
+        if _SAME in parts:
+            if (stored := self.file.stored(name + _SAME)).dtype != torch.int64 or len(stored.shape) != 1:
+                raise InputError(path, f"{name} has the shape {stored.shape} {stored.dtype}, expected a few integers")
+            if min(found := tuple(self.file[name + _SAME].tolist()), default=0) < 0:
+                raise InputError(path, f"{name} has the shape {found}, expected no negative number")
+            return found
         if shape(name + _SHAPE) != (2,):
             raise InputError(path, f"{name} has a shape of {shape(name + _SHAPE)} numbers, expected 2")
         rows, columns = (int(n) for n in self.file[name + _SHAPE])
@@ -113,6 +121,11 @@ class Delta:
     def names(self) -> list[str]:
         """Names of the base's tensors, sorted."""
         return sorted(self._parts)
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """Those that tuning left as they were."""
+        return frozenset(name for name, parts in self._parts.items() if _SAME in parts)
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts
@@ -133,6 +146,8 @@ class Delta:
         stop = torch.Size(shape).numel() if stop is None else stop
         if stop <= start:
             return torch.empty(0)
+        if _SAME in parts:
+            return torch.zeros(stop - start)
 
         def part_of(part: str, first: int, last: int) -> torch.Tensor:
             stored = self.file.stored(name + part)
@@ -159,6 +174,8 @@ class Delta:
 
         Bit for bit the tuned weights if the codec is exact.
         """
+        if _SAME in self._parts[name]:
+            return base.to(self.tuned_dtype(name))
         tuned = add(base, self.read(name, start, stop), dtype=self.tuned_dtype(name))
         if _INDEX in self._parts[name]:
             index = self._whole(name + _INDEX)
@@ -170,26 +187,38 @@ class Delta:
         return tuned
 
 
-def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec, team: Team = ALONE) -> None:
+def write_delta(
+    path: Path,
+    tuned: Ranged,
+    base: Ranged,
+    codec: Codec,
+    team: Team = ALONE,
+    untouched: Collection[str] = (),
+) -> None:
     """Store the differences of `tuned` from `base`, whose tensors bear the same names and shapes; a collective.
 
     The team shares the work out: exact and bf16 in pieces of a few MiB, lowrank and 1bit tensor by tensor.
+
+    Args:
+        untouched: tensors of the base that are as they were; `tuned` need not have them.
     """
-    names = sorted(tuned.names)
+    names, same = sorted(set(tuned.names).difference(untouched)), _shapes(base, untouched)
     dtypes = {name: tuned.stored(name).dtype for name in names}
     metadata = {
         "codec": codec.name,
         "tuned_dtypes": json.dumps({name: _NAMES[dtype] for name, dtype in dtypes.items()}),
     }
     if codec.name == "exact":
-        _write_exact(path, tuned, base, metadata, team)
+        _write_exact(path, tuned, base, names, same, metadata, team)
     elif codec.name == "bf16":
         layout = {name: (torch.bfloat16, tuned.shape(name)) for name in names}
-        write_in_pieces(path, layout, lambda *piece: _difference(tuned, base, *piece).bfloat16(), metadata, team)
+        reads = _or_shape(same, lambda *piece: _difference(tuned, base, *piece).bfloat16())
+        write_in_pieces(path, layout | _layout(same), reads, metadata, team)
     else:
         layouts = {name: _parts(name, tuned.shape(name), codec) for name in names}
         layout = {part: form for parts in layouts.values() for part, form in parts.items()}
-        writer = SafetensorsWriter(path, layout, metadata, team)
+        writer = SafetensorsWriter(path, layout | _layout(same), metadata, team)
+        _write_shapes(writer, same, team)
         for name in names[team.rank :: team.size]:
             values = _compress(_difference(tuned, base, name).view(tuned.shape(name)), codec, len(layouts[name]))
             for (part, (dtype, _)), tensor in zip(layouts[name].items(), values, strict=True):
@@ -197,10 +226,36 @@ def write_delta(path: Path, tuned: Ranged, base: Ranged, codec: Codec, team: Tea
         writer.close()
 
 
-def write_differences(path: Path, differences: Differences, team: Team = ALONE) -> None:
-    """Store differences in fp32 as they are; a collective."""
-    layout = {name: (torch.float32, differences.shape(name)) for name in differences.names}
-    write_in_pieces(path, layout, differences.read, {"codec": "fp32"}, team)
+def write_differences(
+    path: Path, differences: Differences, team: Team = ALONE, untouched: Collection[str] = ()
+) -> None:
+    """Store differences in fp32 as they are; a collective.
+
+    Args:
+        untouched: tensors whose differences are nothing.
+    """
+    same = _shapes(differences, untouched)
+    layout = {name: (torch.float32, differences.shape(name)) for name in differences.names if name + _SAME not in same}
+    write_in_pieces(path, layout | _layout(same), _or_shape(same, differences.read), {"codec": "fp32"}, team)
+
+
+def _shapes(of: Ranged | Differences, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """What is stored of untouched tensors."""
+    return {name + _SAME: torch.tensor(of.shape(name), dtype=torch.int64) for name in sorted(names)}
+
+
+def _layout(same: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {part: (shape.dtype, tuple(shape.shape)) for part, shape in same.items()}
+
+
+def _or_shape(same: Mapping[str, torch.Tensor], read: Callable[[str, int, int], torch.Tensor]) -> Any:
+    """Reads as given, and the shapes of untouched tensors."""
+    return lambda name, start, stop: same[name][start:stop] if name in same else read(name, start, stop)
+
+
+def _write_shapes(writer: SafetensorsWriter, same: Mapping[str, torch.Tensor], team: Team) -> None:
+    for part, shape in same.items() if team.rank == 0 else ():
+        writer.write(part, shape)
 
 
 def _difference(tuned: Ranged, base: Ranged, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -228,13 +283,21 @@ def _compress(difference: torch.Tensor, codec: Codec, parts: int) -> tuple[torch
     return (*one_bit(difference), torch.tensor(difference.shape))
 
 
-def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str, str], team: Team) -> None:
+def _write_exact(
+    path: Path,
+    tuned: Ranged,
+    base: Ranged,
+    names: list[str],
+    same: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    team: Team,
+) -> None:
     """Differences in the tuned dtype, or in fp32 where that is smaller, with the elements that do not come back.
 
     Two numbers within a factor of two of each other have a difference that their own format holds exactly (Sterbenz
     1974), so what tuning moved little needs no fp32 difference and hardly any corrections.
     """
-    tasks = element_pieces({name: tuned.shape(name) for name in sorted(tuned.names)})
+    tasks = element_pieces({name: tuned.shape(name) for name in names})
 
     def wrong(task: tuple[str, int, int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The stored difference, the piece's elements at which it gives something else, and what it should give."""
@@ -254,11 +317,11 @@ def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str,
             counts[dtype] = math.inf if overflows else len(places)
         return counts
 
-    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    layout = _layout(same)
     begins: dict[tuple[str, int, int], int] = {}
     counted = zip(tasks, in_threads(count, tasks, team=team), strict=True)
     pieces_of = {name: list(pieces) for name, pieces in groupby(counted, key=lambda piece: piece[0][0])}
-    for name in sorted(tuned.names):
+    for name in names:
         stored, pieces = tuned.stored(name), pieces_of.get(name, [])
         index = torch.int32 if stored.numel < 2**31 else torch.int64
         each = index.itemsize + stored.dtype.itemsize
@@ -276,6 +339,7 @@ def _write_exact(path: Path, tuned: Ranged, base: Ranged, metadata: Mapping[str,
             layout[name + _INDEX] = (index, (corrected,))
             layout[name + _VALUE] = (stored.dtype, (corrected,))
     writer = SafetensorsWriter(path, layout, metadata, team)
+    _write_shapes(writer, same, team)
 
     def write(task: tuple[str, int, int]) -> None:
         name, start, _ = task

@@ -1,4 +1,4 @@
-"""What can be done to differences before they are added: sum, prune, drop, scale, align, permute; composed lazily.
+"""What is done to differences before they are added: sum, prune, drop, scale, align, permute, control; composed lazily.
 
 Everything here, like `weights.delta.Delta`, answers for any range of elements without holding a whole tensor.
 """
@@ -6,7 +6,7 @@ Everything here, like `weights.delta.Delta`, answers for any range of elements w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import Protocol
@@ -92,6 +92,23 @@ class Dare(Changed):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """fp32."""
         return algebra.dare(self.inner.read(name, start, stop), self.rate, self.seed, name, start)
+
+
+class RandomSigns(Changed):
+    """Some tensors with signs drawn at random: a control, as large as the differences and of no meaning.
+
+    Args:
+        chosen: the tensors; the others stay as they are.
+    """
+
+    def __init__(self, inner: Differences, chosen: Collection[str], seed: int) -> None:
+        super().__init__(inner)
+        self.chosen, self.seed = frozenset(chosen), seed
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """fp32."""
+        values = self.inner.read(name, start, stop)
+        return algebra.random_signs(values, self.seed, name, start) if name in self.chosen else values
 
 
 class Scaled(Changed):

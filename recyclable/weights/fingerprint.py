@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from recyclable.architectures.fields import computing_fields
 from recyclable.weights.base import Base
+from recyclable.weights.chat_template import chat_template_digest
 from recyclable.weights.digest import Digested
 from recyclable.weights.hashes import sha256_file, sha256_json
 from recyclable.weights.tokenizer_files import class_files
@@ -25,26 +27,33 @@ _FIRST_FILES = (
     *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 """The files of a tokenizer that the first rule took, whatever its class; never to be changed."""
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """SHA-256 digests (hex) of weights, tokenizer and of the config fields that decide what the weights compute."""
+    """SHA-256 digests (hex) of weights, tokenizer and of the config fields that decide what the weights compute.
+
+    Beside them that of the chat template, which makes no other base: it is told where it differs, never refused, and
+    no part of ==.
+    """
 
     weights: str
     tokenizer: str
     config: str
     """With the number of its rule in front."""
+    chat_template: str | None = field(default=UNKNOWN, compare=False)
+    """None where there is none; `UNKNOWN` in records from before it was digested."""
 
     def __str__(self) -> str:
         return self.weights[:12]
 
-    def as_dict(self) -> dict[str, str]:
-        """For JSON."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without what is not known."""
+        return {name: digest for name, digest in asdict(self).items() if digest != UNKNOWN}
 
     @classmethod
-    def recorded(cls, record: Mapping[str, str], base: Base) -> Fingerprint:
+    def recorded(cls, record: Mapping[str, Any], base: Base) -> Fingerprint:
         """What a manifest or lineage recorded, to be compared with the base's own by ==.
 
         A digest of config or tokenizer by an older rule becomes today's where the base has it by that rule. Raises
@@ -69,6 +78,7 @@ def fingerprint(base: Base, read: Digested[Base] | None = None) -> Fingerprint:
         weights=sha256_json([tensors[name] for name in sorted(tensors)]),
         tokenizer=tokenizer_digest(base),
         config=config_digest(base),
+        chat_template=chat_template_digest(base.folder),
     )
 
 

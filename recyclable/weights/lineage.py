@@ -34,8 +34,13 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
 
 def is_fingerprint(record: object) -> bool:
     """Whether a part of a JSON file is a `weights.fingerprint.Fingerprint`."""
-    names = {"weights", "tokenizer", "config"}
-    return isinstance(record, dict) and record.keys() == names and all(isinstance(x, str) for x in record.values())
+    if not isinstance(record, dict):
+        return False
+    digests = dict(record)
+    template = digests.pop("chat_template", None)  # none in a base without one; no such key in older records
+    if digests.keys() != {"weights", "tokenizer", "config"} or not isinstance(template, str | None):
+        return False
+    return all(isinstance(digest, str) for digest in digests.values())
 
 
 def _is_ancestor(record: object) -> bool:
@@ -57,12 +62,12 @@ def ancestors(folder: Path, own_weights: str) -> list[dict[str, Any]]:
     return lineage["ancestors"] if lineage is not None and lineage["fingerprint"]["weights"] == own_weights else []
 
 
-def described(folder: Path, name: str, fingerprint: dict[str, str]) -> dict[str, Any]:
+def described(folder: Path, name: str, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """What a manifest says of the base in `folder`: name, fingerprint, recorded ancestors."""
     return {"name": name, "fingerprint": fingerprint, "ancestors": ancestors(folder, fingerprint["weights"])}
 
 
-def ancestors_for_child(parent: Path, name: str, parent_fingerprint: dict[str, str]) -> list[dict[str, Any]]:
+def ancestors_for_child(parent: Path, name: str, parent_fingerprint: dict[str, Any]) -> list[dict[str, Any]]:
     """The ancestors a child of `parent` has: the parent first, then the parent's own."""
     own = {"name": name, "fingerprint": parent_fingerprint}
     return [own, *ancestors(parent, parent_fingerprint["weights"])]
@@ -83,6 +88,12 @@ def relation(folder: Path, own_weights: str, ancestor_weights: str) -> str | Non
         if ancestor["fingerprint"]["weights"] == ancestor_weights:
             return kind
     return None
+
+
+def other_template(fingerprint: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two recorded bases have different chat templates; no where a record is older than these digests."""
+    found = [each["chat_template"] for each in (fingerprint, other) if "chat_template" in each]
+    return len(found) == 2 and found[0] != found[1]
 
 
 def declare(child: Base, parent: Base, parent_name: str) -> dict[str, Any]:

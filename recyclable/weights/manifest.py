@@ -26,7 +26,9 @@ _READ = (1, 2)
 """By 1, a tuned model had its base's config and tokenizer, whatever it was tuned with."""
 DELTA, HEAD, ADAPTER = "delta.safetensors", "head.safetensors", "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-FILES = {"delta": {DELTA, HEAD}, "adapter": {ADAPTER, ADAPTER_CONFIG}}
+FILES = {"delta": {DELTA, HEAD}, "partial": {DELTA, HEAD}, "adapter": {ADAPTER, ADAPTER_CONFIG}}
+GENERATION = "generation_config"
+"""The field of a model's config that holds what weights brought along of that file; saved, it is the file again."""
 
 
 _MAY_BE_A_TOKENIZER_S = re.compile(r"(additional_chat_templates/)?[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -58,6 +60,7 @@ class _Fingerprint(TypedDict):
     weights: str
     tokenizer: str
     config: str
+    chat_template: NotRequired[str | None]
 
 
 @_OPEN
@@ -101,7 +104,7 @@ class Manifest:
     """What a directory of adapted weights says of itself (`manifest.json`); ValidationError when it is not that."""
 
     kind: str
-    """`delta` (full fine-tuning) or `adapter` (PEFT format)."""
+    """`delta` (full fine-tuning), `partial` (a delta where some of the base was trained) or `adapter` (PEFT format)."""
     tuning: Annotated[dict[str, Any], _like(_Tuning)]
     """How the base was tuned: the kind of tuning and its settings."""
     task: Annotated[dict[str, Any], _like(_Task)]
@@ -125,7 +128,8 @@ class Manifest:
     storage: dict[str, Any] | None = None
     """Of a delta that was encoded from tuned weights: codec, rank, bytes of those weights and what the codec lost."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of the tuned model's config that change outputs and were not its base's (`architectures.fields`)."""
+    """Fields of the tuned model's config that change outputs and were not its base's (`architectures.fields`); among
+    them `generation_config`, where that file says otherwise than the base's."""
     tokenizer: Annotated[dict[str, Any] | None, _like(_Tokenizer | None)] = None
     """What reads texts for these weights, where it is not the base's tokenizer: digest of how it reads, its files."""
 

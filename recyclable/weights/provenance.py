@@ -17,12 +17,12 @@ def require_own_base(weights: AdaptedWeights, base: Base, found: Fingerprint | N
     """
     found = found or fingerprint(base)
     recorded = weights.manifest.base
-    wanted = Fingerprint.recorded(recorded["fingerprint"], base).as_dict()
-    for part, got in found.as_dict().items():
-        if wanted[part] != got:
+    wanted = Fingerprint.recorded(recorded["fingerprint"], base)
+    for part in ("weights", "tokenizer", "config"):
+        if (got := getattr(found, part)) != getattr(wanted, part):
             raise InputError(
                 weights.folder,
-                f"belongs to base {recorded.get('name')!r} ({part} {wanted[part][:12]}), "
+                f"belongs to base {recorded.get('name')!r} ({part} {getattr(wanted, part)[:12]}), "
                 f"but {base.folder} has {part} {got[:12]}",
             )
     return found

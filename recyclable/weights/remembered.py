@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from recyclable.errors import InputError
+from recyclable.weights.chat_template import FOLDER
 from recyclable.weights.durable import write_json
 from recyclable.weights.hashes import sha256_json
 from recyclable.weights.lineage import is_fingerprint
 from recyclable.weights.strict_json import read_json
 
 VARIABLE = "RECYCLABLE_CACHE"
-_RULE = 3  # raise it when fingerprints are made otherwise
+_RULE = 4  # raise it when fingerprints are made otherwise
 _BESIDE = ("lineage.json",)  # says where a base comes from, not what it is
 
 
 def stamp(folder: Path) -> str:
     """What changes when any file of a directory does."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in _BESIDE)
+    paths = [*folder.iterdir(), *(folder / FOLDER).glob("*.jinja")]
+    files = sorted(path for path in paths if path.is_file() and path.name not in _BESIDE)
     stats = [(path.name, path.stat()) for path in files]
     return sha256_json([_RULE, [(n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in stats]])
 
@@ -37,7 +39,7 @@ def recall(folder: Path) -> dict[str, Any] | None:
     return known if record.get("stamp") == stamp(folder) and is_fingerprint(known) else None
 
 
-def remember(folder: Path, stamp_before: str, fingerprint: dict[str, str]) -> None:
+def remember(folder: Path, stamp_before: str, fingerprint: dict[str, Any]) -> None:
     """Keep a fingerprint for `recall`; a cache that cannot be written is none.
 
     Args:

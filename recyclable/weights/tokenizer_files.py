@@ -8,12 +8,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
 
 from recyclable.errors import InputError
+from recyclable.weights import chat_template
 from recyclable.weights.base import read_config
 from recyclable.weights.strict_json import read_json
 
 _OF_EVERY_CLASS = (
     *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *(chat_template.FILE, chat_template.LEGACY, f"{chat_template.FOLDER}/*.jinja"),
 )
 
 

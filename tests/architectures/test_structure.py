@@ -40,8 +40,8 @@ def test_a_base_s_tensors_with_a_row_per_token(family: str, tied: bool, tmp_path
     auto_class = AutoModelForMaskedLM if family in MASKED else auto_class
     auto_class.from_config(config(family, tie_word_embeddings=tied)).save_pretrained(tmp_path)
     base = Base(tmp_path)
-    # GPT-NeoX's files have another name for it, and T5 is tied whatever its config says
-    apart = not tied and family not in {*MASKED, "gpt_neox", "t5"}
+    # GPT-NeoX's files have another name for it; T5 is tied whatever its config says
+    apart = not tied and family not in {*MASKED, "t5"}
     head = {"lm_head.weight"} if apart else set()
     assert vocabulary_tensors(base) == {WORDS[family]} | head
     assert all(base.shape(name)[0] == VOCABULARY for name in vocabulary_tensors(base))

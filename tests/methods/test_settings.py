@@ -163,9 +163,9 @@ def test_a_method_refuses_every_setting_of_the_others(method: str, name: str, re
 def test_the_table_has_what_each_axis_reads_and_what_it_does_not() -> None:
     """So that a setting that moves to where nothing reads it is noticed: by hand, from what each method is."""
     unread = {(method, name) for method, name, _ in UNREAD}
-    for untrained in ("apply", "project"):
+    for untrained in ("apply", "project", "shuffled"):
         assert {(untrained, name) for name in ("max_steps", "learning_rate", "dropout", "related_task")} <= unread
-    for labels_alone in ("scratch", "init"):
+    for labels_alone in ("scratch", "init", "shuffled_init"):
         assert {(labels_alone, name) for name in ("alpha", "beta", "temperature", "teacher", "teacher_cache")} <= unread
     for fresh in ("scratch", "distill"):
         assert {(fresh, name) for name in ("scale", "ties", "dare", "skip_embeddings", "align")} <= unread

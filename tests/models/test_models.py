@@ -27,7 +27,7 @@ from worlds import make_base, make_task, make_tokenizer, make_upgraded
 from recyclable.carrying.places import canonical_names
 from recyclable.errors import InputError
 from recyclable.lm.masked import Masked
-from recyclable.models.heads import head_modules, pooler_tensors
+from recyclable.models.heads import head_modules, untrained_tensors
 from recyclable.models.tasks import task_model
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tunings.bottleneck import Bottleneck
@@ -181,8 +181,8 @@ def test_keep_insists_and_fresh_draws_anew_without_touching_the_embeddings(base:
 def test_the_pooler_of_a_base_is_found_under_the_name_its_children_save_it_by(
     headless: Path, base: Path, tmp_path: Path
 ) -> None:
-    assert pooler_tensors(Base(base)).names == []
-    found = dict(pooler_tensors(Base(headless)).items())
+    assert untrained_tensors(Base(base), masked_lm(base, "auto")[0]).names == []
+    found = dict(untrained_tensors(Base(headless), masked_lm(headless, "auto")[0]).items())
     assert found.keys() == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     whole = AutoModel.from_pretrained(headless)
     assert torch.equal(found["bert.pooler.dense.weight"], whole.pooler.dense.weight)

@@ -44,8 +44,9 @@ from train_ranks import with_lora
 from transformers import BertForMaskedLM, BertForSequenceClassification
 from worlds import make_base, make_corpus, make_outdated, make_task, make_upgraded
 
+from recyclable.data.blocks import MaskedBlocks
 from recyclable.data.corpus import load_corpus, pack
-from recyclable.data.examples import LabelledTexts, MaskedBlocks
+from recyclable.data.examples import LabelledTexts
 from recyclable.data.order import Order
 from recyclable.models.language import language_model
 from recyclable.models.tasks import task_model

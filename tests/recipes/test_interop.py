@@ -16,8 +16,9 @@ from worlds import make_base, make_corpus, make_roberta, make_task, write_config
 
 from recyclable.carrying.carried import Carried
 from recyclable.cli import main
+from recyclable.data.blocks import MaskedBlocks
 from recyclable.data.corpus import load_corpus, pack
-from recyclable.data.examples import LabelledTexts, MaskedBlocks
+from recyclable.data.examples import LabelledTexts
 from recyclable.models.tasks import outdated_model
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.tasks.parts.task import load_task

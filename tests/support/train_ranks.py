@@ -74,8 +74,8 @@ def lora_student(pretrain: Any) -> Iterator[None]:
     """Pre-training of LoRA weights alone, which no recipe does: the parts of the recipe exchanged while it lasts."""
     whole = Masked.objective
 
-    def objective(kind: Masked, model: torch.nn.Module, teacher: torch.nn.Module | None) -> Any:
-        return whole(kind, with_lora(model), teacher)
+    def objective(kind: Masked, model: torch.nn.Module, *more: Any) -> Any:
+        return whole(kind, with_lora(model), *more)
 
     def keep(_: str, outcome: Any, __: Any, config: Any, *___: Any) -> None:
         heldout = {when: {"loss": outcome.history[i]["loss"]} for when, i in (("before", 0), ("after", -1))}

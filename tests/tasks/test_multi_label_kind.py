@@ -185,6 +185,7 @@ def test_the_divergence_is_the_sum_of_those_of_bernoulli_distributions(temperatu
 def test_every_kind_says_of_what_type_its_problem_is_whatever_the_base_was_for(earlier: str | None) -> None:
     types = {"classification": "single_label_classification", "regression": "regression", "tokens": None}
     types["multi_label"] = "multi_label_classification"
+    types |= dict.fromkeys(("generation", "choice"), earlier)  # a language-model head has no problem
     for kind in every_kind():
         config = BertConfig(problem_type=earlier)
         kind.set_labels(config, ["a", "b"] if kind.has_labels else [])

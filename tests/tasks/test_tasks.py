@@ -245,7 +245,7 @@ def test_broken_json_is_an_input_error(tmp_path: Path) -> None:
         ("train: [a, b]\n", r"task\.yaml: train is \['a', 'b'\], expected a string"),
         (
             "train: train.jsonl\nproblem: ranking\n",
-            r"task\.yaml: problem is 'ranking', expected one of classification, multi_label, regr",
+            r"task\.yaml: problem is 'ranking', expected one of choice, classification, generation, multi_label, regr",
         ),
         ("train: train.jsonl\nlabels: a\n", r"labels is 'a', expected a list"),
         ("train: train.jsonl\nlabels: [a, a]\n", r"expected at least two different names, each once"),

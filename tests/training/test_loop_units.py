@@ -11,7 +11,8 @@ import torch
 from worlds import make_tokenizer
 
 from recyclable.config.settings import TrainSettings
-from recyclable.data.examples import LabelledTexts, MaskedBlocks
+from recyclable.data.blocks import MaskedBlocks
+from recyclable.data.examples import LabelledTexts
 from recyclable.data.order import Order, share_of_step
 from recyclable.data.split import Split
 from recyclable.training import evaluation

@@ -121,3 +121,17 @@ def test_one_bit_has_the_sign_of_each_and_the_mean_of_each_row(rows: int, column
     back = algebra.from_one_bit(*algebra.one_bit(matrix), columns)
     expected = np.where(wide(matrix) >= 0, 1.0, -1.0) * np.abs(wide(matrix)).mean(1, keepdims=True)
     np.testing.assert_allclose(wide(back), expected, rtol=1e-5)
+
+
+@given(seeds, st.lists(st.integers(0, 150_000), max_size=4))
+@settings(max_examples=20)
+def test_random_signs_are_the_same_however_a_tensor_is_cut_and_leave_magnitudes(seed: int, cuts: list[int]) -> None:
+    delta = draw(seed, 150_000)
+    whole = algebra.random_signs(delta, seed, "x")
+    cuts = sorted({0, len(delta), *cuts})
+    pieces = [algebra.random_signs(delta[a:b], seed, "x", a) for a, b in itertools.pairwise(cuts)]
+    assert torch.equal(torch.cat(pieces), whole)
+    assert torch.equal(whole.abs(), delta.float().abs())
+    assert abs((whole == delta.float()).double().mean().item() - 0.5) < 0.01  # 7 deviations of 150,000 draws
+    assert not torch.equal(whole, algebra.random_signs(delta, seed, "y"))
+    assert not torch.equal(whole, algebra.random_signs(delta, seed + 1, "x"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recyclable.errors import InputError
 from recyclable.weights import algebra
-from recyclable.weights.differences import Aligned, Dare, Scaled, Ties, Total, require_alike
+from recyclable.weights.differences import Aligned, Dare, RandomSigns, Scaled, Ties, Total, require_alike
 from recyclable.weights.digest import in_threads
 
 
@@ -70,6 +70,10 @@ def test_columns_follow_their_tokens_in_every_range(data: st.DataObject) -> None
         (Scaled(A, {"words": 0.3}), lambda n: A.tensors[n] * (0.3 if n == "words" else 1)),
         (Scaled(A, {"words": 0.0, "bias": 0.3}), lambda n: A.tensors[n] * 0.3 * (n != "words")),
         (Dare(A, 0.5, 3), lambda n: algebra.dare(A.tensors[n].view(-1), 0.5, 3, n)),
+        (
+            RandomSigns(A, ["words"], 3),
+            lambda n: algebra.random_signs(A.tensors[n].view(-1), 3, n) if n == "words" else A.tensors[n],
+        ),
     ],
 )
 def test_elementwise_changes(changed, wanted) -> None:

@@ -46,7 +46,8 @@ class Distils(LearnsFromLabels):
     alpha: float = Field(0.7, ge=0, le=1)
     """Share of distillation: (1 - alpha) task + alpha T^2 KL + beta patient."""
     beta: float = Field(10.0, ge=0)
-    """Weight of the patient (first token's hidden states) loss; at 0 nobody computes them."""
+    """Weight of the patient loss, on hidden states of an encoder's first token, of a decoder's last; at 0 nobody
+    computes them."""
     temperature: float = Field(5.0, gt=0)
     kd_reduction: Literal["batchmean", "paper"] = "batchmean"
     """paper: mean over batch *and* classes, as the paper's released code has it."""
@@ -55,7 +56,8 @@ class Distils(LearnsFromLabels):
         """A teacher reads the student's tokens."""
         super().require(scene)
         scene.carried.require_same_tokens("a teacher reads the student's tokens; methods init and apply need none")
-        scene.data.train.readable_by(scene.carried.at_home.reader.config)
+        theirs = scene.carried.at_home.reader
+        scene.data.train.readable_by(theirs.config_for(scene.kind.model_class_for(theirs.config)))
 
     def teaching(self, scene: Scene) -> nn.Module:
         """The old base with the old weights, unread."""

@@ -1,4 +1,4 @@
-"""Where the weights start: fresh, or outdated."""
+"""Where the weights start: fresh, outdated, or at random as far away as outdated ones."""
 
 from __future__ import annotations
 
@@ -61,3 +61,23 @@ class StartsOutdated(Method, Changes):
             return {}
         distributed.say(f"notice: {scene.carried.weights.folder}: {rows}")
         return {"vocabulary": rows.as_dict()}
+
+
+class StartsShuffled(StartsOutdated):
+    """The same with signs of differences drawn at random from the seed: a control of the same norm in every tensor.
+
+    A gain that it makes too is none of the outdated weights'. What the base lacks (the head) stays the old one.
+    """
+
+    def require(self, scene: Scene) -> None:
+        """The weights must be a delta, a LoRA or a bottleneck adapter: others have no tensors of either sign."""
+        super().require(scene)
+        self.differences(scene)
+
+    def differences(self, scene: Scene) -> Differences:
+        """Of an adapter both factors are drawn: a random LoRA of equal norm."""
+        from recyclable.carrying.scaling import Strength
+        from recyclable.weights.differences import RandomSigns
+
+        differences = super().differences(scene)
+        return RandomSigns(differences, Strength(scene.carried, differences).parts, self.seed)

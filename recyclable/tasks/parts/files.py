@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from recyclable.config.plain_yaml import explained, load_yaml
-from recyclable.data.files import Row, check_text, format_of, label_names, read_features, read_rows, with_names
+from recyclable.config.run_file import make_config
+from recyclable.config.settings import Settings
+from recyclable.data.files import Row, format_of, label_names, read_features, read_rows, with_names
 from recyclable.errors import InputError
 from recyclable.tasks import KINDS, every_kind
-from recyclable.tasks.parts.kind import Columns, TaskKind
+from recyclable.tasks.parts.columns import Columns, choose, listed
+from recyclable.tasks.parts.kind import TaskKind
 
-KEYS = ("name", "train", "dev", "test", "text", "text_pair", "label", "problem", "labels", "dataset")
+_OF_ALL_KINDS = ("name", "train", "dev", "test", "problem", "labels", "dataset")
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 
 
 @dataclass
 class Raw:
-    """One split as its file has it: checked texts, labels of whatever type, and the row each came from."""
+    """One split as its file has it: what the columns hold, checked, and the row each came from."""
 
     where: str
     untyped: bool  # CSV and TSV: numbers are strings there
     texts: list[Any] = field(default_factory=list)
-    pairs: list[str] | None = None
+    pairs: list[Any] | None = None
     labels: list[Any] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     features: Mapping[str, Any] = field(default_factory=dict)
@@ -40,8 +43,27 @@ Rows = list[Any]
 """[what is known of a split, (place, row) after (place, row) of it]"""
 
 
-def read_source(source: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Raw], TaskKind]:
-    """Name of the task, its checked keys, {"train": rows, ...} and its kind; raises what `load_task` says."""
+class Source(NamedTuple):
+    """A task as its files have it."""
+
+    name: str
+    labels: list[Any] | None
+    """As the task file lists them."""
+    raws: dict[str, Raw]
+    """"train" and the other splits there are."""
+    kind: TaskKind
+    settings: Settings
+    """What the task file says to the kind beside the columns (`TaskKind.settings`)."""
+
+
+def known_keys() -> list[str]:
+    """All keys that a task file may have."""
+    of_kinds = (key for kind in every_kind() for key in (*kind.column_keys(), *kind.settings.model_fields))
+    return list(dict.fromkeys((*_OF_ALL_KINDS, *of_kinds)))
+
+
+def read_source(source: str | Path | dict[str, Any]) -> Source:
+    """Read a task's files; raises what `load_task` says."""
     where, spec, root = _describe(source)
     _check(where, spec)
     if "dataset" in spec:
@@ -53,57 +75,48 @@ def read_source(source: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any
     if "train" not in rows:
         wanted = "the key `train` or a file train.jsonl, .json, .csv, .tsv, .conll or .parquet"
         raise InputError(where, f"no train split, expected {wanted}")
-    given, columns = _columns(where, spec, rows["train"])
-    if "text_pair" in spec and columns.text_pair is None:
-        raise InputError(
-            where, "text_pair is given, but this kind of task reads only the columns of `text` and `label`"
-        )
-    raws = {split: _collect(raw, of, columns, "text_pair" in spec) for split, (raw, of) in rows.items()}
-    possible = [kind for kind in _kinds(columns.holds, columns.label_holds) if kind.has_labels or "labels" not in spec]
-    kind = given or max(possible, key=lambda kind: kind.claims(raws["train"]))
+    kinds = [KINDS.get(spec["problem"], where)()] if "problem" in spec else every_kind()
+    layout = choose((layout for kind in kinds for layout in kind.layouts), spec, _first(rows["train"]))
+    kinds = [kind for kind in kinds if layout in kind.layouts]
+    if "labels" in spec:
+        if not any(kind.has_labels for kind in kinds):
+            raise InputError(where, f"labels are for classes, but problem is {kinds[0].name}")
+        kinds = [kind for kind in kinds if kind.has_labels]
+    _require_read(where, spec, layout)
+    raws = {split: _collect(raw, of, layout.named(spec), spec) for split, (raw, of) in rows.items()}
+    kind = max(kinds, key=lambda kind: kind.claims(raws["train"]))
     having_pairs = {split for split, raw in raws.items() if raw.pairs is not None}
     if having_pairs and having_pairs != set(raws):
         lacking = next(raw for split, raw in raws.items() if split not in having_pairs)
         raise InputError(lacking.where, "no second text, but other splits have one")
-    return str(spec.get("name", name)), spec, raws, kind
+    return Source(str(spec.get("name", name)), spec.get("labels"), raws, kind, _settings(where, spec, kind))
 
 
-def _kinds(holds: type, label_holds: type) -> list[TaskKind]:
-    """The kinds whose texts and labels are of these types."""
-    return [kind for kind in every_kind() if (kind.columns.holds, kind.columns.label_holds) == (holds, label_holds)]
-
-
-def _columns(where: str, spec: dict[str, Any], train: Rows) -> tuple[TaskKind | None, Columns]:
-    """The kind that the task file names, if any, and the columns that are read, by the names they have here.
-
-    Rows of a task that names no problem are lists of words where a column for these is there, else texts; texts with
-    labels may have their words beside them. A column for words with no column of texts beside it is to hold lists. All
-    texts have one label, or all have a list of labels, as the first.
-    """
-    if "problem" in spec:
-        kind = KINDS.get(spec["problem"], where)()
-        if "labels" in spec and not kind.has_labels:
-            raise InputError(where, f"labels are for classes, but problem is {kind.name}")
-        return kind, _named(kind.columns, spec)
+def _first(train: Rows) -> dict[str, Any]:
+    """The first row, which is left where it is; empty where there is none."""
     _, rows = train
     first = next(rows, None)
-    if first is not None:
-        train[1] = chain([first], rows)
-    row, texts = {} if first is None else first[1], _named(Columns(), spec)
-    words = [_named(kind.columns, spec) for kind in _kinds(list, list)]
-    without_texts = [columns for columns in words if columns.text in row and texts.text not in row]
-    found = [columns for columns in words if isinstance(row.get(columns.text), list)] or without_texts
-    tagged = isinstance(row.get(texts.label), list) and any(columns.label in row for columns in found)
-    labelled = isinstance(row.get(texts.text), str) and texts.label in row and not tagged
-    if found and not labelled:
-        return None, found[0]
-    return None, replace(texts, label_holds=list if isinstance(row.get(texts.label), list) else str)
+    if first is None:
+        return {}
+    train[1] = chain([first], rows)
+    return first[1]
 
 
-def _named(columns: Columns, spec: dict[str, Any]) -> Columns:
-    pair = columns.text_pair and spec.get("text_pair", columns.text_pair)
-    text, label = spec.get("text", columns.text), spec.get("label", columns.label)
-    return replace(columns, text=text, text_pair=pair, label=label)
+def _require_read(where: str, spec: dict[str, Any], layout: Columns) -> None:
+    """InputError for the name of a column that is not read."""
+    of_columns = {key for kind in every_kind() for key in kind.column_keys()}
+    if unread := [key for key in spec if key in of_columns and key not in layout.keys]:
+        problem = f"{unread[0]} is given, but this kind of task reads only the columns of {listed(layout.keys)}"
+        raise InputError(where, problem)
+
+
+def _settings(where: str, spec: dict[str, Any], kind: TaskKind) -> Settings:
+    """What the task file says to the kind; InputError for what only another kind reads."""
+    told = {key: value for key, value in spec.items() if key not in (*_OF_ALL_KINDS, *kind.column_keys())}
+    for key in told:
+        if key not in kind.settings.model_fields:
+            raise InputError(where, f"{key} is given, but nothing reads it where problem is {kind.name}")
+    return make_config(kind.settings, told, where)
 
 
 def _describe(source: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any], Path]:
@@ -126,7 +139,7 @@ def _describe(source: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any],
     except yaml.YAMLError as error:
         raise InputError(path, f"broken YAML: {explained(error)}") from error
     if not isinstance(spec, dict):
-        raise InputError(path, f"found {type(spec).__name__}, expected the keys {', '.join(KEYS)}")
+        raise InputError(path, f"found {type(spec).__name__}, expected the keys {', '.join(known_keys())}")
     if path.stem != "task" and "dataset" not in spec:
         spec.setdefault("name", path.stem)
     return str(path), spec, path.parent.resolve()
@@ -147,10 +160,11 @@ def _find_splits(folder: Path) -> dict[str, str]:
 
 
 def _check(where: str, spec: dict[str, Any]) -> None:
+    known, settings = known_keys(), {key for kind in every_kind() for key in kind.settings.model_fields}
     for key, value in spec.items():
-        if key not in KEYS:
-            raise InputError(where, f"unknown key {key!r}, expected one of {', '.join(KEYS)}")
-        if value is None and key in SPLIT_NAMES:
+        if key not in known:
+            raise InputError(where, f"unknown key {key!r}, expected one of {', '.join(known)}")
+        if key in settings or (value is None and key in SPLIT_NAMES):
             continue
         if key != "labels" and not (isinstance(value, str | Path) and str(value)):
             raise InputError(where, f"{key} is {value!r}, expected a string")
@@ -189,54 +203,34 @@ def _hub_rows(spec: dict[str, Any]) -> dict[str, Rows]:
     return found
 
 
-def _collect(raw: Raw, rows: Iterable[Row], columns: Columns, pairs: bool) -> Raw:
+def _collect(raw: Raw, rows: Iterable[Row], columns: Columns, spec: Mapping[str, Any]) -> Raw:
     """Fill `raw`.
 
     Args:
-        pairs: the task file names the column of second texts.
+        columns: by the names they have here.
+        spec: second texts whose column it names are there, else where the first row has them.
     """
-    text, pair, label = columns.text, columns.text_pair, columns.label
-    raw.declared = label_names(raw.features.get(label))
+    text, pair, label = columns.text, columns.pair, columns.label
+    raw.declared = None if label is None else label_names(raw.features.get(label.name))
     for place, row in rows:
         where = f"{raw.where}, row {place}"
-        if pair is not None and not raw.texts and (pair in row or pairs):
+        if pair is not None and not raw.texts and (pair.needed or pair.name in row or pair.key in spec):
             raw.pairs = []
-        elif pair is not None and raw.pairs is None and pair in row:
-            raise InputError(where, f"column {pair!r} is new here, expected it in every row or in none")
-        for key, column in {"text": text, "text_pair": pair, "label": label}.items():
-            if column is None or (key == "text_pair" and raw.pairs is None):
+        elif pair is not None and raw.pairs is None and pair.name in row:
+            raise InputError(where, f"column {pair.name!r} is new here, expected it in every row or in none")
+        found = {}
+        for column in columns.every:
+            if column is pair and raw.pairs is None:
                 continue
-            if column not in row:
-                hint = f"name it in task.yaml, as `{key}: COLUMN`"
-                raise InputError(where, f"no column {column!r}, found {sorted(row)}; {hint}")
-            value = row[column]
-            is_text = column != label
-            _check_cell(raw.where, place, column, value, is_text, columns.holds if is_text else columns.label_holds)
-        raw.texts.append(row[text])
-        raw.labels.append(row[label])
+            if column.name not in row:
+                hint = f"name it in task.yaml, as `{column.key}: COLUMN`"
+                raise InputError(where, f"no column {column.name!r}, found {sorted(row)}; {hint}")
+            found[column.key] = column.holds.read(raw.where, place, column.name, row[column.name])
+        raw.texts.append(found[text.key])
+        raw.labels.append(None if label is None else found[label.key])
         raw.places.append(place)
         if pair is not None and raw.pairs is not None:
-            raw.pairs.append(row[pair])
+            raw.pairs.append(found[pair.key])
     if not raw.texts:
         raise InputError(raw.where, "this split is empty, expected at least one example")
     return raw
-
-
-def _check_cell(where: str, place: int, column: str, value: object, is_text: bool, holds: type) -> None:
-    """InputError for a cell that is no text (list of words), or no label (list of labels)."""
-    row = f"{where}, row {place}"
-    if holds is list and not isinstance(value, list) and not _is_missing(value):
-        wanted = "words" if is_text else "labels"
-        raise InputError(row, f"column {column!r} is {value!r}, expected a list of {wanted}")
-    for one in value if holds is list and isinstance(value, list) else [value]:
-        if _is_missing(one):
-            raise InputError(row, f"column {column!r} is empty (null), expected a value")
-        if is_text or isinstance(one, str):
-            check_text(where, place, column, one)
-        elif not isinstance(one, str | int | float):
-            raise InputError(row, f"column {column!r} is {one!r}, expected a string or a number")
-
-
-def _is_missing(value: object) -> bool:
-    """Null, or NaN where a data frame lost it."""
-    return value is None or value != value

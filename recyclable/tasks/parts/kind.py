@@ -8,36 +8,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from recyclable.config.settings import Settings
 from recyclable.data.examples import Batch, TaskExamples
+from recyclable.tasks.parts.columns import Columns
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from recyclable.data.split import Split
     from recyclable.tasks.parts.files import Raw
+    from recyclable.tasks.parts.task import Task
 
 Labels = tuple[str, ...]
 Scores = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns a kind reads by default; a task file's keys `text`, `text_pair` and `label` name others."""
-
-    text: str = "text"
-    text_pair: str | None = "text_pair"
-    label: str = "label"
-    holds: type = str
-    """What a cell of the text column is: a string, or a list of words."""
-    label_holds: type = str
-    """What a cell of the label column is: one label, be it a string or a number, or a list of them."""
 
 
 class Ask(Protocol):
@@ -58,7 +47,10 @@ class TaskKind(ABC):
 
     name: ClassVar[str]
     """As `problem` in task files and manifests."""
-    columns: ClassVar[Columns] = Columns()
+    layouts: ClassVar[tuple[Columns, ...]] = (Columns(),)
+    """The columns it reads: each of these is one way to have them."""
+    settings: ClassVar[type[Settings]] = Settings
+    """What it reads of a task file beside names of columns."""
     model_class: ClassVar[str] = "SequenceClassification"
     """transformers' AutoModelFor... that has the head."""
     task_type: ClassVar[str] = "SEQ_CLS"
@@ -73,12 +65,20 @@ class TaskKind(ABC):
     """Whether one class at most is right: a teacher may then tell only the likeliest, the others being impossible."""
 
     @classmethod
+    def column_keys(cls) -> list[str]:
+        """The keys of a task file that name its columns."""
+        return list(dict.fromkeys(key for layout in cls.layouts for key in layout.keys))
+
+    @classmethod
     def explained(cls) -> list[dict[str, Any]]:
-        """Each key of a task file that names a column, as `config.settings.Settings.explained`."""
-        columns = {"text": cls.columns.text, "text_pair": cls.columns.text_pair, "label": cls.columns.label}
-        kept = {key: column for key, column in columns.items() if column is not None}
+        """Each key of a task file that it reads beside those of all kinds, as `config.settings.Settings.explained`."""
+        columns = [column for layout in cls.layouts for column in layout.every]
+        names = {key: dict.fromkeys(one.name for one in columns if one.key == key) for key in cls.column_keys()}
         told = {"type": "str", "required": False, "about": "the column's name in the files"}
-        return [{"name": key, "default": column, **told} for key, column in kept.items()]
+        return [
+            *({"name": key, "default": " or ".join(found), **told} for key, found in names.items()),
+            *cls.settings.explained(),
+        ]
 
     def model_class_for(self, config: PretrainedConfig) -> str:
         """transformers' AutoModelFor... of a base with this config."""
@@ -125,6 +125,16 @@ class TaskKind(ABC):
         Args:
             max_length: tokens that a text is cut to; None: no text is cut.
         """
+
+    def examples_of(
+        self, task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    ) -> TaskExamples:
+        """One of a task's splits, tokenised; here nothing else of the task matters."""
+        return self.examples(split, tokenizer, max_length)
+
+    def require_learnable(self, train: TaskExamples) -> None:
+        """InputError where training on these would teach nothing; here they always do."""
+        return
 
     def set_labels(self, config: PretrainedConfig, labels: Sequence[str]) -> None:
         """Make a config one of a model with a head for these labels (none: one number), of this kind and no other.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from recyclable.config.settings import Settings
 from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks import KINDS
@@ -35,6 +36,8 @@ class Task:
     is the alphabet's, which says nothing of the rows of a head."""
     alike: bool = True
     """Whether that order is also the one in which the training texts first have the labels."""
+    settings: Settings = field(default_factory=Settings)
+    """What its task file says to its kind beside the columns (`TaskKind.settings`)."""
 
     @property
     def kind(self) -> TaskKind:
@@ -87,12 +90,12 @@ def load_task(source: str | Path | dict[str, Any]) -> Task:
         InputError: nothing there, no train split, unknown key, missing column, empty split, null text or label, a label
             that train lacks, a label that is no number in regression, splits that declare other labels or orders.
     """
-    name, spec, raws, kind = read_source(source)
-    given = spec.get("labels") or (declared_names(raws) if kind.has_labels else None)
+    name, listed, raws, kind, settings = read_source(source)
+    given = listed or (declared_names(raws) if kind.has_labels else None)
     labels, splits = kind.read(given, raws)
     ordered = given is not None or labels == tuple(map(str, range(len(labels))))
     alike = list(dict.fromkeys(_flat(splits["train"].labels))) == list(range(len(labels)))
-    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits), ordered, alike)
+    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits), ordered, alike, settings)
 
 
 def _flat(targets: list[Any]) -> Iterator[Any]:

@@ -44,7 +44,8 @@ def task_data(settings: TaskSettings, task: Task, reader: Reader) -> TaskData:
     metric = settings.metric or selecting[0]
     if metric not in selecting:
         raise InputError("metric", f"is {metric!r}, expected {' or '.join(selecting)} for {task.problem}")
-    texts = {name: tokenised(task, split, reader, settings.max_length) for name, split in splits.items()}
+    texts = {name: tokenised(task, split, reader, settings.max_length, name) for name, split in splits.items()}
+    task.kind.require_learnable(texts["train"])
     return TaskData(task, texts["train"], texts["dev"], texts.get("test"), metric)
 
 
@@ -57,10 +58,20 @@ def _few(split: Split, shots: int, settings: TaskSettings, task: Task, name: str
     return few
 
 
-def tokenised(task: Task, split: Split, reader: Reader, max_length: int | None) -> TaskExamples:
-    """A split as the reader cuts it, at most `max_length` tokens; InputError where its model could not read them."""
+def tokenised(
+    task: Task, split: Split, reader: Reader, max_length: int | None, name: str | None = None
+) -> TaskExamples:
+    """A split as the reader cuts it, at most `max_length` tokens; InputError where its model could not read them.
+
+    Args:
+        name: the split's; what the cut did to it is then told.
+    """
     reader.require_length(max_length)
-    return task.kind.examples(split, reader.tokenizer(), max_length).readable_by(reader.config)
+    config = reader.config_for(task.kind.model_class_for(reader.config))
+    examples = task.kind.examples_of(task, split, reader.tokenizer(), max_length).readable_by(config)
+    if name is not None and (remark := examples.remark) is not None:
+        distributed.say(f"notice: {name}: {remark}")
+    return examples
 
 
 def few_examples(

@@ -1,0 +1,92 @@
+"""The text of `recyclable pretrain`: what is trained on, what is held out, and old text beside the new."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from recyclable import distributed
+from recyclable.config.settings import CorpusSettings
+from recyclable.data.corpus import load_corpus, pack
+from recyclable.data.examples import Examples
+from recyclable.data.order import Order, Replaying, Steps
+from recyclable.data.packing import Joined, Packed
+from recyclable.errors import InputError
+from recyclable.lm.parts.kind import LMKind
+from recyclable.weights.base import Base
+
+_HELDOUT_SHARE = 0.02
+NEW, OLD = "", "replay_"
+"""How scores of the new text and of the old begin."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run's examples."""
+
+    training: Examples
+    order: Steps
+    """Which of them make up which step."""
+    heldout: dict[str, Examples]
+    """`NEW`, and `OLD` where old text is replayed -> what the loss is measured on."""
+    digests: dict[str, str]
+    """The same -> the digest of the tokens trained on."""
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """One corpus, packed."""
+
+    training: Packed
+    heldout: Packed
+    cut: int
+    """How many of the training sequences are trained on."""
+    measured: range
+    """Which of the held-out ones the loss is measured on."""
+
+
+def read_text(kind: LMKind, base: Base, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """The corpora of a run, packed as its kind packs them; a collective. Raises InputError."""
+    new = _packed(kind, kind.corpus, "corpus", tokenizer)
+    old = None if kind.replay is None else _packed(kind, kind.replay.corpus, "replay.corpus", tokenizer)
+    if new.cut < distributed.world_size():
+        raise InputError("corpus", f"{new.cut} sequences for {distributed.world_size()} ranks")
+
+    def heldout(corpus: _Corpus) -> Examples:
+        return kind.examples(corpus.heldout, tokenizer, base, corpus.measured)
+
+    order: Steps = Order(new.cut, kind.train_batch_size, kind.seed)
+    if old is None or kind.replay is None:
+        training = kind.examples(new.training, tokenizer, base, range(new.cut))
+        return Text(training, order, {NEW: heldout(new)}, {NEW: new.training.digest})
+    joined, begin = Joined(new.training, old.training), len(new.training)
+    places = np.concatenate([np.arange(new.cut), np.arange(begin, begin + old.cut)]).tolist()
+    training = kind.examples(joined, tokenizer, base, places)
+    order = Replaying(new.cut, old.cut, kind.replay.share, kind.train_batch_size, kind.seed)
+    digests = {NEW: new.training.digest, OLD: old.training.digest}
+    return Text(training, order, {NEW: heldout(new), OLD: heldout(old)}, digests)
+
+
+def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrainedTokenizerBase) -> _Corpus:
+    quiet = not (distributed.is_main() and sys.stderr.isatty())
+    layout = kind.layout(tokenizer)
+
+    def packed(text: datasets.Dataset) -> Packed:
+        return pack(text, tokenizer, kind.max_length, layout, quiet=quiet)
+
+    with distributed.main_first():
+        blocks = heldout = packed(load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet))
+        if corpus.heldout is not None:
+            text = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout", quiet=quiet)
+            heldout = packed(text)
+    cut, first = len(blocks), 0
+    if corpus.heldout is None:
+        cut = first = len(blocks) - max(1, round(len(blocks) * _HELDOUT_SHARE))
+        if cut == 0:
+            raise InputError(where, "only one sequence, expected another to hold out; or name `heldout`")
+    last = min(len(heldout), first + (kind.max_heldout_sequences or len(heldout)))
+    return _Corpus(blocks, heldout, cut, range(first, last))

@@ -1,0 +1,184 @@
+"""Prompts and their responses, or conversations, in tokens: only what answers is to be told.
+
+Conventions: a prompt and its response are joined as they stand, as TRL and lm-eval do, and the tokenizer's end token
+follows; a conversation is written by the chat template (`tasks.parts.chat`), and each assistant turn is told up to the
+token at which generation stops, which templates may write something behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from recyclable.data.prompts import continuations, prompt_tokens
+from recyclable.data.split import Split
+from recyclable.data.token_rows import TokenRow
+from recyclable.errors import InputError
+from recyclable.tasks.parts.chat import written
+from recyclable.tasks.parts.token_examples import TokenExamples
+from recyclable.weights.generation_rules import FILE, end_tokens
+
+MOST_NEW_TOKENS = 256
+
+
+class Whole(NamedTuple):
+    """An example before anything is cut."""
+
+    row: TokenRow
+    prompt: list[int]
+    """What its (last) answer is generated from: a decoder goes on from it, an encoder reads it."""
+    answer: list[int]
+    """That answer, as it should be."""
+
+
+class Responses(TokenExamples):
+    """Texts with responses, or conversations with assistant turns.
+
+    Args:
+        split: `texts` are prompts and `labels` their responses; or texts are conversations.
+        max_new_tokens: of a generated answer; None: as many as the longest answer in `train` has, at most 256.
+        train: the training examples; None: these are.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None,
+        max_new_tokens: int | None = None,
+        train: Split | None = None,
+    ) -> None:
+        super().__init__(split, tokenizer, max_length)
+        self._most, self._train = max_new_tokens, train
+
+    @cached_property
+    def whole(self) -> list[Whole]:
+        """All examples, uncut."""
+        if isinstance(self.split.texts[0], str):
+            return self._paired(self.split.texts, self.split.labels)
+        return self._conversations()
+
+    @cached_property
+    def rows(self) -> list[TokenRow]:
+        """Cut at `max_length`: what lies beyond is neither read nor told."""
+        return [self._cut(whole.row) for whole in self.whole]
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """How many tokens of each are to be told [N]."""
+        return torch.tensor([len(row.told) for row in self.rows])
+
+    @property
+    def remark(self) -> str | None:
+        """How many responses are cut."""
+        pairs = [(len(row.told), len(whole.row.told)) for row, whole in zip(self.rows, self.whole, strict=True)]
+        if not (cut := sum(left < all_of for left, all_of in pairs)):
+            return None
+        empty = sum(left == 0 for left, _ in pairs)
+        return f"{cut} of {len(self)} responses are cut at max_length {self.max_length}, {empty} of them wholly"
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """What each (last) answer is generated from, in tokens."""
+        return [whole.prompt for whole in self.whole]
+
+    @property
+    def references(self) -> list[str]:
+        """The (last) answers that there should be; of a conversation as its template writes them."""
+        if isinstance(self.split.texts[0], str):
+            return self.split.labels
+        return self.decoded([whole.answer for whole in self.whole])
+
+    @cached_property
+    def max_new_tokens(self) -> int:
+        """How many tokens an answer may have."""
+        if self._most is not None:
+            return self._most
+        if self._train is None or self._train is self.split:
+            return min(MOST_NEW_TOKENS, max(len(whole.answer) for whole in self.whole))
+        train = Responses(self._train, self.tokenizer, None)
+        train.config = self.config
+        return train.max_new_tokens
+
+    def decoded(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """Answers in tokens as texts, without special tokens."""
+        return [self.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+
+    def require_learnable(self) -> None:
+        """InputError where training on them would teach nothing, or not when to stop."""
+        told = {token for row in self.rows for token in row.targets}
+        if not told:
+            problem = f"is {self.max_length}, which leaves no token of any response in train to learn from"
+            raise InputError("max_length", problem)
+        stops = end_tokens(self.rules)
+        if told.isdisjoint(stops):
+            whole = {token for whole in self.whole for token in whole.row.targets}
+            if not whole.isdisjoint(stops):
+                problem = f"is {self.max_length}, which cuts the end off every response in train"
+                raise InputError("max_length", f"{problem}: the model would never learn to stop")
+            self._raise_unstopped(stops)
+
+    def _raise_unstopped(self, stops: Sequence[int]) -> None:
+        names = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(list(stops)))) or "no token"
+        end = self.tokenizer.decode(self.whole[0].row.targets[-1:])
+        place = f"{self.config.name_or_path if self.config else self.tokenizer.name_or_path}"
+        problem = f"generation stops at {names}, but no response in train has that: the first ends with {end!r}"
+        hint = f"expected a chat template that ends assistant turns so, or its end token as eos_token_id in {FILE}"
+        raise InputError(place, f"{problem}; {hint}")
+
+    def _paired(self, prompts: list[str], responses: list[str]) -> list[Whole]:
+        if (end := self.tokenizer.eos_token_id) is None:
+            problem = "its tokenizer has no end token (eos_token), which follows a response so that generation stops"
+            raise InputError(self.tokenizer.name_or_path, problem)
+
+        def ended(ids: list[int]) -> list[int]:
+            return ids if ids[-1:] == [end] else [*ids, end]
+
+        if self.has_encoder:
+            cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
+            sources = self.tokenizer(prompts, **cut)["input_ids"]
+            answers = [ended(ids) for ids in self.tokenizer(text_target=responses, verbose=False)["input_ids"]]
+            return [Whole(self.answered(s, a), s, a) for s, a in zip(sources, answers, strict=True)]
+        befores = prompt_tokens(self.tokenizer, prompts)
+        answers = [ended(ids) for ids in continuations(self.tokenizer, prompts, responses)]
+        return [_continued(before, answer) for before, answer in zip(befores, answers, strict=True)]
+
+    def _conversations(self) -> list[Whole]:
+        split, found = self.split, []
+        places = [split.place(index) for index in range(len(split))]
+        for place, (ids, turns) in zip(places, written(self.tokenizer, split.texts, places), strict=True):
+            ends = [self._end_of(ids, begin, end) for begin, end in turns]
+            begin, end = turns[-1][0], ends[-1]
+            prompt, answer = ids[:begin], ids[begin:end]
+            if not self.has_encoder:
+                told = [at for (first, _), last in zip(turns, ends, strict=True) for at in range(max(1, first), last)]
+                found.append(Whole(TokenRow(ids[:end], told), prompt, answer))
+            elif len(turns) == 1:
+                prompt = prompt if self.max_length is None else prompt[-self.max_length :]
+                found.append(Whole(self.answered(prompt, answer), prompt, answer))
+            else:
+                problem = f"has {len(turns)} assistant turns, expected one: an encoder-decoder answers once"
+                raise InputError(place, problem)
+        return found
+
+    def _end_of(self, ids: list[int], begin: int, end: int) -> int:
+        """Behind the last token of a turn at which generation stops; where there is none, of the turn."""
+        stops = end_tokens(self.rules)
+        return next((at + 1 for at in range(end - 1, begin - 1, -1) if ids[at] in stops), end)
+
+    def _cut(self, row: TokenRow) -> TokenRow:
+        if self.max_length is None:
+            return row
+        most = self.max_length if row.source is None else self.max_length + 1  # the token that begins it is no answer's
+        if len(row.ids) <= most:
+            return row
+        return TokenRow(row.ids[:most], [place for place in row.told if place < most], row.source)
+
+
+def _continued(before: list[int], answer: list[int]) -> Whole:
+    ids = before + answer
+    return Whole(TokenRow(ids, list(range(len(before), len(ids)))), before, answer)

@@ -1,0 +1,81 @@
+"""What a base's generation_config.json says of every text generated from it: which tokens begin, end and pad it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from recyclable.errors import InputError
+from recyclable.weights.base import reason
+from recyclable.weights.reader import Reader
+
+FILE = "generation_config.json"
+_TOKENS = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+_READ_EARLIER_TOKENS = (
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("min_length", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+)
+_SCORES = (*_READ_EARLIER_TOKENS, "min_new_tokens", "suppress_tokens", "begin_suppress_tokens")
+_NO_RULE = (None, 0, 1.0)
+SAMPLING = ("temperature", "top_p", "top_k")
+"""What a base may propose for sampling."""
+
+
+def generation_rules(reader: Reader) -> GenerationConfig:
+    """As `rules_of`, for a reader's model and tokenizer."""
+    return rules_of(reader.config, reader.tokenizer())
+
+
+def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """A base's rules for greedy search, as transformers keeps them: tokens, and penalties on scores.
+
+    Whatever else the file asks for (sampling, beams, another model's help) is left out: the base of a chat model often
+    asks for sampling, and greedy is to mean greedy. Generation stops at the file's end tokens, the config's where it
+    names none, and at the tokenizer's, which texts are trained to end with.
+
+    Raises InputError for a broken file, or an encoder-decoder that no token is known to begin the answers of.
+    """
+    told = _told(config)
+    rules = {name: told[name] for name in _SCORES if told.get(name) not in _NO_RULE}
+    own = GenerationConfig.from_model_config(config).to_dict()
+    tokens = {name: told[name] if told.get(name) is not None else own.get(name) for name in _TOKENS}
+    if config.is_encoder_decoder and tokens["decoder_start_token_id"] is None and tokens["bos_token_id"] is None:
+        raise InputError(config.name_or_path, "names no decoder_start_token_id, which answers begin with")
+    ends = _listed(told.get("eos_token_id")) or _listed(own.get("eos_token_id"))
+    ends = list(dict.fromkeys([*ends, *_listed(tokenizer.eos_token_id)]))
+    pads = [told.get("pad_token_id"), own.get("pad_token_id"), *ends, 0]
+    pad = next(token for token in pads if token is not None)
+    greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+    return GenerationConfig(**tokens, **rules, **greedy, eos_token_id=ends or None, pad_token_id=pad)
+
+
+def proposed_sampling(reader: Reader) -> dict[str, float]:
+    """`SAMPLING` as far as the base's file has any of it."""
+    told = _told(reader.config)
+    return {name: told[name] for name in SAMPLING if told.get(name) is not None}
+
+
+def end_tokens(rules: GenerationConfig) -> list[int]:
+    """Those that an answer ends with."""
+    return _listed(rules.eos_token_id)
+
+
+def looks_at_padding(rules: GenerationConfig) -> bool:
+    """Whether scores depend on the tokens before, so that a decoder's padded prompts would get other answers."""
+    return any(getattr(rules, name, None) not in _NO_RULE for name in _READ_EARLIER_TOKENS)
+
+
+def _told(config: PretrainedConfig) -> dict[str, Any]:
+    folder = Path(config.name_or_path)
+    if not (folder / FILE).is_file():
+        return {}
+    try:
+        return GenerationConfig.from_pretrained(folder).to_dict()
+    except Exception as error:  # whatever transformers makes of the file
+        raise InputError(folder / FILE, f"cannot be used: {reason(error)}") from error
+
+
+def _listed(tokens: int | list[int] | None) -> list[int]:
+    return [] if tokens is None else [tokens] if isinstance(tokens, int) else list(tokens)
