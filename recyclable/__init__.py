@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         carry,
         carry_tokenizer,
         evaluate,
+        generate,
         pretrain,
         probe,
         recycle,
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
         tune,
     )
 
-__all__ = ["Store", "apply", "carry", "carry_tokenizer", "evaluate", "pretrain", "probe", "recycle", "study"]
-__all__ += ["teacher_loss", "tune"]
+__all__ = ["Store", "apply", "carry", "carry_tokenizer", "evaluate", "generate", "pretrain", "probe", "recycle"]
+__all__ += ["study", "teacher_loss", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -204,6 +204,35 @@ def evaluate(weights: str | Path | Sequence[str | Path], base: str, task: str, *
     return {"runs": evaluate_all(found, base, task, **{"old_base": None, "split": "test", **keys})}
 
 
+def generate(
+    base: str,
+    prompts: str | Path | Sequence[str | list[dict[str, Any]]],
+    weights: str | Path | None = None,
+    *,
+    deepspeed_config: str | None = None,
+    **keys: Any,
+) -> dict[str, Any]:
+    """What a base, or weights on it, answer to prompts; returns `rows`, each with its `response`, and more of the run.
+
+    Args:
+        prompts: a file, or the texts and conversations (lists of messages) themselves.
+        deepspeed_config: the machine; None: fp32, whole on each rank.
+        keys: as on the command line: `max_new_tokens`, `do_sample`, `temperature`, `top_p`, `top_k`, `seed`,
+            `eval_batch_size`, `out`, `old_base`, `store`, `allow_unrelated`.
+    """
+    from recyclable.recipes.generate import generate as recipe
+    from recyclable.recipes.generate_settings import GenerateSettings
+    from recyclable.tasks.parts.asked import given_prompts, read_prompts
+
+    content = {"base": base, **({} if weights is None else {"weights": str(weights)}), **keys}
+    settings = make_config(GenerateSettings, content, "generate")
+    asked = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else given_prompts(prompts)
+    if deepspeed_config is None:
+        return recipe(settings, asked, {})
+    with distributed.joined():
+        return recipe(settings, asked, machine.load_ds_config(deepspeed_config))
+
+
 def probe(weights: str | Path, base: str, *, resume: bool = False, **keys: Any) -> dict[str, Any]:
     """Is it worth recycling? Returns verdict, confidence, expected gain and evidence.
 

@@ -20,14 +20,14 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "tune", "recycle", "study", "probe"])
+@pytest.mark.parametrize("verb", ["pretrain", "tune", "recycle", "study", "probe", "generate"])
 def test_every_training_verb_has_a_launch_script(verb):
     assert launch_script(verb).name == f"{verb}.py"
 
 
 def test_a_verb_without_a_script_is_refused():
     with pytest.raises(
-        InputError, match="fly: has no launch script, expected one of pretrain, probe, recycle, study, tune"
+        InputError, match="fly: has no launch script, expected one of generate, pretrain, probe, recycle, study, tune"
     ):
         launch_script("fly")
 

@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.peft_types import PeftType, register_peft_method
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
 from recyclable.architectures.sublayers import sublayer_ends, suffixes
 
@@ -69,7 +70,8 @@ class BottleneckConfig(PeftConfig):
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A Linear with bottleneck adapters on its output: (..., in) -> (..., H); adapter weights (B, H) and (H, B)."""
+    """A Linear (or Conv1D, GPT-2's) with bottleneck adapters on its output: (..., in) -> (..., H); adapter weights
+    (B, H) and (H, B)."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_act",)
@@ -77,7 +79,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
-        if not isinstance(self.get_base_layer(), nn.Linear):
+        if not isinstance(self.get_base_layer(), nn.Linear | Conv1D):
             raise TypeError(f"target_modules: found a {type(base_layer).__name__}, expected torch.nn.Linear")
         self.bottleneck_down, self.bottleneck_up, self.bottleneck_act = (nn.ModuleDict() for _ in range(3))
         self.merged_adapters = []
@@ -87,8 +89,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add one adapter, on the device (meta included) and in the dtype of the base layer."""
         base = self.get_base_layer()
-        assert isinstance(base, nn.Linear)
-        width = base.out_features
+        width = base.nf if isinstance(base, Conv1D) else base.out_features
+        assert isinstance(width, int)
         self.bottleneck_down[adapter_name] = nn.Linear(width, config.bottleneck_size)
         self.bottleneck_up[adapter_name] = nn.Linear(config.bottleneck_size, width)
         self.bottleneck_act[adapter_name] = ACT2FN[config.activation]
@@ -135,7 +137,7 @@ class BottleneckModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
         if peft_config.target_modules is None:
             ends = sublayer_ends(self.model)
-            if not ends or not all(isinstance(end.linear, nn.Linear) for end in ends):
+            if not ends:
                 raise ValueError(
                     f"target_modules: not given, and where a {model_config.get('model_type')!r}'s sublayers end in a "
                     "Linear module is not to be seen: name those that do"

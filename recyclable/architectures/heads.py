@@ -17,6 +17,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from recyclable.architectures.family import family_of
+from recyclable.architectures.prompted import is_prompted, prompted_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,29 +75,35 @@ class EncoderDecoder(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        decoder_input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         cross_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Any = None,
         output_hidden_states: bool = False,
     ) -> Any:
         """The decoder's output; its `hidden_states` where asked for.
 
         Args:
-            input_ids: [B, L].
+            input_ids: [B, L]; or their embeddings [B, L, H] as `inputs_embeds`.
             decoder_input_ids: [B, D].
             attention_mask: which tokens of the encoder are real [B, L], or its additive mask [B, 1, L, L].
             decoder_attention_mask: the same of the decoder, [B, D] or [B, 1, D, D].
             cross_attention_mask: what the decoder's tokens see of the encoder's [B, 1, D, L]; None is `attention_mask`.
+            past_key_values: what stands before the decoder's tokens.
         """
         encoder, decoder = self.__dict__["_parts"]
-        read = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        read = encoder(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True
+        )
         return decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=read[0],
             encoder_attention_mask=attention_mask if cross_attention_mask is None else cross_attention_mask,
+            past_key_values=past_key_values,
             output_hidden_states=output_hidden_states,
             use_cache=False,
             return_dict=True,
@@ -105,6 +112,8 @@ class EncoderDecoder(nn.Module):
 
 def language_head(model: PreTrainedModel) -> LanguageHead:
     """The head of a language model of any kind, plain or with an adapter."""
+    if is_prompted(model):
+        return prompted_head(model, language_head)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     if known := family_of(model.config).masked_head:
         transform, layer = known(model)

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+from torch.func import functional_call
 
 from recyclable.architectures.names import canonical_name, model_prefix
 from recyclable.errors import InputError
@@ -50,7 +51,19 @@ def saved_tensors(model: PeftModel, trained: Mapping[str, torch.Tensor] | None =
     # Prompts are asked for as they are, not to be computed anew, and AdaLoRA's modules have their final ranks already.
     with patch.multiple(config, create=True, inference_mode=True, rank_pattern=None):
         saved = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+    if getattr(config, "prefix_projection", False) and not config.inference_mode:
+        saved = {**saved, "prompt_embeddings": _projected(model, trained)}
     return {name: tensor for name, tensor in saved.items() if ".original_module." not in name}  # computes nothing
+
+
+def _projected(model: PeftModel, trained: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    """What a network that makes prefixes made last: it is not saved itself. Without its values, a stand-in."""
+    encoder, config = model.prompt_encoder["default"], model.peft_config["default"]
+    if trained is None:
+        return torch.empty(config.num_virtual_tokens, encoder.transform[-1].out_features, device="meta")
+    values = {name: trained[f"prompt_encoder.default.{name}"] for name, _ in encoder.named_parameters()}
+    tokens = model.prompt_tokens["default"][None, : config.num_virtual_tokens]
+    return functional_call(encoder, values, (tokens,))[0].detach()
 
 
 def load(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -44,7 +44,7 @@ class Blocks(ABC):
         made: Batch = {}
         for side in ("", "decoder_") if "decoder_input_ids" in rows[0] else ("",):
             ids = [row[f"{side}input_ids"] for row in rows]
-            length = max(map(len, ids))
+            length = max(1, *map(len, ids))  # no model takes texts without any token
             made[f"{side}input_ids"] = _padded(ids, length, 0)
             made[f"{side}attention_mask"] = _padded([np.ones_like(each) for each in ids], length, 0)
             if self._apart:

@@ -53,8 +53,8 @@ def continuations(
     joined = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     found = []
     for before, whole, response in zip(bare(tokenizer, prompts), bare(tokenizer, joined), responses, strict=True):
-        goes_on = whole[: len(before)] == before
-        found.append(whole[len(before) :] if goes_on else inside(tokenizer, response))
+        rest = whole[len(before) :] if whole[: len(before)] == before else []
+        found.append(rest or inside(tokenizer, response))
     return found
 
 

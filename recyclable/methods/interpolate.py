@@ -95,12 +95,13 @@ class Interpolate(StartsOutdated, Distils):
         """Labels, and the teacher at every point of the path."""
         from recyclable.carrying.places import label_heads
         from recyclable.models.tasks import outdated_model
-        from recyclable.objectives.interpolation import Interpolation, Places
+        from recyclable.objectives.interpolation import Places
+        from recyclable.objectives.of_task import interpolated_objective
         from recyclable.tasks.parts.task import task_of
 
         places = Places(self.points(), self.interpolation_draws or 0, self.interpolation_margin, self.seed)
         second, theirs = self._second(scene), task_of(scene.carried.weights.manifest.task)
-        return Interpolation(
+        return interpolated_objective(
             student,
             scene.kind,
             self.teaching(scene),

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from recyclable.adapters.configs import NOTHING, read_adapter_config
+from recyclable.adapters.text_ends import read_at_ends
 from recyclable.carrying.places import adapter_shapes, canonical_names, load, only_parameters, require_same
 from recyclable.errors import InputError
 from recyclable.models.build import start_all
@@ -41,14 +42,20 @@ def attach_fresh(model: PreTrainedModel, config: PeftConfig, name: str, seed: in
     def attached(model: PreTrainedModel) -> PeftModel:
         with _drawn_from(seed, name):
             try:
-                return get_peft_model(model, copy.deepcopy(config))
+                return read_at_ends(get_peft_model(model, copy.deepcopy(config)))
             except (ValueError, TypeError) as error:  # no such module, or one of a kind that the adapter cannot go on
                 field = "target_modules" if hasattr(config, "target_modules") else "tuning"
                 found = getattr(config, field, name)
                 problem = f"found {found}: {str(error).removeprefix('target_modules: ')}"
                 raise InputError(field, problem) from error
 
-    if is_unread(model) and _computes(partial(attached, copy.deepcopy(model))):
+    try:
+        computes = is_unread(model) and _computes(partial(attached, copy.deepcopy(model)))[0]
+    except InputError:
+        raise
+    except Exception:  # whatever PEFT computes where there is nothing
+        computes = True
+    if computes:
         fill(model)
     return attached(model)
 
@@ -165,7 +172,7 @@ def _attached(model: PreTrainedModel, config: PeftConfig, folder: Path, *, bare:
     except Exception as error:  # whatever a config of another kind or model makes of this one
         problem = f"does not fit {model.config.model_type} ({type(error).__name__}: {error})"
         raise InputError(folder, problem) from error
-    return attached
+    return read_at_ends(attached)
 
 
 def _wants_values(model: PreTrainedModel, config: PeftConfig, folder: Path) -> bool:
@@ -180,18 +187,19 @@ def _wants_values(model: PreTrainedModel, config: PeftConfig, folder: Path) -> b
             return _attached(model, copy.deepcopy(config), folder)
 
     try:
-        return _computes(attached)
+        computes, found = _computes(attached)
     except InputError:
         return True  # with values there may be none, else it tells what is wrong
+    return computes or not only_parameters(found)
 
 
-def _computes(attached: Callable[[], PeftModel]) -> bool:
-    """`_wants_values`, of the adapter that is attached by this."""
+def _computes(attached: Callable[[], PeftModel]) -> tuple[bool, PeftModel]:
+    """Whether attaching an adapter computed with the base's values, or left out any of its own; and the model."""
     with _Watch() as watch:
         model = attached()
     tensors = [*model.parameters(), *model.buffers()]
     lacking = any(tensor.is_meta and not isinstance(tensor, Unread) for tensor in tensors)
-    return watch.looked or lacking or not only_parameters(model)
+    return watch.looked or lacking, model
 
 
 class _Watch(TorchDispatchMode):

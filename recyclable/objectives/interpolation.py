@@ -5,9 +5,11 @@ Interpolation distillation of "Recyclable Tuning for Continual Pre-training" (ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from recyclable.data.examples import Batch, model_inputs
 from recyclable.objectives.distillation import kd_sum, patient_sum
 from recyclable.objectives.objective import Objective
-from recyclable.objectives.teachers import OnlineTeacher, Signals, compared_states
+from recyclable.objectives.teachers import FrozenModel, OnlineTeacher, Signals, compared_states
 from recyclable.objectives.weight_path import WeightPath
 from recyclable.tasks.parts.kind import TaskKind
 
@@ -54,59 +56,43 @@ class Point:
     number: int | None = None
 
 
-class Interpolation(Objective):
-    """L = s task + (1 - s) sum over x of (alpha_x T^2 KL(teacher/T || student_x/T) + beta_x patient_x).
+class AlongPath(Objective):
+    """A student that is asked at points of the path too; what it is asked is left to its kinds.
 
-    student_x computes with (1 - x) fixed + x own weights; x = 1, the student itself, is always one of the points. Each
-    point is a pass with a backward of its own. Terms are `task`, `kd` and `patient` at x = 1, `kd_1`, `patient_1` ...
-    at the points of the path, counted from 1.
+    Each point is a pass with a backward of its own. Terms of the points are counted from 1: `kd_1`, `patient_1` ...
 
     Args:
         teacher: its model is also the fixed end of the path.
+        places: where on it.
         second: another frozen model, the fixed end of a second path with the same places.
-        share: s, the labels' share.
-        alphas, betas: one per place, x = 1 last; the second path has the same.
         left_out: modules of the student that are not interpolated.
-        reduction: as in `Distillation`.
-        logits: False leaves the KL terms out, for a teacher with other labels.
+        users: modules beside the student's that compute with one of its modules' weights -> that module.
     """
 
     def __init__(
         self,
-        student: PreTrainedModel,
-        kind: TaskKind,
-        teacher: nn.Module,
+        student: nn.Module,
+        teacher: FrozenModel[Any],
         *,
         places: Places,
-        share: float,
-        alphas: Sequence[float],
-        betas: Sequence[float],
-        temperature: float,
-        second: nn.Module | None = None,
-        left_out: Collection[nn.Module] = (),
-        reduction: str = "batchmean",
-        logits: bool = True,
+        second: nn.Module | None,
+        left_out: Collection[nn.Module],
+        users: Mapping[nn.Module, nn.Module] = MappingProxyType({}),
     ) -> None:
         super().__init__()
-        self.student, self.kind = student, kind
-        states = any(betas)
-        self.teacher = OnlineTeacher(teacher, kind, with_states=states)
+        self.student, self.teacher = student, teacher
         self.second = None if second is None else second.requires_grad_(False).eval()
         fixed = [self.teacher.model] if self.second is None else [self.teacher.model, self.second]
-        self._ends = len(fixed)
-        self.temperature = temperature
-        self.weights = {"task": share}
-        factors = {"kd": (alphas, temperature**2)} if logits else {}
-        factors.update({"patient": (betas, 1.0)} if states else {})
-        for term, (by_place, scale) in factors.items():
-            *path, last = by_place
-            for number, weight in enumerate([last, *path * self._ends]):
-                self.weights[f"{term}_{number}" if number else term] = (1.0 - share) * weight * scale
-        self._places, self._kd_terms = places, student.config.num_labels if reduction == "paper" else 1
-        self._path = WeightPath(student, fixed, left_out)
-        self._taught: Signals | None = None
+        self._ends, self._places = len(fixed), places
+        self._path = WeightPath(student, fixed, left_out, users)
+        self._taught: Any = None
 
-    def train(self, mode: bool = True) -> Interpolation:
+    def weighted(self, term: str, by_place: Sequence[float]) -> dict[str, float]:
+        """Each of a term's numbers -> its weight, from one per place, x = 1 last; both paths have the same."""
+        *path, last = by_place
+        return {f"{term}_{i}" if i else term: weight for i, weight in enumerate([last, *path * self._ends])}
+
+    def train(self, mode: bool = True) -> Self:
         """Training mode for the student; the fixed models stay in evaluation."""
         super().train(mode)
         if self.second is not None:
@@ -122,21 +108,74 @@ class Interpolation(Objective):
     def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         return self._path.borrowed()
 
+    def sums(self, batch: Batch, point: Point = Point()) -> dict[str, torch.Tensor]:
+        if point.number is None:
+            self._taught = self.teacher.signals(batch)
+        assert self._taught is not None, "a point of the path before x = 1"
+        self._path.go_to(point.x, point.end)
+        found = self.compared(batch, self._taught, own=point.number is None)
+        if point.number is None:
+            return found
+        self._path.require_all_mixed()
+        self._path.go_to(1.0)
+        return {f"{term}_{point.number}": value for term, value in found.items()}
+
+    @abstractmethod
+    def compared(self, batch: Batch, told: Any, own: bool) -> dict[str, torch.Tensor]:
+        """Term -> sum, of the student where it is, compared with what the teacher said.
+
+        Args:
+            own: it is at x = 1, where labels are learned from as well.
+        """
+
+
+class Interpolation(AlongPath):
+    """L = s task + (1 - s) sum over x of (alpha_x T^2 KL(teacher/T || student_x/T) + beta_x patient_x).
+
+    student_x computes with (1 - x) fixed + x own weights; x = 1, the student itself, is always one of the points, where
+    terms are `task`, `kd` and `patient`.
+
+    Args:
+        teacher, places, second, left_out: as for `AlongPath`.
+        share: s, the labels' share.
+        alphas, betas: one per place, x = 1 last; the second path has the same.
+        reduction: as in `Distillation`.
+        logits: False leaves the KL terms out, for a teacher with other labels.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        kind: TaskKind,
+        teacher: OnlineTeacher,
+        *,
+        places: Places,
+        share: float,
+        alphas: Sequence[float],
+        betas: Sequence[float],
+        temperature: float,
+        second: nn.Module | None = None,
+        left_out: Collection[nn.Module] = (),
+        reduction: str = "batchmean",
+        logits: bool = True,
+    ) -> None:
+        super().__init__(student, teacher, places=places, second=second, left_out=left_out)
+        self.kind, self.temperature = kind, temperature
+        self.weights = {"task": share}
+        if logits:
+            self.weights |= self.weighted("kd", [(1.0 - share) * alpha * temperature**2 for alpha in alphas])
+        if teacher.with_states:
+            self.weights |= self.weighted("patient", [(1.0 - share) * beta for beta in betas])
+        self._kd_terms = student.config.num_labels if reduction == "paper" else 1
+
     def counts(self, batch: Batch) -> dict[str, int]:
         rows = self.kind.count(batch)
         each = {"task": rows, "patient": len(batch["labels"]), "kd": rows * self._kd_terms}
         return {term: each[term.partition("_")[0]] for term in self.weights}
 
-    def sums(self, batch: Batch, point: Point = Point()) -> dict[str, torch.Tensor]:
-        if point.number is None:
-            self._taught = self.teacher.signals(batch)
-        told, states = self._taught, "patient" in self.weights
-        assert told is not None, "a point of the path before x = 1"
-        self._path.go_to(point.x, point.end)
+    def compared(self, batch: Batch, told: Signals, own: bool) -> dict[str, torch.Tensor]:
+        states = "patient" in self.weights
         student = self.student(**model_inputs(batch), output_hidden_states=states)
-        if point.number is not None:
-            self._path.require_all_mixed()
-            self._path.go_to(1.0)
         answers = self.kind.answers(student.logits, batch)
         found = {}
         if states:
@@ -144,10 +183,10 @@ class Interpolation(Objective):
             found["patient"] = patient_sum(compared_states(student, batch, self.student.config), told.states)
         if "kd" in self.weights:
             found["kd"] = kd_sum(self.kind, answers, told, self.temperature, batch)
-        if point.number is None:
+        if own:
             task = self.kind.loss_sum(self.kind.rows(answers, batch), self.kind.targets(batch))
             return {"task": task, **found}
-        return {f"{term}_{point.number}": value for term, value in found.items()}
+        return found
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """What the student itself says of each example [B, ..., C]."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from recyclable.data.examples import Batch
+
+Ask = Callable[[nn.Module], Any]
+"""Some work with a model."""
 
 
 class Objective(nn.Module, ABC):
@@ -47,6 +50,11 @@ class Objective(nn.Module, ABC):
         """The student's predictions for evaluation."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to predict")
 
-    def forward(self, batch: Batch, predict: bool = False, **of_pass: Any) -> dict[str, torch.Tensor] | torch.Tensor:
-        """Sums, or predictions. Everything runs inside the wrapped forward: ZeRO-3 gathers parameters there."""
+    def forward(self, batch: Batch, predict: bool = False, ask: Ask | None = None, **of_pass: Any) -> Any:
+        """Sums, or predictions, or what else the student is asked; `batch` is nothing then.
+
+        Everything runs inside the wrapped forward: ZeRO-3 gathers parameters there.
+        """
+        if ask is not None:
+            return ask(self.student)
         return self.predict(batch) if predict else self.sums(batch, **of_pass)

@@ -5,7 +5,8 @@ x: place on the path, 0 at the fixed end, 1 at the student's own weights.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,11 +25,19 @@ class WeightPath:
         student: the trainable end, changed in place (the modules' `forward`).
         fixed: models of the student's structure, the fixed ends of one path each.
         left_out: modules of the student that keep their own weights all along.
+        users: modules that compute with the weights of one of the student's in its stead (a fused loss with those of a
+            last layer) -> that module; they too are mixed inside the user's forward.
 
     Raises InputError where a module that is trained has no forward.
     """
 
-    def __init__(self, student: nn.Module, fixed: Sequence[nn.Module], left_out: Collection[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        fixed: Sequence[nn.Module],
+        left_out: Collection[nn.Module] = (),
+        users: Mapping[nn.Module, nn.Module] = MappingProxyType({}),
+    ) -> None:
         self._x, self._end = 1.0, 0
         self._twins: dict[nn.Module, list[nn.Module]] = {}
         self._mixed: set[nn.Module] = set()
@@ -40,6 +49,9 @@ class WeightPath:
                 self._twins[module] = [model.get_submodule(name) for model in fixed]
                 module.forward = self._mixing(module, module.forward)
         self._names = {module: name for name, module in student.named_modules()}
+        self._users = {user: module for user, module in users.items() if module in self._twins}
+        for user, module in self._users.items():
+            user.forward = self._mixing(module, user.forward)
 
     def go_to(self, x: float, end: int = 0) -> None:
         """From now on the student is at `x` of the path from fixed model number `end`."""
@@ -54,9 +66,10 @@ class WeightPath:
 
     def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         """(module, parameter of a fixed model that its forward uses)."""
-        for module, twins in self._twins.items():
-            for twin in twins:
-                yield from ((module, parameter) for parameter in _own(twin).values())
+        users = {module: module for module in self._twins} | self._users
+        for user, module in users.items():
+            for twin in self._twins[module]:
+                yield from ((user, parameter) for parameter in _own(twin).values())
 
     def _mixing(self, module: nn.Module, forward: Any) -> Any:
         def mixed_forward(*args: Any, **kwargs: Any) -> Any:

@@ -156,10 +156,9 @@ def _write_delta(student: Student, tuned: SafetensorsFile) -> None:
     """Tuned minus base for what the base has, verbatim for the head; all ranks together, a few pieces at a time."""
     base, out, team = student.base, student.settings.out, distributed.Ranks()
     names = canonical_names(student.model)
-    in_base = Renamed(tuned, {n: name for n, name in names.items() if n in base and name in tuned})
-    write_delta(
-        out / DELTA, in_base, base, Codec(), team, {n for n, name in names.items() if n in base and name not in tuned}
-    )
+    in_base = {n: name for n, name in names.items() if n in base}
+    trained = {n: name for n, name in in_base.items() if name in tuned}
+    write_delta(out / DELTA, Renamed(tuned, trained), base, Codec(), team, in_base.keys() - trained.keys())
     write_as_is(out / HEAD, Renamed(tuned, {n: name for n, name in names.items() if n not in base}), team)
 
 

@@ -114,9 +114,8 @@ def _own_run(tuned: Path, base: str | None, into: Path, codec: Codec | None, tas
             raise InputError("--codec", f"is for deltas, and {tuned} is an adapter")
         if opened is None:
             raise InputError("--base", "is missing; another codec needs the base")
-        manifest = replace(
-            manifest, storage=_encode(into, Restored(weights.delta, opened), opened, codec, weights.delta.untouched)
-        )
+        storage = _encode(into, Restored(weights.delta, opened), opened, codec, weights.delta.untouched)
+        manifest = replace(manifest, storage=storage)
     write_manifest(into, manifest)
 
 

@@ -16,7 +16,6 @@ from recyclable.models.tasks import known_kind
 from recyclable.weights.base import read_config
 from recyclable.weights.checkpoint_files import TensorFiles
 from recyclable.weights.durable import write_json
-from recyclable.weights.reader import Reader
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
@@ -48,5 +47,5 @@ def require_opens(folder: Path) -> PretrainedConfig:
     beside = saved_buffers(plan)
     require_same(folder, {name: files.shape(name) for name in files.names if name not in beside}, wanted)
     if (folder / _SETTINGS).is_file():
-        Reader(config, folder).tokenizer()
+        load_tokenizer(folder, config)
     return config

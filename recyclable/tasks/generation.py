@@ -96,7 +96,7 @@ class Generation(TextAnswers):
         assert isinstance(examples, Responses)
         found = super().scores(ask, examples, labels, wanted)
         if wanted is None or not found.keys() >= set(wanted):
-            answers = ask.generate(examples.prompts, examples.max_new_tokens)
+            answers = ask.generate(examples.prompts, examples.max_new_tokens, examples.rules)
             found |= of_answers(examples.decoded(answers), examples.references)
         return found
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from recyclable.data.examples import TaskExamples
 from recyclable.training.evaluation import predict
+from recyclable.training.generation import Decoding, generate
 from recyclable.weights.team import Team
 
 
@@ -35,6 +37,9 @@ class Asked:
         """Predictions [N, ..., C] (fp32) for all examples, in their order, on every rank."""
         return predict(self._answers, examples, self._batch_size, self._device, self._team)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, rules: GenerationConfig
+    ) -> list[list[int]]:
         """Greedy answers to prompts, in their order, on every rank."""
-        raise NotImplementedError
+        decoding = Decoding(max_new_tokens)
+        return generate(self._answers, prompts, decoding, rules, self._batch_size, self._device, self._team)

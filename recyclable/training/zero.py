@@ -6,15 +6,19 @@ ZeRO-3 cuts each parameter into equal ranges, one per rank; ZeRO-1 and 2 cut the
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
+from unittest.mock import patch
 
 import deepspeed
 import torch
+from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, is_zero_param
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import nn
@@ -87,6 +91,28 @@ def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
     init._keep_in_fp32(module)
     whole = [parameter for parameter in module.parameters() if not is_zero_param(parameter)]
     read_into([_partition(init, parameter) for parameter in whole])
+
+
+@contextmanager
+def each_layer_alone(computes: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, ZeRO-3 has parameters whole only as long as their layer computes.
+
+    It learns the order of layers in a forward pass, to fetch ahead and to keep what soon comes again. Where one forward
+    is many passes of a model inside, everything soon comes again: the whole model would be kept on every rank.
+
+    Args:
+        computes: an engine; anything else has no partitions, and is left alone.
+    """
+    optimizer = getattr(computes, "optimizer", None)
+    offload = getattr(optimizer, "parameter_offload", optimizer)  # of an engine that does not train it is all there is
+    if not isinstance(computes, DeepSpeedEngine) or not isinstance(offload, DeepSpeedZeRoOffload):
+        yield
+        return
+    order = offload.get_param_coordinator()
+    if not order.is_invalid_trace():
+        order._invalidate_trace()
+    with patch.object(order, "reset_step", lambda: None):  # which would begin to learn
+        yield
 
 
 def gather_with(module: nn.Module, parameter: nn.Parameter) -> None:

@@ -1,4 +1,4 @@
-"""Prefix tuning (Li & Liang 2021, arXiv 2101.00190) by PEFT: each layer sees keys and values of no token before the text."""
+"""Prefix tuning (Li & Liang 2021, arXiv 2101.00190) by PEFT: keys and values of no token stand before each layer's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Prefix(Tuning):
 
         from recyclable.models.adapters import attach_fresh
         from recyclable.models.heads import head_modules
+        from recyclable.tunings.parts.prompts import require_promptable
 
+        require_promptable(model, task_type, self.tuning, cache=True)
         config = PrefixTuningConfig(
             task_type=task_type,
             num_virtual_tokens=self.num_virtual_tokens,

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al. 2021, arXiv 2104.08691) by PEFT: states of no token stand before the text's embeddings."""
+"""Prompt tuning (Lester et al. 2021, arXiv 2104.08691) by PEFT: states of no token stand before the text's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Prompt(Tuning):
 
         from recyclable.models.adapters import attach_fresh
         from recyclable.models.heads import head_modules
+        from recyclable.tunings.parts.prompts import require_promptable
 
+        require_promptable(model, task_type, self.tuning)
         config = PromptTuningConfig(
             task_type=task_type, num_virtual_tokens=self.num_virtual_tokens, modules_to_save=head_modules(model)
         )

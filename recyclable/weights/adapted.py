@@ -108,16 +108,14 @@ class AdaptedWeights:
 
 def require_same_tuning(weights: AdaptedWeights, other: AdaptedWeights, hint: str = "") -> None:
     """InputError where weights were not tuned as the others were: an adapter of the same settings, or in full."""
-    found, wanted = (
-        _given(each.manifest.tuning) if each.manifest.kind != "delta" else "full" for each in (weights, other)
-    )
+    found, wanted = (_given(each.manifest) for each in (weights, other))
     if found != wanted:
         raise InputError(weights.folder, f"its tuning is {found}, expected {wanted}{hint}")
 
 
-def _given(tuning: dict[str, Any]) -> dict[str, Any]:
-    """Without settings that are off, or left to others: weights that know nothing of them were tuned so as well."""
-    return {name: value for name, value in tuning.items() if value}
+def _given(manifest: Manifest) -> dict[str, Any] | str:
+    """The tuning without settings that are off: weights that know nothing of them were tuned so as well."""
+    return "full" if manifest.kind == "delta" else {name: value for name, value in manifest.tuning.items() if value}
 
 
 def require_same_model(weights: AdaptedWeights, other: AdaptedWeights) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from recyclable.errors import InputError
-from recyclable.weights.base import reason
-from recyclable.weights.reader import Reader
+from recyclable.weights.generation_file import told_of
 
-FILE = "generation_config.json"
 _TOKENS = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 _READ_EARLIER_TOKENS = (
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
@@ -23,11 +18,6 @@ SAMPLING = ("temperature", "top_p", "top_k")
 """What a base may propose for sampling."""
 
 
-def generation_rules(reader: Reader) -> GenerationConfig:
-    """As `rules_of`, for a reader's model and tokenizer."""
-    return rules_of(reader.config, reader.tokenizer())
-
-
 def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """A base's rules for greedy search, as transformers keeps them: tokens, and penalties on scores.
 
@@ -37,7 +27,7 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
 
     Raises InputError for a broken file, or an encoder-decoder that no token is known to begin the answers of.
     """
-    told = _told(config)
+    told = told_of(config) or {}
     rules = {name: told[name] for name in _SCORES if told.get(name) not in _NO_RULE}
     own = GenerationConfig.from_model_config(config).to_dict()
     tokens = {name: told[name] if told.get(name) is not None else own.get(name) for name in _TOKENS}
@@ -51,10 +41,9 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
     return GenerationConfig(**tokens, **rules, **greedy, eos_token_id=ends or None, pad_token_id=pad)
 
 
-def proposed_sampling(reader: Reader) -> dict[str, float]:
-    """`SAMPLING` as far as the base's file has any of it."""
-    told = _told(reader.config)
-    return {name: told[name] for name in SAMPLING if told.get(name) is not None}
+def proposed_sampling(config: PretrainedConfig) -> dict[str, float]:
+    """`SAMPLING` as far as it is told of a model."""
+    return {name: value for name, value in (told_of(config) or {}).items() if name in SAMPLING}
 
 
 def end_tokens(rules: GenerationConfig) -> list[int]:
@@ -65,16 +54,6 @@ def end_tokens(rules: GenerationConfig) -> list[int]:
 def looks_at_padding(rules: GenerationConfig) -> bool:
     """Whether scores depend on the tokens before, so that a decoder's padded prompts would get other answers."""
     return any(getattr(rules, name, None) not in _NO_RULE for name in _READ_EARLIER_TOKENS)
-
-
-def _told(config: PretrainedConfig) -> dict[str, Any]:
-    folder = Path(config.name_or_path)
-    if not (folder / FILE).is_file():
-        return {}
-    try:
-        return GenerationConfig.from_pretrained(folder).to_dict()
-    except Exception as error:  # whatever transformers makes of the file
-        raise InputError(folder / FILE, f"cannot be used: {reason(error)}") from error
 
 
 def _listed(tokens: int | list[int] | None) -> list[int]:

@@ -127,5 +127,6 @@ class Reader:
 
 
 def behind_a_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of the last token that the tokenizer makes of a text; None for no token."""
-    return next(iter(tokenizer("a")["input_ids"][-1:]), None)
+    """The id of the token that the tokenizer puts at the end of a text; None for none."""
+    alone, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return None if whole[-len(alone) :] == alone else whole[-1]

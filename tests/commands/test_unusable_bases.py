@@ -85,10 +85,11 @@ class Runs(Verbs):
         (copy / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
         return copy
 
-    def without_token(self, base: Path, kind: str) -> Path:
+    def without_token(self, base: Path, *kinds: str) -> Path:
         copy = self.changed(base)
         tokenizer = make_tokenizer()
-        setattr(tokenizer, kind, None)
+        for kind in kinds:
+            setattr(tokenizer, kind, None)
         tokenizer.save_pretrained(copy)
         return copy
 
@@ -134,40 +135,46 @@ def test_a_base_in_order_is_tuned(runs: Runs, family: str) -> None:
 # ---- padding
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-def test_a_tokenizer_without_a_pad_token(runs: Runs, family: str) -> None:
-    base = runs.without_token(runs.world.of.get(family, runs.world.base), "pad_token")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_tokenizer_without_any_token_to_pad_with(runs: Runs, family: str) -> None:
+    base = runs.without_token(
+        runs.changed(runs.world.of[family], "nothing", pad_token_id=None), "pad_token", "unk_token"
+    )
+    expected = f"{base}: its tokenizer has no pad token, and no end or unknown token that could stand for one"
     for argv in runs.verbs_with_a_task(base):
-        assert f"{base}: its tokenizer has no pad token, which texts of unequal length" in runs.refused(*argv), argv
+        assert expected in runs.refused(*argv), argv
+
+
+def test_a_text_that_ends_in_the_pad_token(runs: Runs) -> None:
+    base = runs.without_token(runs.world.of["gpt2"], "pad_token")
+    tokenizer = make_tokenizer(bert=False)
+    tokenizer.save_pretrained(base)
+    task = Path(shutil.copytree(runs.world.task, runs.tmp / "task"))
+    rows = (task / "train.jsonl").read_text().splitlines()
+    rows[7] = json.dumps({"text": f"{WORDS[5]} [PAD]", "label": "left"})
+    (task / "train.jsonl").write_text("\n".join(rows))
+    said = runs.refused(*runs.tune(base, task=task))
+    assert f"{base}: 'w5 [PAD]' ends in the pad token, '[PAD]', before which GPT2ForSequenceClassification" in said
 
 
 def test_pretraining_needs_no_pad_token(runs: Runs) -> None:
     assert runs.run(*runs.pretrain(runs.without_token(runs.world.base, "pad_token"))) == (0, [])
 
 
-@pytest.mark.parametrize(("family", "classifier"), [("gpt2", "GPT2"), ("llama", "Llama")])
-@pytest.mark.parametrize("found", [None, 7])
-def test_a_decoder_whose_config_knows_of_no_or_another_pad_token(
-    runs: Runs, family: str, classifier: str, found: int | None
-) -> None:
-    base = runs.changed(runs.world.of[family], pad_token_id=found)
-    expected = (
-        f"{base / 'config.json'}: pad_token_id is {found}, expected the tokenizer's, {PAD}: "
-        f"{classifier}ForSequenceClassification reads the last token before the padding"
-    )
-    for argv in runs.verbs_with_a_task(base):
-        assert expected in runs.refused(*argv), argv
-
-
-def test_a_teacher_whose_config_knows_of_no_pad_token(runs: Runs) -> None:
-    old = runs.changed(runs.world.of["gpt2"], pad_token_id=None)
+def test_a_teacher_that_would_read_padding_as_text(runs: Runs) -> None:
+    """Its weights bring no pad token along, and each base's config agrees with its own tokenizer."""
+    old = runs.world.of["gpt2"]
     new = make_upgraded(old, runs.tmp / "new")
-    (new / "config.json").write_text((runs.world.of["gpt2"] / "config.json").read_text())
+    other = make_tokenizer()
+    other.pad_token = WORDS[0]
+    other.save_pretrained(new)
+    config = json.loads((new / "config.json").read_text())
+    (new / "config.json").write_text(json.dumps({**config, "pad_token_id": PAD + 5}))
     weights = make_outdated(old, runs.world.task, runs.tmp / "weights")
     settings = {"base": new, "old_base": old, "weights": weights, "task": runs.world.task, "allow_unrelated": True}
     for method in ("distill", "both"):
         said = runs.refused(*runs.training("recycle", **settings, method=method))
-        assert f"{old / 'config.json'}: pad_token_id is None" in said
+        assert f"{old / 'config.json'}: pad_token_id is {PAD}, expected the tokenizer's, {PAD + 5}" in said
 
 
 def test_an_encoder_needs_no_pad_token_in_its_config(runs: Runs) -> None:
@@ -219,9 +226,9 @@ def test_a_text_that_holds_an_end_token_itself(runs: Runs) -> None:
     assert runs.run(*runs.tune(runs.world.base, task=task)) == (0, [])  # BERT reads its first token
 
 
-@pytest.mark.parametrize("field", ["decoder_start_token_id", "pad_token_id"])
 @pytest.mark.parametrize("found", [None, 200, "x"])
-def test_a_token_that_an_encoder_decoder_reads_and_its_config_lacks(runs: Runs, field: str, found: object) -> None:
+def test_a_token_that_an_encoder_decoder_reads_and_its_config_lacks(runs: Runs, found: object) -> None:
+    field = "decoder_start_token_id"
     base = runs.changed(runs.world.of["t5"])
     content = {**json.loads((base / "config.json").read_text()), field: found}
     (base / "config.json").write_text(json.dumps(content))

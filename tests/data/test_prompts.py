@@ -39,6 +39,12 @@ def test_where_no_token_reaches_over_the_seam_the_tokens_are_those_of_the_joined
     assert joined[-len(behind) :] == behind and behind
 
 
+def test_a_response_that_is_lost_in_the_prompts_last_token_is_cut_by_itself() -> None:
+    tokenizer = make_tokenizer(bert=False)
+    assert tokenizer("nosuch")["input_ids"] == tokenizer("nosuchw3")["input_ids"] == [tokenizer.unk_token_id]
+    assert continuations(tokenizer, ["nosuch"], ["w3"]) == [tokenizer("w3")["input_ids"]]
+
+
 def test_a_piece_inside_of_a_text_has_no_blank_put_before_it() -> None:
     tokenizer = sentence_pieces()
     assert tokenizer.tokenize("Paris") == ["▁Paris"]

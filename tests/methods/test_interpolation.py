@@ -45,6 +45,7 @@ from recyclable.errors import InputError
 from recyclable.models.tasks import outdated_model, task_model
 from recyclable.objectives import weight_path
 from recyclable.objectives.interpolation import Interpolation, Places
+from recyclable.objectives.teachers import OnlineTeacher
 from recyclable.tasks.classification import Classification
 from recyclable.tasks.parts.task import load_task
 from recyclable.training.engine import engine_for
@@ -156,7 +157,8 @@ def objective(student: nn.Module, *fixed: nn.Module, **settings: Any) -> Interpo
     teacher, second = (*fixed, None)[:2]
     shared = {"share": SHARE, "temperature": TEMPERATURE, "places": Places(POINTS)}
     weights = {"alphas": [ALPHA] * 3, "betas": [BETA] * 3}
-    return Interpolation(student, Classification(), teacher, second=second, **{**shared, **weights, **settings})
+    told = OnlineTeacher(teacher, Classification(), with_states=any(settings.get("betas", weights["betas"])))
+    return Interpolation(student, Classification(), told, second=second, **{**shared, **weights, **settings})
 
 
 def backward(made: Interpolation, batch: dict[str, torch.Tensor], step: int = 0) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from decoders import END, PAD, SEQ2SEQ, decoder, decoder_config, decoder_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from recyclable.objectives.distillation import Distillation, patient_sum
-from recyclable.objectives.teachers import OnlineTeacher, first_token_states
+from recyclable.objectives.teachers import OnlineTeacher, compared_states
 from recyclable.tasks.classification import Classification
 from recyclable.tasks.regression import Regression
 
@@ -72,7 +75,8 @@ def kl(student: np.ndarray, teacher: np.ndarray, temperature: float) -> np.ndarr
 
 def patient(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """The patient loss of hidden states as a model returns them, [layers + 1, B, L, H]."""
-    return patient_sum(first_token_states(tuple(student)), first_token_states(tuple(teacher)))
+    each = (SimpleNamespace(hidden_states=tuple(states)) for states in (student, teacher))
+    return patient_sum(*(compared_states(told, {}, BertConfig()) for told in each))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0, 0.5])
@@ -293,6 +297,25 @@ def test_hidden_states_are_computed_only_for_a_patient_term(beta: float) -> None
     sums = made(batch())
     assert len(states) == 2 and [each is None for each in states] == [beta == 0] * 2
     assert ("patient" in sums) is ("patient" in made.weights) is ("patient" in made.counts(batch())) is (beta > 0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_is_compared_of_a_decoder_has_seen_the_whole_text(family: str, side: str) -> None:
+    made = decoder(decoder_config(family, num_labels=3, pad_token_id=PAD), 1, AutoModelForSequenceClassification)
+    texts = [[10, 11, 12, 13, END], [20, 21, END]] if family in SEQ2SEQ else [[10, 11, 12, 13], [20, 21]]
+    states = []
+    for first in (10, 30):  # in the first text another first word
+        texts[0][0] = first
+        tokenizer = decoder_tokenizer(family, side=side, pad_token="<pad>")
+        batch = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
+        with torch.no_grad():
+            told = made(**batch, output_hidden_states=True)
+        states.append(compared_states(told, batch, made.config))
+    assert states[0].shape == (2, 2, 16), "of the embeddings and of every layer but the last"
+    seen = (states[0] - states[1]).abs().amax(-1)
+    assert seen[0, 1] > 1e-3, "a later token's state tells of the first word"
+    assert seen[1].max() < 1e-5, "the other text is as it was"
 
 
 def test_prediction_is_the_students() -> None:

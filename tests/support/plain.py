@@ -45,7 +45,7 @@ def plain_training(
     """`steps` steps of AdamW with linear warm-up and decay in the manner of a tutorial; the loss of each."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    decayed = {n: p for n, p in model.named_parameters() if n in trainable and "bias" not in n and "LayerNorm" not in n}
+    decayed = {n: p for n, p in model.named_parameters() if n in trainable and p.dim() > 1}  # no biases, no norms
     rest = [p for n, p in model.named_parameters() if n in trainable and n not in decayed]
     groups = [{"params": list(decayed.values()), "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, eps=EPSILON)

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that decoders and encoder-decoders have, and chat templates in the manner of real ones."""
+"""Small tokenizers as decoders and encoder-decoders have them, and chat templates in the manner of real ones."""
 
 from __future__ import annotations
 
@@ -55,11 +55,8 @@ def byte_level(template: str | None = None, end: str | None = END, *, begin: boo
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     special = ["<|begin|>", START, END, "<|sep|>", "<|other|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        TEXT,
-        trainers.BpeTrainer(vocab_size=360, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
+    quiet = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=360, special_tokens=special, **quiet))
     if begin:
         backend.post_processor = processors.TemplateProcessing("<|begin|> $A", special_tokens=[("<|begin|>", 0)])
     made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|begin|>", eos_token=end)
@@ -69,7 +66,7 @@ def byte_level(template: str | None = None, end: str | None = END, *, begin: boo
 
 
 def sentence_pieces(template: str | None = None) -> PreTrainedTokenizerFast:
-    """Pieces with a mark for blanks, one put before the text, <s> before all; unknown bytes are tokens: as Llama 2's."""
+    """Pieces with a mark for blanks, one put before the text, <s> before all; unknown bytes are tokens: as Llama 2."""
     letters = sorted({letter for text in TEXT for letter in text.replace(" ", "▁")} | set("[]/INST"))
     special = ["<unk>", "<s>", "</s>"]
     merges = ["▁ P", "▁ y", "▁ i", "a r", "i s", "P ar", "▁P ar", "Par is", "▁Par is", "▁ A", "e s", "▁y es", "y es"]

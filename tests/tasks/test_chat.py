@@ -99,7 +99,7 @@ def test_what_a_template_adds_to_an_answer_is_part_of_it() -> None:
         (
             spoken.FORGETFUL,
             TWO,
-            r"chat.jsonl, row 2: .* writes earlier assistant turns otherwise .*'.*think.* became '",
+            "chat.jsonl, row 2: .* earlier assistant turns otherwise .*'.*think.* became '",
         ),
         (spoken.SLY, ONE, r"row 2: .* does not begin message 2, an assistant's, as it begins an answer: .*think"),
         (spoken.BRACKETS, SYSTEM, "row 2: .* cannot write it: Only user and assistant roles are supported!"),

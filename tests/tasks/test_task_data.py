@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from worlds import make_base, make_task
+import pytest
+from families import config, drawn
+from rows import write_rows
+from spoken import byte_level
+from transformers import AutoModelForCausalLM
+from worlds import make_base, make_model, make_task
 
+from recyclable.errors import InputError
 from recyclable.recipes.tune_settings import read_tune_settings
 from recyclable.tasks.parts.task import load_task
 from recyclable.tasks.parts.task_data import task_data
@@ -26,3 +32,21 @@ def test_dev_and_test_are_limited_to_fixed_subsets(tmp_path: Path) -> None:
     assert sizes(max_dev_examples=5) == [train, 5, test]
     assert sizes(max_test_examples=7) == [train, dev, 7]
     assert sizes(max_test_examples=test + 1) == [train, dev, test]
+
+
+def test_what_max_length_cuts_is_told_once_for_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = byte_level()
+    model = drawn(config("llama", vocab_size=len(tokenizer), eos_token_id=2), AutoModelForCausalLM)
+    base = make_model(tmp_path / "base", model, tokenizer)
+    for split, count in {"train": 3, "dev": 1, "test": 2}.items():
+        rows = [{"prompt": "Hello", "response": "yes"}, *[{"prompt": "Hello", "response": " yes" * 30}] * count]
+        write_rows(tmp_path / "task" / f"{split}.jsonl", rows if split != "dev" else rows[:1])
+    given = {"base": str(base), "task": str(tmp_path / "task"), "out": tmp_path / "out", "max_steps": 1}
+    settings = read_tune_settings({**given, "learning_rate": 1e-3, "max_length": 16}, "tune.yaml")
+    data = task_data(settings, load_task(tmp_path / "task"), Reader.of(Base(base)))
+    assert data.metric == "log_likelihood" and len(data.train) == 4
+    told = "responses are cut at max_length 16, 0 of them wholly"
+    assert capsys.readouterr().out.splitlines() == [f"notice: train: 3 of 4 {told}", f"notice: test: 2 of 3 {told}"]
+    settings = read_tune_settings({**given, "learning_rate": 1e-3, "max_length": 3}, "tune.yaml")
+    with pytest.raises(InputError, match="max_length: is 3, which "):
+        task_data(settings, load_task(tmp_path / "task"), Reader.of(Base(base)))

@@ -2,160 +2,127 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from generating import ADAPTERS, NEW, PROMPTS, adapted, made, plain, rules
+from processes import STAGE_3, finish, start
+from transformers import GenerationConfig, PreTrainedModel
 
-from recyclable.training.generation import Decoding, generate
+from recyclable.training.generation import Decoding, Generating, generate
 from recyclable.training.sampling import GumbelNoise
 
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [3, 4], [20, 21, 22, 23, 24], [30, 31], [7, 7]]
-NEW = 9
-MORE: dict[str, dict[str, Any]] = {
-    "gemma3_text": families._SIZES["gemma2"] | {"layer_types": ["sliding_attention", "full_attention"]},
-    "opt": families._SIZES["opt"] | {"word_embed_proj_dim": 16},  # PEFT's prompts are as wide as the layers
-    "t5": families._SIZES["t5"] | {"d_kv": 8},  # and its prefixes together
-    "bart": {"vocab_size": 40, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24}
-    | {"decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 0.3}
-    | {"max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    | {"decoder_start_token_id": 1, "forced_eos_token_id": None},
-}
-FAMILIES = ("gpt2", "llama", "gemma3_text", "qwen3", "opt", "gpt_neox", "t5", "bart")
+GREEDY = Decoding(NEW)
+DECODERS = ("gpt2", "llama", "gemma3_text", "qwen3", "opt", "gpt_neox")
 
 
-def made(family: str, seed: int = 0) -> PreTrainedModel:
-    """A model in evaluation whose answers depend on all of their prompts."""
-    config: PretrainedConfig = AutoConfig.for_model(family, **(families._SIZES | MORE)[family])
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = auto.from_config(config).eval()
-    noise = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.6, generator=noise)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model
+def answers(
+    model: Any, batch_size: int, decoding: Decoding = GREEDY, prompts: list[list[int]] = PROMPTS
+) -> list[list[int]]:
+    return generate(Generating(model), prompts, decoding, rules(model), batch_size)
 
 
-def rules(model: PreTrainedModel, **changed: Any) -> GenerationConfig:
-    own = GenerationConfig.from_model_config(model.config)
-    return GenerationConfig(**own.to_diff_dict() | {"do_sample": False, "num_beams": 1, "pad_token_id": 0} | changed)
+def say(model: PreTrainedModel, folder: Path, **rules: Any) -> None:
+    """Make the base's own file say so."""
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 3, **rules}))
+    model.config.name_or_path = str(folder)
 
 
-def plain(model: Any, prompt: list[int], **keys: Any) -> list[int]:
-    """What transformers or peft answer to one prompt, without the end token."""
-    begin = 1 if model.config.is_encoder_decoder else len(prompt)
-    ids = torch.tensor([prompt])
-    keys = {"max_new_tokens": NEW, "do_sample": False, **keys}
-    (row,) = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **keys).tolist()
-    end = model.generation_config.eos_token_id
-    return row[begin : row.index(end, begin) if end in row[begin:] else None]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*DECODERS, "t5", "bart"])
 def test_greedy_answers_are_those_of_one_prompt_after_the_other(family: str) -> None:
     model = made(family)
     expected = [plain(model, prompt) for prompt in PROMPTS]
     for batch_size in (1, 3, 7):
-        assert generate(model, PROMPTS, Decoding(NEW), rules(model), batch_size) == expected
+        assert answers(model, batch_size) == expected
     assert len(set(map(tuple, expected))) > 3
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_answers_end_before_any_of_the_end_tokens(family: str) -> None:
+def test_answers_end_before_any_of_the_end_tokens(family: str, tmp_path: Path) -> None:
     model = made(family)
     model.generation_config.eos_token_id = None
     whole = [plain(model, prompt) for prompt in PROMPTS]
-    ends = {whole[0][2], whole[1][4], whole[2][0]}
+    ends = [whole[0][2], whole[1][4], whole[2][0]]
+    say(model, tmp_path, eos_token_id=ends[:2])
     expected = [row[: next((i for i, token in enumerate(row) if token in ends), None)] for row in whole]
-    assert generate(model, PROMPTS, Decoding(NEW), rules(model, eos_token_id=list(ends)), 4) == expected
-    assert not expected[2] and any(len(row) == NEW for row in whole)
+    assert generate(Generating(model), PROMPTS, GREEDY, rules(model, end=ends[2]), 4) == expected
+    assert not expected[2]
 
 
-def test_a_base_that_asks_for_sampling_or_beams_is_greedy_all_the_same() -> None:
+def test_a_base_that_asks_for_sampling_or_beams_is_greedy_all_the_same(tmp_path: Path) -> None:
     model = made("gpt2")
     expected = [plain(model, prompt) for prompt in PROMPTS]
-    own = GenerationConfig(do_sample=True, num_beams=4, temperature=5.0, top_k=9, penalty_alpha=0.6, eos_token_id=2)
-    model.generation_config = own
-    assert generate(model, PROMPTS, Decoding(NEW), rules(model), 3) == expected
+    asks = {
+        "do_sample": True,
+        "num_beams": 4,
+        "temperature": 5.0,
+        "top_k": 9,
+        "penalty_alpha": 0.6,
+        "dola_layers": "low",
+    }
+    say(model, tmp_path, **asks, num_return_sequences=3, output_scores=True, return_dict_in_generate=True)
+    model.generation_config = own = GenerationConfig.from_pretrained(tmp_path)
+    assert answers(model, 3) == expected
     assert model.generation_config is own
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
-def test_penalties_that_a_base_asks_for_take_no_notice_of_padding(family: str) -> None:
+def test_penalties_that_a_base_asks_for_take_no_notice_of_padding(family: str, tmp_path: Path) -> None:
     model, penalties = made(family), {"repetition_penalty": 1.6, "no_repeat_ngram_size": 2, "min_length": 8}
-    expected = [plain(model, prompt, pad_token_id=0, **penalties) for prompt in PROMPTS]
-    assert generate(model, PROMPTS, Decoding(NEW), rules(model, **penalties), 4) == expected
-    assert expected != [plain(model, prompt) for prompt in PROMPTS]
+    expected = [plain(model, prompt, pad_token_id=3, **penalties) for prompt in PROMPTS]
+    bare = [plain(model, prompt) for prompt in PROMPTS]
+    say(model, tmp_path, **penalties)
+    assert answers(model, 4) == expected != bare
 
 
-ADAPTERS = {
-    "lora": lambda kind: LoraConfig(task_type=kind, target_modules="all-linear", init_lora_weights=False),
-    "prompts": lambda kind: PromptTuningConfig(task_type=kind, num_virtual_tokens=3),
-    "prefix": lambda kind: PrefixTuningConfig(task_type=kind, num_virtual_tokens=3),
-}
+def test_tokens_that_no_file_names_are_the_configs() -> None:
+    found = rules(made("t5"))
+    assert (found.decoder_start_token_id, found.eos_token_id, found.pad_token_id) == (3, [2], 3)
+    model = made("gpt2")
+    model.config.eos_token_id = None
+    assert (rules(model).eos_token_id, rules(model, end=7).pad_token_id) == (None, 7)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "opt", "t5", "bart"])
 def test_adapters_answer_as_plain_peft_does(family: str, adapter: str) -> None:
-    base = made(family)
-    bare = [plain(base, prompt) for prompt in PROMPTS]
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = get_peft_model(
-            base, ADAPTERS[adapter]("SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM")
-        )
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.data.normal_(0, 0.6)
-    expected = [plain(model.eval(), prompt) for prompt in PROMPTS]
+    model, base = adapted(family, adapter), made(family)
+    expected = [plain(model, prompt) for prompt in PROMPTS]
     for batch_size in (1, 4):
-        assert generate(model, PROMPTS, Decoding(NEW), rules(base), batch_size) == expected
-    assert expected != bare
+        assert answers(model, batch_size) == expected
+    assert expected != [plain(base, prompt) for prompt in PROMPTS]
 
 
 def test_drawn_answers_depend_on_seed_and_prompt_alone() -> None:
     model = made("llama")
     drawn = Decoding(NEW, do_sample=True, temperature=1.5, top_k=12, top_p=0.9, seed=3)
-    answers = [generate(model, PROMPTS, drawn, rules(model), batch_size) for batch_size in (1, 2, 7)]
-    assert answers[0] == answers[1] == answers[2]
-    other = generate(model, PROMPTS, Decoding(NEW, do_sample=True, temperature=1.5, seed=4), rules(model), 7)
-    assert other != answers[0] and len(set(map(tuple, answers[0]))) == len(PROMPTS)
+    one, two, seven = (answers(model, batch_size, drawn) for batch_size in (1, 2, 7))
+    assert one == two == seven and len(set(map(tuple, one))) == len(PROMPTS)
+    assert answers(model, 7, Decoding(NEW, do_sample=True, temperature=1.5, top_k=12, top_p=0.9, seed=4)) != one
 
 
 def test_equal_prompts_are_drawn_other_answers() -> None:
-    model = made("llama")
-    answers = generate(model, [PROMPTS[0]] * 8, Decoding(NEW, do_sample=True, temperature=2.0), rules(model), 3)
-    assert len(set(map(tuple, answers))) > 4
+    told = answers(made("llama"), 3, Decoding(NEW, do_sample=True, temperature=2.0), [PROMPTS[0]] * 8)
+    assert len(set(map(tuple, told))) > 4
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (6, 1.0), (0, 0.8)])
 def test_tokens_are_drawn_with_the_probabilities_that_are_left(top_k: int, top_p: float) -> None:
     """Chi-square of one drawn token against the softmax of the model's own logits, worked out by hand."""
     model, count, temperature = made("gpt2"), 4000, 3.0
+    model.config.eos_token_id = None
     drawn = Decoding(1, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, seed=11)
-    answers = generate(model, [PROMPTS[0]] * count, drawn, rules(model, eos_token_id=None), 500)
+    found = Counter(token for (token,) in answers(model, 500, drawn, [PROMPTS[0]] * count))
     with torch.no_grad():
         logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1].double() / temperature
     likely = logits.softmax(-1).tolist()
     ranked = sorted(range(len(likely)), key=likely.__getitem__, reverse=True)
     before = {token: sum(likely[other] for other in ranked[:place]) for place, token in enumerate(ranked)}
     left = [token for token in ranked[: top_k or None] if before[token] < top_p]
-    found = Counter(answer[0] for answer in answers)
     assert set(found) <= set(left) and len(left) > 4
     expected = {token: count * likely[token] / sum(likely[other] for other in left) for token in left}
     usual = [token for token in left if expected[token] > 5]
@@ -172,10 +139,29 @@ def test_noise_is_gumbels_and_one_step_or_prompt_tells_nothing_of_the_next() -> 
     assert values.mean().item() == pytest.approx(0.5772, abs=0.01)  # Euler's constant
     assert values.var().item() == pytest.approx(torch.pi**2 / 6, abs=0.03)
     assert (torch.corrcoef(values) - torch.eye(4)).abs().max() < 0.02
-    shifted = torch.corrcoef(torch.stack([first[0, :-1], first[0, 1:]]))
-    assert abs(shifted[0, 1]) < 0.02
+    neighbours = torch.corrcoef(torch.stack([first[0, :-1], first[0, 1:]]))
+    assert abs(neighbours[0, 1]) < 0.02
 
 
 def test_an_impossible_token_stays_impossible() -> None:
     scores = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     assert GumbelNoise([0], seed=0)(torch.zeros(1, 1), scores).argmax() == 1
+
+
+def test_two_ranks_answer_as_one_whole_or_partitioned_whatever_their_prompts(tmp_path: Path) -> None:
+    drawn = {"do_sample": True, "temperature": 1.5, "top_k": 12, "top_p": 0.9, "seed": 3}
+    cases: list[tuple[str, str | None]] = [(family, None) for family in ("gpt2", "gemma3_text", "t5")]
+    cases += [("llama", adapter) for adapter in ADAPTERS] + [("bart", "prefix"), ("t5", "prompts")]
+    runs, expected = [], []
+    for family, adapter in cases:
+        model = made(family) if adapter is None else adapted(family, adapter)
+        for decoding in ({}, drawn):
+            told = answers(model, 2, Decoding(NEW, **decoding))
+            for stage in (0, 3):
+                zero = {"stage": 3, **STAGE_3} if stage else {"stage": 0}
+                runs.append({"family": family, "adapter": adapter, "decoding": decoding, "zero": zero})
+                expected.append(told)
+    process = start(tmp_path, runs, 2, "generation_ranks.py")
+    finish(process, tmp_path)
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"answers-{rank}.json").read_text()) == expected

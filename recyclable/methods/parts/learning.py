@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recyclable.data.examples import Examples
     from recyclable.methods.parts.scene import Scene
     from recyclable.objectives.objective import Objective
+    from recyclable.tasks.parts.kind import TaskKind
 
 
 class LearnsFromLabels(Method, LearnSettings):
@@ -46,8 +47,8 @@ class Distils(LearnsFromLabels):
     alpha: float = Field(0.7, ge=0, le=1)
     """Share of distillation: (1 - alpha) task + alpha T^2 KL + beta patient."""
     beta: float = Field(10.0, ge=0)
-    """Weight of the patient loss, on hidden states of an encoder's first token, of a decoder's last; at 0 nobody
-    computes them."""
+    """Weight of the patient loss, on hidden states of an encoder's first token, of a decoder's last, or of those that
+    tell an answer in text; at 0 nobody computes them."""
     temperature: float = Field(5.0, gt=0)
     kd_reduction: Literal["batchmean", "paper"] = "batchmean"
     """paper: mean over batch *and* classes, as the paper's released code has it."""
@@ -55,9 +56,23 @@ class Distils(LearnsFromLabels):
     def require(self, scene: Scene) -> None:
         """A teacher reads the student's tokens."""
         super().require(scene)
+        if scene.kind.over_vocabulary:
+            self._require_text(scene)
         scene.carried.require_same_tokens("a teacher reads the student's tokens; methods init and apply need none")
         theirs = scene.carried.at_home.reader
         scene.data.train.readable_by(theirs.config_for(scene.kind.model_class_for(theirs.config)))
+
+    def _require_text(self, scene: Scene) -> None:
+        """InputError for what means nothing where answers are text, told token by token over the vocabulary."""
+        if self.kd_reduction == "paper":
+            problem = f"is paper, expected batchmean: in {scene.kind.name} there are no classes to divide by"
+            raise InputError("kd_reduction", problem)
+        if not scene.head:
+            theirs = scene.carried.weights
+            problem = (
+                f"was tuned for {theirs.manifest.task['problem']}, and {scene.kind.name} is taught by weights that"
+            )
+            raise InputError(theirs.folder, f"{problem} answer in text; method init needs no teacher")
 
     def teaching(self, scene: Scene) -> nn.Module:
         """The old base with the old weights, unread."""
@@ -71,8 +86,9 @@ class Distils(LearnsFromLabels):
 class LearnsFromTeacher(Distils):
     """A teacher that answers in every step, or once for each example, before training."""
 
-    teacher: Literal["online", "cached"] = "cached"
-    """online: the teacher computes in every step; cached: it answers once per example used, before training starts."""
+    teacher: Literal["online", "cached"] | None = None
+    """online: the teacher computes in every step; cached: it answers once per example used, before training starts;
+    null: cached, but online where answers are text."""
     teacher_cache: Path | None = None
     """Directory that keeps a cached teacher's answers for other runs; null: in memory, for this run only (for each
     example used, layers x width numbers)."""
@@ -99,27 +115,40 @@ class LearnsFromTeacher(Distils):
             raise InputError("teacher_cache", f"{self.teacher_cache} is a file, expected a directory or none yet")
         require_writable("teacher_cache", self.teacher_cache)
 
+    def _require_text(self, scene: Scene) -> None:
+        """Nor is such a teacher's answer kept: a probability per token of the vocabulary and predicted token."""
+        super()._require_text(scene)
+        for name in ("teacher_cache", "teacher_top_k"):
+            if (value := getattr(self, name)) is not None:
+                problem = f"is {value}, expected null: in {scene.kind.name} the teacher answers online, about"
+                raise InputError(name, f"{problem} all tokens of its vocabulary")
+        if self.teacher == "cached":
+            problem = f"is cached, expected online: in {scene.kind.name} it tells a distribution over the vocabulary"
+            raise InputError("teacher", f"{problem} for every token of an answer, too much to keep")
+
+    def online(self, kind: TaskKind) -> bool:
+        """Whether the teacher computes in every step."""
+        return kind.over_vocabulary if self.teacher is None else self.teacher == "online"
+
     def objective(self, student: nn.Module, scene: Scene) -> Objective:
         """Labels and the teacher; without its logits where its head is for other labels."""
-        from recyclable.objectives.distillation import Distillation
-        from recyclable.objectives.teachers import CachedTeacher, OnlineTeacher
+        from recyclable.objectives.of_task import taught_objective
 
-        states, top_k = self.beta > 0, self.teacher_top_k
-        online = None if self.teacher == "cached" else OnlineTeacher(self.teaching(scene), scene.kind, states, top_k)
-        return Distillation(
+        return taught_objective(
             student,
             scene.kind,
-            online or CachedTeacher(),
+            self.teaching(scene) if self.online(scene.kind) else None,
             alpha=self.alpha,
             beta=self.beta,
             temperature=self.temperature,
             reduction=self.kd_reduction,
+            top_k=self.teacher_top_k,
             logits=scene.head,
         )
 
     def examples(self, scene: Scene) -> Examples:
         """With the answers of a cached teacher."""
-        if self.teacher == "online":
+        if self.online(scene.kind):
             return scene.data.train
         from recyclable.objectives.teachers import OnlineTeacher
         from recyclable.training.teaching import taught

@@ -19,7 +19,7 @@ from recyclable.data.examples import Batch, TaskExamples
 from recyclable.tasks.parts.columns import Columns
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
     from recyclable.data.split import Split
     from recyclable.tasks.parts.files import Raw
@@ -36,9 +36,15 @@ class Ask(Protocol):
         """Predictions [N, ..., C] (fp32)."""
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, rules: GenerationConfig
+    ) -> list[list[int]]:
         """What it answers, greedily, to each prompt (an encoder-decoder's encoder reads it); token ids, up to the stop
-        token, which is left out."""
+        token, which is left out.
+
+        Args:
+            rules: of the model (`weights.generation_rules.rules_of`).
+        """
         ...
 
 

@@ -20,7 +20,8 @@ from recyclable.data.token_rows import TokenRow
 from recyclable.errors import InputError
 from recyclable.tasks.parts.chat import written
 from recyclable.tasks.parts.token_examples import TokenExamples
-from recyclable.weights.generation_rules import FILE, end_tokens
+from recyclable.weights.generation_file import FILE
+from recyclable.weights.generation_rules import end_tokens
 
 MOST_NEW_TOKENS = 256
 

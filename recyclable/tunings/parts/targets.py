@@ -24,7 +24,7 @@ def require_targets(model: PreTrainedModel, targets: list[str] | str | None, fie
     """
     require_quick([targets] if isinstance(targets, str) else targets or (), field)
     if isinstance(targets, str):
-        if targets == ALL and (fused := fused_weights(model)):
+        if targets.lower() == ALL and (fused := fused_weights(model)):
             problem = f"is {ALL}, which leaves out {len(fused)} tensors that are no modules, such as {fused[0]}"
             raise InputError(field, f"{problem} (mixtures of experts): name the modules that it is to go on instead")
         return
@@ -33,9 +33,8 @@ def require_targets(model: PreTrainedModel, targets: list[str] | str | None, fie
         if not any(name == target or name.endswith(f".{target}") for name in names):
             fused = [name for name in fused_weights(model) if target in name.split(".")]
             hint = f" ({fused[0]} is a tensor, not a module)" if fused else ""
-            raise InputError(
-                field, f"has {target!r}, but the name of no module of a {type(model).__name__} ends so{hint}"
-            )
+            problem = f"has {target!r}, but the name of no module of a {type(model).__name__} ends so"
+            raise InputError(field, problem + hint)
 
 
 def require_quick(patterns: Iterable[str], field: str) -> None:
