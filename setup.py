@@ -52,6 +52,7 @@ setup(
             "ruff>=0.9,<1",
             "mypy>=1.15,<3",
             "setuptools>=70.1",
+            "gguf>=0.19,<0.20",  # benchmarks/real_decoders.py reads such files
             "lm-eval>=0.4.13,<0.5",  # what leaves is scored by it, beside our own scores
         ],
     },

@@ -4,8 +4,8 @@
 
 `--data` (or the variable RECYCLABLE_DATA) names a directory with `tasks/NAME/{train,dev,test}.jsonl.gz` of rows
 {"text", "label"}. What is written, below `--out`:
-- `cite`, of kind `generation`: SciCite as conversations, {"messages"}: the system turn asks why the sentence of the user
-  turn cites, the assistant answers in one of three short sentences, so that exact match means something;
+- `cite`, of kind `generation`: SciCite as conversations, {"messages"}: the system turn asks why the user's sentence
+  cites, the assistant answers in one of three short sentences, so that exact match means something;
 - `film`, of kind `choice`: film reviews (MR), {"prompt", "choices", "answer"}: the sentence with the beginning of a
   verdict, and two ends of it;
 - `trec`, of kind `classification`: questions and what they ask for, {"text", "label"}, as they are.

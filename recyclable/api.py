@@ -27,6 +27,8 @@ from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated
 from recyclable.objectives.distillation import kd_sum, patient_sum
 from recyclable.objectives.teachers import OnlineTeacher, compared_states
+from recyclable.objectives.token_distillation import TokenTeacher
+from recyclable.objectives.token_teaching import token_teacher_loss, with_positions
 from recyclable.recipes.running import run_recipe
 from recyclable.resources import default_ds_config
 from recyclable.tasks.parts.task import task_of
@@ -96,8 +98,9 @@ def teacher_loss(
     Args:
         model: the student; plain, PEFT or wrapped, as long as it takes the batch and has logits of the same labels.
         batch: the tokenizer's tensors [B, L]; `labels` may be among them (of words or pieces: [B, L], -100 for none).
+            Where answers are text, labels say which tokens count (`objectives.token_teaching`).
         outputs: what the model said of the batch, where that is known already (with `hidden_states` if beta > 0).
-        beta: weight of the patient loss on first tokens' hidden states.
+        beta: weight of the patient loss on hidden states.
 
     Returns a scalar with the student's gradient. Raises InputError where student and teacher do not say alike.
     """
@@ -110,8 +113,13 @@ def teacher_loss(
     # the manifest names the content of weights and base: others at the same path are another teacher
     content = sha256_json(vars(read_manifest(folder)))
     teacher = _teacher(folder, content, None if old_base is None else str(old_base), device)
-    teacher.with_states, kind = beta > 0, teacher.kind
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    if isinstance(teacher, TokenTeacher):
+        inputs = with_positions(inputs, teacher.model)
+        if outputs is None:
+            outputs = model(**model_inputs(inputs), output_hidden_states=beta > 0)
+        return token_teacher_loss(outputs, teacher, inputs, temperature, beta)
+    teacher.with_states, kind = beta > 0, teacher.kind
     if outputs is None:
         outputs = model(**model_inputs(inputs), output_hidden_states=beta > 0)
     told = teacher.signals(inputs)
@@ -136,12 +144,13 @@ def teacher_loss(
 
 
 @lru_cache(maxsize=1)
-def _teacher(weights: Path, content: str, old_base: str | None, device: torch.device) -> OnlineTeacher:
+def _teacher(weights: Path, content: str, old_base: str | None, device: torch.device) -> OnlineTeacher | TokenTeacher:
     """The teacher of the last call, as long as all of these stay the same; `content` is what its manifest says."""
     opened = Carried.open(weights, old_base, old_base or read_manifest(weights).base["name"]).at_home
     manifest = opened.weights.manifest
     task = task_of(manifest.task)
-    return OnlineTeacher(read_outdated(opened, task, manifest.settings["seed"]).to(device), task.kind)
+    model = read_outdated(opened, task, manifest.settings["seed"]).to(device)
+    return TokenTeacher(model, None) if task.kind.over_vocabulary else OnlineTeacher(model, task.kind)
 
 
 def pretrain(run: Run = None, /, *, deepspeed_config: str | None = None, resume: bool = False, **keys: Any) -> Any:
@@ -194,11 +203,12 @@ def evaluate(weights: str | Path | Sequence[str | Path], base: str, task: str, *
     """Score adapted weights on a task; returns `runs`, a row per weights.
 
     Args:
-        keys: `old_base`, `split` (default test), `store`.
+        keys: `old_base`, `split` (default test), `corpus` (a list of texts whose loss is told too), `corpus_length`
+            (tokens of their sequences, default 128), `store`.
     """
     from recyclable.recipes.evaluate import evaluate_all
 
-    _require_known("evaluate", keys, ("old_base", "split", "store"))
+    _require_known("evaluate", keys, ("old_base", "split", "corpus", "corpus_length", "store"))
     store = keys.pop("store", None)
     found = [stores.find(each, store) for each in _listed(weights)]
     return {"runs": evaluate_all(found, base, task, **{"old_base": None, "split": "test", **keys})}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoders import make_decoder
 from peft import PeftModel
 from processes import ROOT
 from safetensors.torch import load_file
@@ -38,6 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_outdated(root / "base", root / "task", root / "tuned")
     make_adapter(root / "base", root / "task", root / "tuned-lora", "lora")
     make_base(root / "stranger", seed=9)
+    make_decoder(root / "decoder", "llama")
     return root
 
 
@@ -53,7 +55,7 @@ def plain(world: Path, base: str) -> BertForSequenceClassification:
 
 
 def test_every_block_of_the_documentation_runs_in_one_session(world: Path, tmp_path: Path) -> None:
-    for folder in ("base", "upgraded", "task", "corpus", "tuned", "tuned-lora"):
+    for folder in ("base", "upgraded", "task", "corpus", "tuned", "tuned-lora", "decoder"):
         (tmp_path / folder).symlink_to(world / folder)
     script = tmp_path / "session.py"
     script.write_text("\n".join(BLOCKS) + "\nassert verdict and record and rows[1]['test_accuracy'] >= 0\n")
@@ -61,7 +63,7 @@ def test_every_block_of_the_documentation_runs_in_one_session(world: Path, tmp_p
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
-    assert len(BLOCKS) == 6 and done.returncode == 0, done.stderr[-3000:]
+    assert len(BLOCKS) == 7 and done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "runs" / "exported" / "model.safetensors").is_file()
 
 

@@ -30,7 +30,8 @@ from recyclable.recipes.study_settings import (
     read_study_settings,
 )
 from recyclable.recipes.tune_settings import read_tune_settings, tune_settings
-from recyclable.tasks.parts.files import known_keys as keys_of_tasks
+from recyclable.tasks import every_kind
+from recyclable.tasks.parts.task_file import known_keys as keys_of_tasks
 from recyclable.tunings import TUNINGS
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
@@ -60,7 +61,8 @@ def known_keys() -> set[str]:
     settings = [CorpusSettings, StudySettings, StudyBase, StudyEdge, StudyExperiment, StudyMethod]
     settings += [METHODS.get(name) for name in METHODS.names()] + [LM_KINDS.get(name) for name in LM_KINDS.names()]
     settings += [tune_settings(name) for name in TUNINGS.names()]
-    return {key for each in settings for key in each.model_fields} | {*keys_of_tasks(), *KNOWN_KEYS, *KNOWN_ZERO_KEYS}
+    known = {*keys_of_tasks(every_kind()), *KNOWN_KEYS, *KNOWN_ZERO_KEYS}
+    return known | {key for each in settings for key in each.model_fields}
 
 
 def blocks(document: Path) -> Iterator[tuple[str, str]]:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from recyclable.data.examples import TaskExamples, model_inputs
+from recyclable.data.examples import TaskExamples
 from recyclable.data.order import Order
+from recyclable.objectives.of_task import task_objective
 from recyclable.tasks.parts.kind import TaskKind
 from recyclable.training.evaluation import to_device
 from recyclable.weights.sources import fill
@@ -52,16 +53,14 @@ def train_middle(
     with torch.no_grad():
         for name, parameter in middle.named_parameters():
             parameter.lerp_(w2[name], 0.5)
-    p = dict(middle.named_parameters())
+    p, objective = dict(middle.named_parameters()), task_objective(middle, kind)
     optimizer = torch.optim.Adam([each for each in p.values() if each.requires_grad], lr=learning_rate)
     order = Order(len(examples), batch_size, seed)
     for step in range(steps):
         at = bezier(float(np.random.default_rng((seed, step)).uniform()))
         batch = to_device(examples.batch(order.step(step)), device)
-        weights = {name: at[0] * w1[name] + at[1] * p[name] + at[2] * w2[name] for name in p}
-        logits = functional_call(middle, weights, kwargs=model_inputs(batch)).logits
-        rows = kind.rows(kind.answers(logits, batch), batch)
+        weights = {f"student.{name}": at[0] * w1[name] + at[1] * p[name] + at[2] * w2[name] for name in p}
         optimizer.zero_grad()
-        (kind.loss_sum(rows, kind.targets(batch)) / kind.count(batch)).backward()
+        (functional_call(objective, weights, (batch,))["task"] / max(1, kind.count(batch))).backward()
         optimizer.step()
     return middle

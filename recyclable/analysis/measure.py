@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import nn
 
 from recyclable.data.examples import TaskExamples
@@ -15,18 +14,16 @@ BATCH = 64
 """Examples of a forward pass."""
 
 
-def measure(model: nn.Module, examples: TaskExamples, task: Task) -> dict[str, float]:
-    """`loss`, mean, and the scores of the kind of task.
+def measure(model: nn.Module, examples: TaskExamples, task: Task, error_of: str | None = None) -> dict[str, float]:
+    """`loss`, mean, and the scores of the kind of task that need no generated text.
 
     Args:
         model: in evaluation mode, with its values, on any device.
+        error_of: a score whose standard error is told as `error`, where no formula tells it.
     """
     device = next(model.parameters()).device
     predictions = predict(task_objective(model, task.kind), examples, BATCH, device, ALONE)
-    return loss_and_scores(predictions, examples.labels.numpy(), task)
-
-
-def loss_and_scores(predictions: np.ndarray, targets: np.ndarray, task: Task) -> dict[str, float]:
-    """`loss` and the scores of predictions [N, ..., C] against targets [N, ...]."""
-    scores = task.kind.score(predictions, targets, task.labels)
-    return {"loss": task.kind.mean_loss(predictions, targets), **scores}
+    targets = examples.labels.numpy()
+    found = task.kind.scored(predictions, targets, task.labels)
+    error = None if error_of is None else task.kind.sampling_error(error_of, predictions, targets)
+    return found if error is None else {**found, "error": error}

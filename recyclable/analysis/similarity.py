@@ -122,6 +122,10 @@ def _run(model: nn.Module, batch: Batch) -> _Told:
     inputs = {name: tensor.to(device) for name, tensor in model_inputs(batch).items()}
     with torch.no_grad(), _listening(model) as neurons:
         told = model(**inputs, output_attentions=True, output_hidden_states=True)
+    if told.get("attentions") is None:
+        raise InputError(
+            "similarity", f"{type(model).__name__} does not tell its attention patterns as one row of layers"
+        )
     tokens = told.hidden_states[0].shape[:2]  # OPT's networks see them in one row
     return _Told(told.attentions, told.hidden_states, [each.reshape(*tokens, -1) for each in neurons])
 

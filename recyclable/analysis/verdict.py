@@ -24,6 +24,8 @@ class Thresholds:
 
 
 RULE = Thresholds()
+FITTED_ON = "classification"
+"""The kind of task that the rule's numbers were fitted on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Features:
     new: float | None = None
     """Their score on the new base, unchanged."""
     floor: float | None = None
-    """Score of knowing nothing: the most frequent class; 0 for a correlation."""
+    """Score of knowing nothing: the most frequent class; 0 for a correlation; of answers in text the base alone."""
     old_error: float = 0.0
     """Standard error of `old` (`standard_error`)."""
     new_error: float = 0.0

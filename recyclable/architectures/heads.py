@@ -52,7 +52,8 @@ class LanguageHead:
     @property
     def bias(self) -> torch.Tensor | None:
         """Of a linear layer, with the offset."""
-        own, offset = self.layer.bias, self.offset()
+        own: torch.Tensor | None = getattr(self.layer, "bias", None)
+        offset = self.offset()
         if offset is None:
             return own
         return offset if own is None else own + offset
@@ -183,7 +184,7 @@ def _asked(model: PreTrainedModel) -> LanguageHead | None:
     except Exception:  # whatever a forward makes of stand-ins
         return None
     softcap = None if math.isclose(most, scale * _LARGE, rel_tol=_TOLERANCE) else most
-    if before != 1.0 and not (type(layer) is nn.Linear and layer.bias is None and offset is None):
+    if before != 1.0 and not (offset is None and type(layer) is nn.Linear and layer.bias is None):
         return None  # scaled states are scaled logits only where nothing is added to them
     if not (_close(given, before * _STATES) and _close(told, _scaled(stand_in(), scale, softcap))):
         return None

@@ -57,6 +57,8 @@ class Structure:
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
         self.prefix = model_prefix(config)
+        self.parted = False
+        """Whether the output embedding has values of its own though the class ties it to the input's: files say so."""
 
     @cached_property
     def backbone(self) -> PreTrainedModel:
@@ -126,7 +128,14 @@ class Structure:
         if (model := self.language_model) is None or not self.head:
             return frozenset()
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        return frozenset() if tied else self.head
+        return frozenset() if tied and not self.parted else self.head
+
+    @cached_property
+    def always_tied(self) -> bool:
+        """Whether the class ties the output embedding whatever its config says, as T5's and its kin's do."""
+        if self.language_model is None or not self.config.is_encoder_decoder:
+            return False
+        return bool(type(self.config)(tie_word_embeddings=False).tie_word_embeddings)
 
     @cached_property
     def vocabulary(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from recyclable.carrying.adapter_tensors import (
     taken_places,
     token_dimensions,
 )
+from recyclable.carrying.named_tokens import names_tokens, with_moved_tokens
 from recyclable.carrying.starts import AdapterDifferences, carried_rows
 from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
@@ -110,7 +111,15 @@ class Carried:
     @property
     def reader(self) -> Reader:
         """What reads texts for the weights on the new base."""
-        return Reader.of(self.new, self.weights)
+        return Reader.of(self.new, self.weights, self.fields)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the config that the weights brought along; tokens that they name follow their rows."""
+        fields = self.weights.manifest.config
+        if not names_tokens(fields) or (rows := self.moved_rows()) is None:
+            return fields
+        return with_moved_tokens(fields, rows)
 
     @cached_property
     def rows(self) -> Rows | None:

@@ -28,6 +28,10 @@ class Evaluate(RanksCommand):
         parser.add_argument("--task", required=True, metavar="T", help="task directory or file")
         parser.add_argument("--old-base", metavar="A", help="their own base, if the recorded names lead nowhere")
         parser.add_argument("--split", default="test")
+        text = "text whose loss is told too, by weights of a task whose answers are text: files, or names of data sets"
+        parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help=text)
+        text = "tokens per sequence of it, of which 256 are told (default 128)"
+        parser.add_argument("--corpus_length", type=int, default=128, metavar="N", help=text)
         parser.add_argument("--plot", type=Path, metavar="PNG", help="save the dev curves of the runs")
         add_deepspeed_config(parser, "fp32, whole on each rank")
         add_json(parser)
@@ -58,6 +62,8 @@ class Evaluate(RanksCommand):
             old_base=arguments.old_base,
             split=arguments.split,
             ds_config=ds_config,
+            corpus=arguments.corpus,
+            corpus_length=arguments.corpus_length,
         )
         if not distributed.is_main():
             return

@@ -1,8 +1,9 @@
 """Span corruption: which tokens are taken out of a text, and what encoder and decoder get instead.
 
-Raffel et al. 2020 (arXiv 1910.10683), section 3.1.4, with the lengths of their released code: noise and the text
-between are each cut into as many spans at random, text first. A span is replaced by a sentinel of its own; the decoder
-tells, for each, the sentinel and what stood there.
+Raffel et al. 2020 (arXiv 1910.10683), section 3.1.4, with the numbers of their released code: so many tokens are taken
+out, in so many spans, all ways to do it as likely. A span is replaced by a sentinel of its own; the decoder tells,
+sentinel by sentinel, what stood there. Their code ends every text with a span unless it rolls the text at random: then
+short documents would never be asked for their beginning.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ class Spans:
         return noise, min(max(round(noise / self.mean_length), 1), noise, length - noise)
 
     def lengths(self, length: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths of the spans kept and of those taken out, in turn: two int64 arrays of one size."""
+        """Lengths of what is kept before each span, and of the spans: two int64 arrays of one size."""
         noise, spans = self._counts(length)
-        return _segments(length - noise, spans, random), _segments(noise, spans, random)
+        kept = _segments(length - noise + 2, spans + 1, random)
+        kept[0] -= 1  # a span may stand first, or last
+        return kept[:-1], _segments(noise, spans, random)
 
 
 def _segments(total: int, count: int, random: np.random.Generator) -> np.ndarray:

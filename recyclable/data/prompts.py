@@ -42,6 +42,18 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) ->
     return [before + ids or _start(tokenizer) for ids in bare(tokenizer, prompts)]
 
 
+def shortened(prompt: list[int], most: int, around: tuple[list[int], list[int]]) -> list[int]:
+    """A prompt's last tokens, at least one and else `most`; what the tokenizer puts around any text stays.
+
+    Args:
+        around: as `added` tells, as far as the prompt has it.
+    """
+    before, behind = around
+    if len(prompt) <= most or most <= len(before) + len(behind):
+        return prompt[-max(1, most) :]
+    return before + prompt[len(before) + len(prompt) - most :]
+
+
 def continuations(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
 ) -> list[list[int]]:

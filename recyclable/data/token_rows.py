@@ -24,7 +24,7 @@ class TokenRow:
 
     ids: list[int]
     """What a decoder reads; of an encoder-decoder the token that begins answers, and the answer."""
-    told: list[int]
+    told: Sequence[int]
     """Which of them it is to tell, each from all before it: places in `ids`, ascending, from 1 on."""
     source: list[int] | None = None
     """What an encoder reads."""
@@ -39,7 +39,7 @@ class TokenRow:
 
     def digest(self) -> bytes:
         """What identifies it to a model, 16 bytes of SHA-256."""
-        return hashlib.sha256(json.dumps([self.ids, self.told, self.source]).encode()).digest()[:16]
+        return hashlib.sha256(json.dumps([self.ids, list(self.told), self.source]).encode()).digest()[:16]
 
 
 def batch_of(rows: Sequence[TokenRow], pad: int, max_length: int | None) -> Batch:

@@ -45,8 +45,9 @@ class Spans(GenerativeLM):
         """An encoder-decoder, and a tokenizer with sentinels enough and an end token."""
         if not base.config.is_encoder_decoder:
             raise InputError(base.folder, f"is {base.config.model_type!r}, expected an encoder-decoder for lm: spans")
-        if self._start(base) is None:
-            raise InputError(base.folder, "its config has no decoder_start_token_id, which a decoder begins with")
+        if not isinstance(start := self._start(base), int) or not 0 <= start < base.config.vocab_size:
+            problem = f"decoder_start_token_id is {start!r}, expected a token's id: a decoder's text begins with it"
+            raise InputError(base.folder / "config.json", problem)
         if tokenizer.eos_token_id is None:
             raise InputError(base.folder, "its tokenizer has no end token (eos_token), which closes a decoder's text")
         taken = self._taken(tokenizer)

@@ -85,6 +85,7 @@ def start_from_base(model: PreTrainedModel, base: Base) -> tuple[list[str], Othe
 
     Returns the names of the parameters that the files lack, and of those that they have in another shape, as `unread`.
     """
+    _part(model, base)
     files = base.source
     stored_name = {canonical_name(stored, base.prefix): stored for stored in files.names}
     missing: list[str] = []
@@ -114,6 +115,13 @@ def start_from_base(model: PreTrainedModel, base: Base) -> tuple[list[str], Othe
     if unknown := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
         raise InputError(base.folder, f"lacks {', '.join(unknown)}, which {type(model).__name__} makes of its weights")
     return sorted(missing), other_shape
+
+
+def _part(model: PreTrainedModel, base: Base) -> None:
+    """Give the output embedding values of its own where the base has them, though the model's class ties it."""
+    last = model.get_output_embeddings()
+    if base.structure.parted and last is not None and last.weight is model.get_input_embeddings().weight:
+        last.weight = nn.Parameter(torch.empty_like(last.weight))
 
 
 def start_all(model: PreTrainedModel, base: Base, seed: int) -> None:

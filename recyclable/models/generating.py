@@ -6,17 +6,10 @@ from torch import nn
 
 from recyclable.carrying.carried import Carried
 from recyclable.errors import InputError
-from recyclable.models.language import is_decoder, language_model
+from recyclable.models.language import language_model, require_generates
 from recyclable.models.tasks import outdated_model
 from recyclable.tasks.parts.task import task_of
 from recyclable.weights.base import Base
-
-
-def require_generates(base: Base) -> None:
-    """InputError for a base that is neither decoder nor encoder-decoder."""
-    if not (base.config.is_encoder_decoder or is_decoder(base.config)):
-        problem = f"is an encoder ({base.config.model_type}), which generates no text"
-        raise InputError(base.folder, f"{problem}: expected a decoder or encoder-decoder")
 
 
 def generating_model(base: Base) -> nn.Module:

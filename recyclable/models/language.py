@@ -40,6 +40,13 @@ def is_decoder(config: PretrainedConfig) -> bool:
     return causal and not config.is_encoder_decoder and (not masked or bool(getattr(config, "is_decoder", False)))
 
 
+def require_generates(base: Base) -> None:
+    """InputError for a base that is neither decoder nor encoder-decoder."""
+    if not (base.config.is_encoder_decoder or is_decoder(base.config)):
+        problem = f"is an encoder ({base.config.model_type}), which generates no text"
+        raise InputError(base.folder, f"{problem}: expected a decoder or encoder-decoder")
+
+
 def _head_parameters(model: PreTrainedModel) -> list[str]:
     """Names of what is the head's alone; of a model without a backbone of its own (T5) its last layer's."""
     names = [name for name, _ in model.named_parameters()]

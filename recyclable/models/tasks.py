@@ -17,6 +17,7 @@ from recyclable.carrying.putting import differences_of, put
 from recyclable.errors import InputError
 from recyclable.models.adapters import attach_same
 from recyclable.models.build import auto_class, draw, structure, unread
+from recyclable.models.language import require_generates
 from recyclable.tasks import KINDS
 from recyclable.tasks.parts.kind import TaskKind
 from recyclable.tasks.parts.task import Task
@@ -32,6 +33,8 @@ def task_model(
     Args:
         fields: values that take the place of the base's in its config (`architectures.fields.with_fields`).
     """
+    if task.kind.over_vocabulary:
+        require_generates(base)
     config = _config(base.folder, task.kind, task.labels, fields)
     model, missing, other_shape = unread(auto_class(task.kind.model_class_for(config)), base, config, dropout)
     if task.kind.over_vocabulary and (lacking := [*missing, *other_shape]):
@@ -57,7 +60,7 @@ def carried_fields(carried: Carried, task: Task | None = None) -> dict[str, Any]
         task: another task than the weights' own, whose head it has.
     """
     manifest = carried.weights.manifest
-    fields, kind = dict(manifest.config), known_kind(manifest.task) if task is None else task.kind
+    fields, kind = dict(carried.fields), known_kind(manifest.task) if task is None else task.kind
     if task is not None and not same_labels(carried.weights, task):  # the other task's head has its own
         fields = {name: value for name, value in fields.items() if name not in HEAD_FIELDS}
     reader = carried.reader

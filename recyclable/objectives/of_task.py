@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from recyclable.objectives.distillation import Distillation
-from recyclable.objectives.interpolation import Interpolation, Places
+from recyclable.objectives.interpolation import Interpolation
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.teachers import CachedTeacher, OnlineTeacher
@@ -41,7 +42,7 @@ def taught_objective(
         teaching: the teacher's model; None where its answers come with the batches, which text's never do.
         reduction, logits: as for `Distillation`; top_k: as for `OnlineTeacher`. Text has but the defaults.
     """
-    settings = {"alpha": alpha, "beta": beta, "temperature": temperature}
+    settings: dict[str, Any] = {"alpha": alpha, "beta": beta, "temperature": temperature}
     if kind.over_vocabulary:
         assert teaching is not None, "a teacher over a vocabulary answers online"
         teacher = TokenTeacher(teaching, _compared(beta > 0))
@@ -55,24 +56,17 @@ def interpolated_objective(
     kind: TaskKind,
     teaching: nn.Module,
     *,
-    places: Places,
-    share: float,
-    alphas: Sequence[float],
     betas: Sequence[float],
-    temperature: float,
-    second: nn.Module | None,
-    left_out: Collection[nn.Module],
     reduction: str,
     logits: bool,
+    **path: Any,
 ) -> Objective:
     """Learning it from a teacher along the path to it; arguments are those of `Interpolation`."""
-    path = {"places": places, "share": share, "alphas": alphas, "betas": betas, "temperature": temperature}
-    path |= {"second": second, "left_out": left_out}
     if kind.over_vocabulary:
         teacher = TokenTeacher(teaching, _compared(any(betas)))
-        return TokenInterpolation(student, teacher, **path, answers=kind.answers)
-    teacher = OnlineTeacher(teaching, kind, with_states=any(betas))
-    return Interpolation(student, kind, teacher, **path, reduction=reduction, logits=logits)
+        return TokenInterpolation(student, teacher, betas=betas, answers=kind.answers, **path)
+    told = OnlineTeacher(teaching, kind, with_states=any(betas))
+    return Interpolation(student, kind, told, betas=betas, reduction=reduction, logits=logits, **path)
 
 
 def _compared(states: bool) -> Compared | None:

@@ -45,7 +45,7 @@ class TokenInterpolation(AlongPath):
         own = LossSettings(temperature=temperature, hard_weight=share, soft_weight=soft[-1])
         below = LossSettings(temperature=temperature, hard_weight=0.0, soft_weight=1.0)
         at_points = VocabularyLoss(head, teacher.head, below)
-        users = {at_points: head.layer} if head.is_linear else {}
+        users: dict[nn.Module, nn.Module] = {at_points: head.layer} if head.is_linear else {}
         super().__init__(student, teacher, places=places, second=second, left_out=left_out, users=users)
         self._head, self._states, self._answers, self._scale = head, teacher.compared, answers, temperature**2
         self.over_vocabulary, self.at_points = VocabularyLoss(head, teacher.head, own), at_points

@@ -25,7 +25,7 @@ from recyclable.errors import InputError
 from recyclable.models.adapters import require_adapter_fits
 from recyclable.models.tasks import carried_fields, fresh_model, task_structure
 from recyclable.recipes.cards import card_of_weights
-from recyclable.recipes.leaving import require_opens, write_tokenizer
+from recyclable.recipes.leaving import require_opens, write_generation, write_tokenizer
 from recyclable.report.model_card import write_card
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples, unseen_split
@@ -104,6 +104,7 @@ def apply(
                 require_adapter_fits(first.weights.folder, on_new, _structure(first), new, fields)
                 write_adapter(first, differences, aside, str(base))
                 write_tokenizer(first, aside)
+                write_generation(first, _structure(first), aside)
             else:
                 differences = merged(several, changes, seed)
                 if few is not None:
@@ -225,6 +226,7 @@ def _write_model(carried: Carried, differences: Differences, aside: Path, max_sh
     in_threads(piece, element_pieces({name: shape for name, (_, shape) in layout.items()}), label="apply")
     writer.close()
     plan.config.dtype = layout[next(iter(layout))][0]
+    write_generation(carried, plan, aside)
     plan.config.save_pretrained(aside)
     write_tokenizer(carried, aside)
 

@@ -67,7 +67,8 @@ def card_of_upgrade(title: str, record: dict[str, Any], config: PretrainedConfig
     """Of a base that was trained further, from its lineage."""
     parent, *others = record["ancestors"]
     base = {**parent, "ancestors": others}
-    corpus = record["corpus"]
+    corpus, replay = record["corpus"], record.get("replay")
+    heldout = {"held-out": record["heldout"], "held-out old text": record.get("heldout_replay", {})}
     return Card(
         title=title,
         about=f"{named(base)}, trained further on more text. Its own fingerprint is "
@@ -79,11 +80,14 @@ def card_of_upgrade(title: str, record: dict[str, Any], config: PretrainedConfig
         tags=["continual-pretraining"],
         rows={
             "corpus": f"{corpus['train']} (digest {corpus['digest'][:12]})",
+            "old text": f"{replay['corpus']['train']}, {replay['share']:.0%} of the sequences" if replay else None,
             "tokens": record["tokens"],
             "steps": record["steps"],
             "teacher": named(record["teacher"]) if record["teacher"] else None,
         },
-        scores=dict(_numbers({f"held-out {name}": value for name, value in record["heldout"].items()})),
+        scores=dict(
+            _numbers({f"{of} {when}": scores for of, told in heldout.items() for when, scores in told.items()})
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,9 +11,11 @@ from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import in_order
 from recyclable.carrying.templates import told_template
+from recyclable.config.settings import CorpusSettings
 from recyclable.errors import InputError
 from recyclable.models.tasks import outdated_model
 from recyclable.objectives.of_task import task_objective
+from recyclable.recipes.text_loss import losses
 from recyclable.report.compare import compare
 from recyclable.tasks.parts.kind import Scores
 from recyclable.tasks.parts.task import load_task
@@ -33,8 +35,15 @@ def evaluate_all(
     old_base: str | None,
     split: str,
     ds_config: Mapping[str, Any] = IN_FP32,
+    corpus: Sequence[str] = (),
+    corpus_length: int = 128,
 ) -> list[dict[str, Any]]:
-    """A row per directory of adapted weights: how it was made, what that cost, and its scores here; a collective."""
+    """A row per directory of adapted weights: how it was made, what that cost, and its scores here; a collective.
+
+    Args:
+        corpus: texts whose loss per token is told as well, in sequences of `corpus_length` tokens (`text_loss.losses`).
+    """
+    texts = {name: CorpusSettings(train=name) for name in corpus}
     manifests = {str(folder): vars(read_manifest(folder)) for folder in folders}
     rows = compare(manifests)
     for row, (folder, manifest) in zip(rows, manifests.items(), strict=True):
@@ -42,6 +51,9 @@ def evaluate_all(
         scores = evaluate(folder, base, task, old_base=old_base, split=split, ds_config=ds_config)
         row.update(weights=row["method"], method=manifest["method"])
         row.update({f"{split}_{name}": value for name, value in scores.items()})
+        if texts:
+            how = {"old_base": old_base, "max_length": corpus_length, "ds_config": ds_config}
+            row.update({f"loss of {name}": loss for name, loss in losses(texts, base, weights=folder, **how).items()})
     return rows
 
 

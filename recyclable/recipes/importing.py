@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from recyclable.adapters.configs import read_adapter_config
 from recyclable.architectures.names import canonical_name
+from recyclable.architectures.pooling import class_for
 from recyclable.architectures.structure import label_tensors
 from recyclable.carrying.labels import in_order
 from recyclable.carrying.places import adapter_base_name, canonical_names
@@ -130,7 +131,7 @@ def _checkpoint(
     plan, of_base = (structure(each, auto, architecture) for each in (config, copy.deepcopy(base.config)))
     used = rows_used(reader, base, told)
     body, head = split(TensorFiles(tuned), base, Places.of(plan), Places.of(of_base), used)
-    kinds = [kind for kind in every_kind() if type(plan).__name__ in _classes(kind, config)]
+    kinds = [kind for kind in every_kind() if class_for(config, kind.model_class_for(config)) is type(plan)]
     found = _names(config) if config.num_labels > 1 and not _of_text(kinds) else []
     kind = _kind(kinds, config.problem_type, found, task)
     about = _task(name, kind, *label_names(found, told, task, tuned), task)
@@ -140,12 +141,6 @@ def _checkpoint(
     fields |= _head_fields(config, kind) | own_generation(tuned, base)
     _finish(into, base, base_name, reader, told, fields, task=about, **origin)
     _require_order(into, base, about, task, tuned)
-
-
-def _classes(kind: TaskKind, config: PretrainedConfig) -> list[str]:
-    """The classes in transformers that a kind of task has for models with this config."""
-    found = auto_class(kind.model_class_for(config))._model_mapping.get(type(config), ())
-    return [each.__name__ for each in (found if isinstance(found, tuple) else (found,))]
 
 
 def _of_text(kinds: list[TaskKind]) -> bool:
@@ -165,7 +160,7 @@ def _kind(of_class: list[TaskKind], problem_type: str | None, labels: list[str],
     fitting = [kind for kind in of_class if problem_type in (None, kind.problem_type)]
     fitting = [kind for kind in fitting or of_class if kind.has_labels == bool(labels)] or fitting or of_class
     if task is None:
-        return fitting[0]
+        return max(fitting, key=lambda kind: kind.assumed)
     if task.problem not in [kind.name for kind in fitting]:
         problem = f"{task.name} is {task.problem}, the weights are of a model for {fitting[0].name}"
         raise InputError("--task", problem)

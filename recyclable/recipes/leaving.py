@@ -1,11 +1,12 @@
-"""What leaves as a plain directory besides its weights: the tokenizer that reads for it; and whether it opens again."""
+"""What leaves as a plain directory besides its weights: how it reads and generates text; and whether it opens again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
 
 from recyclable.architectures.structure import saved_buffers
 from recyclable.carrying.carried import Carried
@@ -16,7 +17,11 @@ from recyclable.models.tasks import known_kind
 from recyclable.weights.base import read_config
 from recyclable.weights.checkpoint_files import TensorFiles
 from recyclable.weights.durable import write_json
+from recyclable.weights.generation_file import FILE, told_of
+from recyclable.weights.generation_rules import TOKENS, rules_of
+from recyclable.weights.manifest import GENERATION
 from recyclable.weights.strict_json import read_json
+from recyclable.weights.tokenizer_files import tokenizer_files
 from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
 
 _SETTINGS = "tokenizer_config.json"
@@ -34,6 +39,22 @@ def write_tokenizer(carried: Carried, into: Path) -> None:
     if any(settings.get(name) != value for name, value in changed.items()):
         settings.setdefault("tokenizer_class", type(load_tokenizer(reader.folder, reader.config)).__name__)
         write_json(into / _SETTINGS, {**settings, **changed})
+
+
+def write_generation(carried: Carried, model: PreTrainedModel, into: Path) -> None:
+    """How text is generated from a language model, which stops where ours does; its config no longer says it.
+
+    Args:
+        model: of the weights on their new base, whose config is about to be saved.
+    """
+    vars(model.config).pop(GENERATION, None)
+    reader = carried.reader
+    if not (model.can_generate() and tokenizer_files(reader.folder, reader.config)):
+        return
+    rules = rules_of(reader.config, reader.tokenizer())
+    tokens = {name: getattr(rules, name) for name in TOKENS}
+    told = (told_of(reader.config) or {}) | {name: token for name, token in tokens.items() if token is not None}
+    write_json(into / FILE, {**told, "transformers_version": transformers.__version__})
 
 
 def require_opens(folder: Path) -> PretrainedConfig:

@@ -33,12 +33,11 @@ from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.durable import copy_files, write_json
 from recyclable.weights.files import write_checkpoint
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.generation_file import FILE as GENERATION_FILE
 from recyclable.weights.locate import locate
 from recyclable.weights.reader import Reader
 from recyclable.weights.remembered import remember, stamp
 from recyclable.weights.vocabulary import copy_tokenizer, load_tokenizer
-
-_GENERATION = "generation_config.json"
 
 
 def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
@@ -60,15 +59,24 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
             return _lineage(kind.out)
 
         def evaluate(engine: Any) -> dict[str, float]:
-            scores = {}
+            scores: dict[str, float] = {}
             for which, examples in text.heldout.items():
                 loss = mean_losses(engine, examples, kind.eval_batch_size)[kind.term]
                 scores |= {f"{which}loss": loss, f"{which}perplexity": math.exp(min(loss, 700.0))}
             return scores
 
         def trained(objective: Objective, settings: TrainSettings, out: Path, resume: bool, label: str) -> Outcome:
-            how = {"out": out, "order": text.order, "resume": resume, "label": label}
-            return train(objective, text.training, evaluate, settings, ds_config, **how)
+            return train(
+                objective,
+                text.training,
+                evaluate,
+                settings,
+                ds_config,
+                out=out,
+                order=text.order,
+                resume=resume,
+                label=label,
+            )
 
         alone = kind.head_phase() if fresh else None
         if alone and not list((kind.out / "checkpoints").glob("step-*/complete.json")):
@@ -183,8 +191,8 @@ def _save(model: PreTrainedModel, outcome: Outcome, parent: Base, config: LMKind
 
 def _save_generation_config(model: PreTrainedModel, parent: Path, out: Path) -> None:
     """The parent's, or what transformers makes of the config, where a model generates text."""
-    if (parent / _GENERATION).is_file():
-        copy_files(parent, out, [_GENERATION])
+    if (parent / GENERATION_FILE).is_file():
+        copy_files(parent, out, [GENERATION_FILE])
     elif model.can_generate():
         model.generation_config.save_pretrained(out)
 

@@ -10,7 +10,7 @@ import numpy as np
 from recyclable import distributed
 from recyclable.analysis.distance import Weights, distance
 from recyclable.analysis.lora_difference import LoraDifference
-from recyclable.analysis.verdict import Features, Verdict, judge
+from recyclable.analysis.verdict import FITTED_ON, Features, Verdict, judge
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.places import adapter_base_name
 from recyclable.recipes.probe_settings import ProbeSettings
@@ -49,7 +49,7 @@ def probe(config: ProbeSettings, resume: bool = False) -> tuple[dict[str, Any], 
     carried.verify(team)
     if config.out is None:
         return _tried(config, carried, trial, evidence)
-    with rundir.claim(config, config.out, RESULT, resume, progress=("compatibility.json",)) as unfinished:
+    with rundir.claim(config, config.out, RESULT, resume, progress=("compatibility.json", "base.json")) as unfinished:
         if unfinished:
             return _tried(config, carried, trial, evidence)
     result = read_json(config.out / RESULT)
@@ -69,6 +69,8 @@ def _tried(
         "confidence": verdict.confidence,
         "expected_gain": verdict.gain,
     }
+    if trial is not None and trial.task.problem != FITTED_ON:
+        result["fitted_on"] = FITTED_ON
     result = {name: value for name, value in result.items() if value is not None} | {"evidence": evidence}
     if config.out is not None:
         result["report"] = str(config.out / PAGE)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
 from recyclable import distributed
 from recyclable.analysis.connectivity import barrier, connectivity, path_points, shapes
-from recyclable.analysis.measure import loss_and_scores, measure
+from recyclable.analysis.measure import measure
 from recyclable.analysis.points import measured
 from recyclable.analysis.similarity import compare
 from recyclable.analysis.verdict import Features, standard_error
@@ -21,7 +20,7 @@ from recyclable.carrying.labels import in_order, require_same_rows
 from recyclable.data.examples import TaskExamples
 from recyclable.data.split import Split
 from recyclable.errors import InputError
-from recyclable.models.tasks import outdated_model
+from recyclable.models.tasks import outdated_model, task_model
 from recyclable.recipes.similarity import backbone, batches
 from recyclable.tasks.parts.fewshot import limit
 from recyclable.tasks.parts.task import Task, load_task
@@ -58,10 +57,12 @@ class Trial:
         bases = [self.carried.old, self.carried.new]
         scores = compatibility(self.carried.weights, bases, self.task, self.split, out, team)
         metric = self.task.kind.metrics(self.task.labels)[0]
-        floor = knowing_nothing(self.task, examples_of(self.task, self.split, self.carried.weights, self.carried.new))
-        told = {"metric": metric, "examples": len(self.split), "old": scores[0], "new": scores[1], "majority": floor}
-        if self.task.labels and self.task.kind.exclusive:
-            told["chance"] = 1 / len(self.task.labels)
+        by_formula = [
+            standard_error(metric, row[metric], len(self.split)) if "error" not in row else 0.0 for row in scores
+        ]
+        errors = [row.pop("error", formula) for row, formula in zip(scores, by_formula, strict=True)]
+        floor, known = self._floor(metric, out, team)
+        told = {"metric": metric, "examples": len(self.split), "old": scores[0], "new": scores[1], **known}
         evidence["compatibility"] = told
         paths = self._paths()
         for name, ends in paths.items():
@@ -72,12 +73,21 @@ class Trial:
                 evidence["connectivity"][name] = path
         if (similarity := self._similarity(team)) is not None:
             evidence["similarity"] = similarity
-        errors = {
-            f"{when}_error": standard_error(metric, scores[i][metric], len(self.split))
-            for i, when in enumerate(("old", "new"))
-        }
-        values = {"old": scores[0][metric], "new": scores[1][metric], "floor": floor[metric]}
-        return Features(self.carried.own, **values, **errors)
+        values = {"old": scores[0][metric], "new": scores[1][metric], "floor": floor}
+        return Features(self.carried.own, **values, old_error=errors[0], new_error=errors[1])
+
+    def _floor(self, metric: str, out: Path | None, team: Team) -> tuple[float, dict[str, Any]]:
+        """The score of who knows nothing of the task, and what is told of it; a collective.
+
+        Of answers in text the new base alone knows something without any weights: it counts, or a guess that is better.
+        """
+        kind, new = self.task.kind, self.carried.new
+        nothing = knowing_nothing(self.task, examples_of(self.task, self.split, self.carried.weights, new))
+        if not kind.over_vocabulary:
+            chance = {"chance": 1 / len(self.task.labels)} if self.task.labels and kind.exclusive else {}
+            return nothing[metric], {"majority": nothing, **chance}
+        alone = bare(self.carried.weights, new, self.task, self.split, out, team)
+        return max(nothing[metric], alone[metric]), {"base": alone, "guessing": nothing}
 
     def _paths(self) -> dict[str, tuple[nn.Module, nn.Module]]:
         """The ends of each path there is: from the old model to the new one; an adapter's alone, on the new base.
@@ -162,7 +172,7 @@ def compatibility(
     out: Path | None = None,
     team: Team | None = None,
 ) -> list[dict[str, float]]:
-    """Loss and scores of weights applied unchanged to each base of a chain; a collective.
+    """Loss and scores of weights applied unchanged to each base of a chain, and `error` (`measure`); a collective.
 
     Args:
         bases: the weights' own first, then its descendants.
@@ -173,7 +183,7 @@ def compatibility(
     def on(base: Base) -> dict[str, float]:
         carried = Carried(weights, own, base, allow_unrelated=True)
         model = fill(outdated_model(carried, task, seed)).eval().to(distributed.device())
-        return measure(model, examples_of(task, split, weights, base), task)
+        return measure(model, examples_of(task, split, weights, base), task, task.kind.metrics(task.labels)[0])
 
     found = measured(
         {str(i): base for i, base in enumerate(bases)},
@@ -186,11 +196,30 @@ def compatibility(
     return list(found.values())
 
 
+def bare(
+    weights: AdaptedWeights, base: Base, task: Task, split: Split, out: Path | None, team: Team
+) -> dict[str, float]:
+    """Loss and scores of a base without the weights, on the very tokens that it is asked about with them; a collective.
+
+    Args:
+        out: kept in out/base.json.
+    """
+
+    def alone(base: Base) -> dict[str, float]:
+        model = task_model(base, task, weights.manifest.settings["seed"], fields=weights.manifest.config)
+        model = fill(model).eval().to(distributed.device())
+        return measure(model, examples_of(task, split, weights, base), task)
+
+    key = _key(weights, [base], task, split)
+    (found,) = measured(
+        {"base": base}, alone, file=out and out / "base.json", key=key, team=team, label="base"
+    ).values()
+    return found
+
+
 def knowing_nothing(task: Task, examples: TaskExamples) -> dict[str, float]:
     """Loss and scores of a model that knows no more than how train's labels are distributed."""
-    targets = examples.labels.numpy()
-    constant = task.kind.ignorance(task.splits["train"], task.labels)
-    return loss_and_scores(np.broadcast_to(constant, (*task.kind.asked(targets).shape, len(constant))), targets, task)
+    return task.kind.knowing_nothing(task.splits["train"], examples, task.labels)
 
 
 def examples_of(task: Task, split: Split, weights: AdaptedWeights, base: Base) -> TaskExamples:

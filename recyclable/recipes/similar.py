@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from recyclable import distributed
+from recyclable.analysis.measure import measure
 from recyclable.analysis.transferability import logme
 from recyclable.carrying.carried import Carried
+from recyclable.carrying.labels import same_labels
 from recyclable.data.examples import Batch, TaskExamples, model_inputs
 from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated, task_model
@@ -33,7 +35,8 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
     """A row per entry, best first: LogME and leave-one-out score of its model's frozen features on a few examples.
 
     An entry's model is `base` with its weights, outdated or not; a feature is the mean of the last layer's states over
-    a text. The base without any weights has a row of its own. Entries that cannot go onto the base come last, with the
+    a text. Where answers are text it is how well it does on them as it is. The base without any weights has a row of
+    its own. Entries that cannot go onto the base come last, with the
     reason. Forward passes only; one model is in memory at a time.
     """
     if examples < 2:
@@ -56,21 +59,27 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
             manifest = read_manifest(store.path(name))
             row.update(task=manifest.task["name"], tuning=tuning(store.path(name), manifest))
             carried = Carried.open(store.path(name), None, new)
-            # the head is the task's, and not used; no name holds the model beside the next one's
-            model = read_outdated(carried, labelled, _SEED, head=False)
+            # a head for labels is the task's, and not used; no name holds the model beside the next one's
+            head = labelled.kind.over_vocabulary and same_labels(carried.weights, labelled)
+            model = read_outdated(carried, labelled, _SEED, head=head)
             rows.append({**row, **_scores(model, few(carried.reader), labelled)})
             del model
         except InputError as error:
             left.append({**row, "left_out": str(error)})
-    return sorted(rows, key=lambda row: -row["logme"]) + left
+    by = labelled.kind.metrics(labelled.labels)[0] if labelled.kind.over_vocabulary else "logme"
+    return sorted(rows, key=lambda row: -row[by]) + left
 
 
 def _scores(model: nn.Module, examples: TaskExamples, task: Task) -> dict[str, float]:
     model, kind = model.eval().to(distributed.device()), task.kind
+    metric = kind.metrics(task.labels)[0]
+    if kind.over_vocabulary:  # no head stands between the model and the task
+        return {metric: measure(model, examples, task)[metric]}
 
     def features(batch: Batch) -> dict[str, torch.Tensor]:
-        states_BTD = model(**model_inputs(batch), output_hidden_states=True).hidden_states[-1]
-        return {"": kind.features(states_BTD, batch)}
+        told = model(**model_inputs(batch), output_hidden_states=True)
+        states = told.decoder_hidden_states if "decoder_hidden_states" in told else told.hidden_states
+        return {"": kind.features(states[-1], batch)}
 
     found = outputs(features, examples, np.arange(len(examples)), _BATCH, distributed.device())[""].cpu().numpy()
     targets = examples.labels.numpy()
@@ -78,5 +87,4 @@ def _scores(model: nn.Module, examples: TaskExamples, task: Task) -> dict[str, f
     evidence = logme(found[asked], kind.encoded(targets[asked]))
     predictions = np.zeros((*asked.shape, classes))
     predictions[asked] = kind.decoded(evidence.left_out, targets[asked], classes)
-    metric = kind.metrics(task.labels)[0]
     return {"logme": evidence.logme, metric: kind.score(predictions, targets, task.labels)[metric]}

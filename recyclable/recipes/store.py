@@ -19,7 +19,7 @@ from recyclable.models.tasks import outdated_model
 from recyclable.recipes.apply import PROVENANCE, apply
 from recyclable.recipes.cards import card_of_weights
 from recyclable.recipes.importing import import_weights
-from recyclable.recipes.leaving import require_opens, write_tokenizer
+from recyclable.recipes.leaving import require_opens, write_generation, write_tokenizer
 from recyclable.recipes.store_show import show
 from recyclable.recipes.tuned_elsewhere import NOTHING, Told
 from recyclable.report.model_card import write_card
@@ -108,6 +108,7 @@ def _merge(weights: AdaptedWeights, base: Base, out: Path) -> PretrainedConfig:
     writer.close()
     merged.config.dtype = next(iter(dtypes.values()))
     merged.config.architectures = [type(merged).__name__]
+    write_generation(carried, merged, out)
     merged.config.save_pretrained(out)
     write_tokenizer(carried, out)
     return require_opens(out)

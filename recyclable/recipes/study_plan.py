@@ -64,7 +64,10 @@ def plan(config: StudySettings) -> list[Cell]:
         for name, experiment in config.experiments.items():
             if task in (experiment.tasks or config.tasks):
                 cells += [cell for method in experiment.methods for cell in _method_cells(config, name, method, task)]
-    return [each for cell in cells for each in (cell, *_text_cells(config, cell))] if config.texts else cells
+    if not config.texts:
+        return cells
+    given = [_base_text_cell(config, name) for name in config.bases if config.bases[name].path is not None]
+    return [*given, *(each for cell in cells for each in (cell, *_text_cells(config, cell)))]
 
 
 def _method_cells(config: StudySettings, experiment: str, method: str, task: str) -> list[Cell]:
@@ -148,18 +151,22 @@ def text_folder(config: StudySettings, cell: str) -> Path:
 
 def _text_cells(config: StudySettings, cell: Cell) -> list[Cell]:
     """The cell that tells the study's texts by another's result, where that is a language model."""
-    facts = cell.facts
-    if facts is not None and not load_task(config.tasks[facts["task"]]).kind.over_vocabulary:
+    if cell.facts is None:
+        return [_base_text_cell(config, Path(cell.name).name)]
+    if not load_task(config.tasks[cell.facts["task"]]).kind.over_vocabulary:
         return []
-    name = text_folder(config, cell.name)
-    content: dict[str, Any] = {**config.text_settings, "texts": config.texts, "out": name}
-    if facts is None:
-        content["base"] = str(config.out / cell.name)
-    else:
-        content |= {"base": base_folder(config, facts["new"]), "weights": str(config.out / cell.name)}
+    told = {"base": base_folder(config, cell.facts["new"]), "weights": str(config.out / cell.name)}
+    return [_text_cell(config, cell.name, told, (cell.name, *cell.depends))]
+
+
+def _base_text_cell(config: StudySettings, name: str) -> Cell:
+    return _text_cell(config, f"bases/{name}", {"base": base_folder(config, name)}, _made_here(config, name))
+
+
+def _text_cell(config: StudySettings, name: str, told: dict[str, Any], after: tuple[str, ...]) -> Cell:
+    content = {**config.text_settings, **told, "texts": config.texts, "out": text_folder(config, name)}
     settings = make_config(TextLossSettings, content, "text_settings")
-    after = (cell.name, *cell.depends)
-    return [Cell(f"texts/{cell.name}", (settings,), lambda: settings, text_loss, TEXT_LOSS, after)]
+    return Cell(f"texts/{name}", (settings,), lambda: settings, text_loss, TEXT_LOSS, after)
 
 
 @dataclass(frozen=True)

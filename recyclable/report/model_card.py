@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transformers
 import yaml
 from transformers import PretrainedConfig
+
+from recyclable.architectures.pooling import class_for
 
 FILE = "README.md"
 _TAGS = {
@@ -126,11 +127,7 @@ def _lineage(base: Mapping[str, Any]) -> list[str]:
 
 def _auto_name(config: PretrainedConfig, architecture: str) -> str:
     """What follows AutoModelFor in the class of transformers that makes the architecture; empty for AutoModel."""
-    for name in _TAGS:
-        found = getattr(transformers, f"AutoModelFor{name}")._model_mapping.get(type(config), ())
-        if architecture in [each.__name__ for each in (found if isinstance(found, tuple) else (found,))]:
-            return name
-    return ""
+    return next((name for name in _TAGS if getattr(class_for(config, name), "__name__", "") == architecture), "")
 
 
 def _loading(card: Card, auto: str) -> list[str]:

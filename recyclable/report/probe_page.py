@@ -97,9 +97,15 @@ def write_scalars(evidence: Mapping[str, Any], folder: Path) -> None:
 def _how_sure(result: Mapping[str, Any]) -> list[str]:
     lines = []
     if "expected_gain" in result:
-        lines.append(f"expected gain over knowing nothing of the task: {result['expected_gain']:+.3f}")
+        told = result["evidence"]["compatibility"]
+        over = "knowing nothing of the task"
+        if "base" in told:
+            over = f"the new base alone, or a guess if that is better, in {told['metric']}"
+        lines.append(f"expected gain over {over}: {result['expected_gain']:+.3f}")
     if "confidence" in result:
         lines.append(f"confidence {result['confidence']:.2f}, as far as the number of examples goes")
+    if "fitted_on" in result:
+        lines.append(f"the rule's thresholds were fitted on {result['fitted_on']} only, not on this kind of task")
     return lines
 
 
@@ -107,10 +113,13 @@ def _score_rows(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     rows = {
         "on their own base": found["old"],
         "on the new base, unchanged": found["new"],
-        "knowing only label frequencies": found["majority"],
     }
+    if "majority" in found:
+        rows["knowing only label frequencies"] = found["majority"]
     if "chance" in found:
         rows["guessing"] = {"accuracy": found["chance"]}
+    if "base" in found:
+        rows |= {"the new base without them": found["base"], "guessing": found["guessing"]}
     names = list(found["old"])
     return {who: {name: row.get(name) for name in names} for who, row in rows.items()}
 

@@ -43,7 +43,7 @@ def write_study_report(records: list[Record], out: Path, bases: Sequence[dict[st
     gains = {name: {rival: paired_gains(of, rival) for rival in RIVALS} for name, of in by_experiment.items()}
     chosen = [_chosen(row) for row in reported if row["method"] not in ("tune", "apply")]
     text = ["# Results", ""]
-    if any(len(row) > 4 or row["after"] is not None for row in bases):
+    if bases:
         columns = list(dict.fromkeys(name for row in bases for name in row))
         text += ["## Bases", "", "Losses on held-out text before and after, and on the study's texts.", ""]
         text += [table(list(bases), columns), ""]
@@ -114,19 +114,23 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def paired_gains(rows: list[dict[str, Any]], rival: str) -> list[dict[str, Any]]:
-    """Each method's test score minus the rival's of the same seed, edge and tuning: mean, 95% t interval, in points."""
-    tests = {(tuple(row[k] for k in (*_GROUP, "seed")), row["method"]): row["test"] for row in rows}
-    gains = []
-    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != rival):
+    """Each method's test score minus the rival's of the same seed, edge and tuning: mean, 95% t interval, in points.
+
+    Where tasks are scored by several metrics, each has lines of its own.
+    """
+    tests = {(tuple(row[k] for k in (*_GROUP, "seed")), row["method"]): row for row in rows}
+    gains, metrics = [], _unique(rows, "metric")
+    for metric, method in _unique([row for row in rows if row["method"] != rival], "metric", "method"):
         pairs = [
-            100 * (test - tests[key, rival])
-            for (key, of), test in tests.items()
-            if of == method and (key, rival) in tests
+            100 * (row["test"] - tests[key, rival]["test"])
+            for (key, of), row in tests.items()
+            if (row["metric"], of) == (metric, method) and (key, rival) in tests
         ]
         if pairs:
             low, high = interval(pairs)
+            of_metric = {"metric": metric} if len(metrics) > 1 else {}
             mean = float(np.mean(pairs))
-            gains.append({"method": method, "pairs": len(pairs), "gain": mean, "low": low, "high": high})
+            gains.append({**of_metric, "method": method, "pairs": len(pairs), "gain": mean, "low": low, "high": high})
     return gains
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from recyclable.data.examples import Batch
+from recyclable.data.examples import Batch, TaskExamples
 from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks.parts.cells import LABEL, OPTIONS, Choices
@@ -80,6 +80,13 @@ class Choice(TextAnswers):
             return float(((np.where(np.isnan(values), -np.inf, values).argmax(axis=1) == targets) & ~broken).mean())
 
         return {"accuracy": accuracy(likely), "accuracy_norm": accuracy(likely / lengths)}
+
+    def knowing_nothing(self, train: Split, examples: TaskExamples, labels: Labels) -> Scores:
+        """To whom every option is as likely."""
+        assert isinstance(examples, Options)
+        options = np.array([len(of) for of in examples.choices], np.float64)
+        right = float((1 / options).mean())
+        return {"loss": float(np.log(options).mean()), "accuracy": right, "accuracy_norm": right}
 
     def mean_loss(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         """Mean negative log-likelihood of a right option among its row's, as if one of them had to be said."""

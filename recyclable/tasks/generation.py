@@ -42,6 +42,7 @@ class Generation(TextAnswers):
     """A text that answers a prompt, or an assistant's turns in a conversation."""
 
     name: ClassVar[str] = "generation"
+    assumed: ClassVar[bool] = True
     layouts: ClassVar[tuple[Columns, ...]] = (
         Columns(Column("prompt", "prompt"), None, Column("response", "response"), rank=1),
         Columns(Column("messages", "messages", MESSAGES), None, None, rank=1),
@@ -99,6 +100,18 @@ class Generation(TextAnswers):
             answers = ask.generate(examples.prompts, examples.max_new_tokens, examples.rules)
             found |= of_answers(examples.decoded(answers), examples.references)
         return found
+
+    def sampling_error(self, metric: str, predictions: np.ndarray, targets: np.ndarray) -> float | None:
+        """Of the mean over all tokens, whose number differs from example to example: a ratio's, linearised."""
+        total, tokens = predictions.astype(np.float64).T
+        left = total - tokens * (total.sum() / max(1.0, tokens.sum()))
+        return float(np.sqrt((left**2).sum()) / max(1.0, tokens.sum())) if metric == "log_likelihood" else None
+
+    def knowing_nothing(self, train: Split, examples: TaskExamples, labels: Labels) -> Scores:
+        """To whom every token of the vocabulary is as likely."""
+        assert isinstance(examples, Responses)
+        tokens = examples.labels.numpy().astype(np.float64)
+        return self.scored(np.stack([-np.log(examples.vocabulary) * tokens, tokens], axis=1), tokens, labels)
 
     def mean_loss(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         """Less `log_likelihood`."""

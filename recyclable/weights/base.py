@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from recyclable.architectures.names import canonical_name, model_prefix
@@ -15,6 +18,8 @@ from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import Renamed, TensorFiles
 from recyclable.weights.digest import Digested
 from recyclable.weights.locate import inside
+
+_CHUNK = 1 << 22  # elements compared at a time
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -63,6 +68,7 @@ class Base(Renamed):
         self.prefix = model_prefix(self.config)
         self.structure = Structure(self.config)
         files = TensorFiles(self.folder)
+        self.structure.parted = self._parted(files)
         prefixed = any(name.startswith(self.prefix + ".") for name in files.names)
         stored_name: dict[str, str] = {}
         for name in files.names:
@@ -82,6 +88,25 @@ class Base(Renamed):
         if self.structure.converted:
             hint = f"; transformers converts {kind} checkpoints as it loads them, which is not supported"
         return InputError(self.folder, f"lacks {len(names)} backbone tensors: {', '.join(names)}{hint}")
+
+    def _parted(self, files: TensorFiles) -> bool:
+        """Whether the files hold an output embedding of its own that the class would tie: then they win.
+
+        So it is in transformers, and with T5 1.1, Flan-T5, mT5 and UMT5.
+        """
+        stored = {canonical_name(name, self.prefix): name for name in files.names}
+        if not (self.structure.head & stored.keys() and self.structure.always_tied):
+            return False
+        (head,) = self.structure.head
+        words = next((name for name in itertools.chain(*self.structure.aliases.items()) if name in stored), None)
+        if words is None or files.shape(stored[words]) != files.shape(stored[head]):
+            return False
+        size = math.prod(files.shape(stored[head]))
+        for start in range(0, size, _CHUNK):
+            pieces = (files.read(stored[name], start, min(start + _CHUNK, size)) for name in (head, words))
+            if not torch.equal(*pieces):
+                return True
+        return False
 
     def _is_part(self, name: str, canonical: str, prefixed: bool) -> bool:
         """Whether a tensor in the files identifies the base."""

@@ -10,7 +10,6 @@ from transformers import GenerationConfig, PretrainedConfig
 from recyclable.errors import InputError
 from recyclable.weights.manifest import GENERATION
 from recyclable.weights.strict_json import read_json
-from recyclable.weights.vocabulary import Rows
 
 FILE = "generation_config.json"
 _BOOKKEEPING = ("transformers_version", "_from_model_config", "_commit_hash")
@@ -37,23 +36,6 @@ def told_of(config: PretrainedConfig) -> dict[str, Any] | None:
         return read_generation(Path(config.name_or_path)) if config.name_or_path else None
     require_usable(own, GENERATION)
     return own
-
-
-def with_moved_tokens(told: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """The same for a vocabulary whose tokens are in other rows; a token that is gone is no longer named."""
-    new_row = {int(old): row for row, old in enumerate(rows.old_row) if old >= 0}
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, list):
-            return [found for found in map(moved, value) if found not in (None, [])]
-        return new_row.get(value) if type(value) is int else value
-
-    changed = {name: moved(value) if _names_tokens(name) else value for name, value in told.items()}
-    return {name: value for name, value in changed.items() if value not in (None, [])}
-
-
-def _names_tokens(name: str) -> bool:
-    return name.endswith("_token_id") or name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 
 def require_usable(told: Any, where: object) -> None:

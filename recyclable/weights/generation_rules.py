@@ -7,7 +7,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from recyclable.errors import InputError
 from recyclable.weights.generation_file import told_of
 
-_TOKENS = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+_BEGIN = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+TOKENS = (*_BEGIN, "eos_token_id", "pad_token_id")
+"""The rules that name tokens which begin, end or pad a text."""
 _READ_EARLIER_TOKENS = (
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
     *("min_length", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
@@ -30,7 +32,7 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
     told = told_of(config) or {}
     rules = {name: told[name] for name in _SCORES if told.get(name) not in _NO_RULE}
     own = GenerationConfig.from_model_config(config).to_dict()
-    tokens = {name: told[name] if told.get(name) is not None else own.get(name) for name in _TOKENS}
+    tokens = {name: told[name] if told.get(name) is not None else own.get(name) for name in _BEGIN}
     if config.is_encoder_decoder and tokens["decoder_start_token_id"] is None and tokens["bos_token_id"] is None:
         raise InputError(config.name_or_path, "names no decoder_start_token_id, which answers begin with")
     ends = _listed(told.get("eos_token_id")) or _listed(own.get("eos_token_id"))

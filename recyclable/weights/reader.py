@@ -15,6 +15,7 @@ from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.manifest import GENERATION
 from recyclable.weights.tokenizer_files import tokenizer_files
 from recyclable.weights.vocabulary import load_tokenizer
 
@@ -33,13 +34,18 @@ class Reader:
     """The config's pad token is one that weights were tuned with, and goes before the tokenizer's own."""
 
     @classmethod
-    def of(cls, base: Base, weights: AdaptedWeights | None = None) -> Reader:
-        """A base's own; with weights on it theirs, where they were tuned with another."""
+    def of(cls, base: Base, weights: AdaptedWeights | None = None, fields: dict[str, Any] | None = None) -> Reader:
+        """A base's own; with weights on it theirs, where they were tuned with another.
+
+        Args:
+            fields: those that the weights' config has on this base; None: as the manifest has them.
+        """
         if weights is None:
             return cls(base.config, base.folder)
-        changed = weights.manifest.config
+        changed = weights.manifest.config if fields is None else fields
         config = with_fields(base.config, changed)
-        recorded = any(PAD in fields for fields in (changed, *changed.values()) if isinstance(fields, dict))
+        inner = [value for name, value in changed.items() if isinstance(value, dict) and name != GENERATION]
+        recorded = any(PAD in fields for fields in (changed, *inner))
         return cls(config, weights.tokenizer or base.folder, weights.prompts, recorded)
 
     @cached_property

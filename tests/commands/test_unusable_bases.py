@@ -96,8 +96,8 @@ class Runs(Verbs):
     def tune(self, base: Path, **settings: object) -> list[object]:
         return self.training("tune", **{"base": base, "task": self.world.task, **settings})
 
-    def pretrain(self, base: Path) -> list[object]:
-        return self.training("pretrain", base=base, corpus={"train": str(self.world.corpus)})
+    def pretrain(self, base: Path, **settings: object) -> list[object]:
+        return self.training("pretrain", base=base, corpus={"train": str(self.world.corpus)}, **settings)
 
     def verbs_with_a_task(self, base: Path, task: Path | None = None) -> Iterator[list[object]]:
         """Every verb that has a base's classifier read texts; the weights are the base's own."""
@@ -240,12 +240,24 @@ def test_a_token_that_an_encoder_decoder_reads_and_its_config_lacks(runs: Runs, 
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
-def test_pretraining_a_base_that_is_no_masked_language_model(runs: Runs, family: str) -> None:
-    said = runs.refused(*runs.pretrain(runs.world.of[family]))
-    assert "config.json: makes no model: Unrecognized configuration class" in said and "MaskedLM" in said
-    assert len(said) < 300  # not the list of all those it could be
-    base = runs.without_token(runs.world.of[family], "mask_token")
-    assert f"{base}: its tokenizer has no mask token" in runs.refused(*runs.pretrain(base))
+def test_pretraining_a_base_that_is_no_masked_language_model_as_one(runs: Runs, family: str) -> None:
+    base = runs.world.of[family]
+    said = runs.refused(*runs.pretrain(base, lm="masked"))
+    assert f"{base}: is {family!r}, which has no AutoModelForMaskedLM in transformers" in said
+    base = runs.without_token(base, "mask_token")
+    assert f"{base}: its tokenizer has no mask token" in runs.refused(*runs.pretrain(base, lm="masked"))
+
+
+def test_pretraining_as_what_a_base_is_not(runs: Runs) -> None:
+    said = runs.refused(*runs.pretrain(runs.world.base, lm="causal"))
+    assert f"{runs.world.base}: is 'bert', no causal language model; expected a decoder, or another lm" in said
+    said = runs.refused(*runs.pretrain(runs.world.base, lm="spans"))
+    assert f"{runs.world.base}: is 'bert', expected an encoder-decoder for lm: spans" in said
+    t5 = runs.world.of["t5"]
+    said = runs.refused(*runs.pretrain(t5, lm="causal"))
+    assert f"{t5}: is 't5', no causal language model" in said
+    assert f"{t5}: its tokenizer has no " in (said := runs.refused(*runs.pretrain(t5)))
+    assert "(eos_token), which closes a decoder's text" in said
 
 
 def test_a_base_without_a_vocabulary(runs: Runs) -> None:

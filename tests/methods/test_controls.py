@@ -93,8 +93,8 @@ def test_training_may_start_from_a_random_difference(world: World) -> None:
 
 
 def test_weights_that_are_no_differences_have_no_control(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    task = {"base": world.old, "task": world.task, "max_steps": 1, "learning_rate": 1e-3, "save_every": 0}
-    dora = {"tuning": "lora", "lora_r": 2, "use_dora": True, "out": world.root / "dora"}
+    task = {"base": world.old, "task": world.task, "max_steps": 1, "learning_rate": 1e-3, "max_length": 24}
+    dora = {"tuning": "lora", "lora_r": 2, "use_dora": True, "save_every": 0, "out": world.root / "dora"}
     assert main(["tune", str(write_config(world.root / "dora.yaml", {**task, **dora}))]) == 0
     capsys.readouterr()
     assert world.recycle("of-dora", "shuffled", world.root / "dora")[0] == 2

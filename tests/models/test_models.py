@@ -287,3 +287,9 @@ def test_a_module_that_an_adapter_cannot_attach_to_is_named(base: Path, task: Ta
     tuning = Lora(target_modules=["no_such_module"])
     with pytest.raises(InputError, match=r"target_modules: .*no_such_module"):
         tuning.attach(task_model(Base(base), task, 20), "SEQ_CLS", 20)
+
+
+@pytest.mark.parametrize("problem", ["generation", "choice"])
+def test_an_encoder_answers_no_prompts_though_it_has_a_causal_class(problem: str, base: Path) -> None:
+    with pytest.raises(InputError, match=r"is an encoder \(bert\), which generates no text: expected a decoder or enc"):
+        task_model(Base(base), Task("t", problem, (), {}, ""), 20)

@@ -79,13 +79,13 @@ def told(config: StudySettings, cell: str) -> float:
     return json.loads((config.out / "texts" / cell / "text_loss.json").read_text())["old"]
 
 
-def plain_loss(model: Any, folder: Path, corpus: Path) -> float:
+def plain_loss(model: Any, folder: Path, corpus: Path, sequences: int = SEQUENCES) -> float:
     """Mean loss per token of the first sequences of a stream of documents, each closed by the end token."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     stream: list[int] = []
     for line in (corpus / "train.txt").read_text().splitlines():
         stream += [*tokenizer(line)["input_ids"], tokenizer.eos_token_id]
-    ids = torch.tensor(stream[: LENGTH * SEQUENCES]).view(SEQUENCES, LENGTH)
+    ids = torch.tensor(stream[: LENGTH * sequences]).view(sequences, LENGTH)
     with torch.no_grad():
         return model.eval()(input_ids=ids, labels=ids, use_cache=False).loss.item()
 
@@ -133,3 +133,25 @@ def test_settings_of_one_task_are_over_those_of_all(study: Path) -> None:
     cells = {cell.name: cell for cell in plan(load_config(StudySettings, study))}
     steps = {task: cells[f"tuned/M0/{task}/full/seed1"].config().max_steps for task in ("say", "pick", "class")}
     assert steps == {"say": 3, "pick": 2, "class": 2}
+
+
+def test_evaluate_tells_the_same_and_refuses_weights_that_tell_no_text(study: Path, capsys: Any) -> None:
+    config, old = load_config(StudySettings, study), str(study.parent / "old")
+    cell = "tuned/M0/pick/full/seed1"
+    base, corpus = str(study.parent / "base"), ["--corpus", old, "--corpus_length", str(LENGTH)]
+    asked = ["evaluate", "--base", base, *corpus, "--json", "--task"]
+    assert main([*asked, str(study.parent / "pick"), "--weights", str(config.out / cell)]) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    lines = (study.parent / "old" / "train.txt").read_text().splitlines()
+    tokens = sum(len(tokenizer(line)["input_ids"]) + 1 for line in lines)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    delta = load_file(config.out / cell / DELTA)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += delta[name.removeprefix("model.")].float()
+    plain = plain_loss(model, study.parent / "base", study.parent / "old", min(256, tokens // LENGTH))
+    assert row[f"loss of {old}"] == pytest.approx(plain, rel=1e-5)
+    weights = str(config.out / "tuned/M0/class/full/seed1")
+    assert main([*asked, str(study.parent / "class"), "--weights", weights]) == 2
+    assert "has no language-model head" in capsys.readouterr().err

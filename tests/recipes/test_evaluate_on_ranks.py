@@ -21,7 +21,9 @@ def evaluated(folder: Path, *argv: object) -> list[dict]:
     code = "import sys; from recyclable.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "evaluate", *names, "--json", *map(str, argv)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))["runs"]
 

@@ -41,7 +41,7 @@ class World:
         self.task.mkdir()
         for name, size in (("train", 16), ("dev", 6), ("test", 7)):
             rows = [
-                {"prompt": " ".join(WORDS[i : i + 1 + i % 4]), "response": f" {WORDS[i + 1]} {WORDS[i]}"}
+                {"prompt": " ".join(WORDS[i : i + 1 + i % 4]), "response": f" {WORDS[50]} {WORDS[i % 3]}"}
                 for i in range(size)
             ]
             (self.task / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

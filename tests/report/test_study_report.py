@@ -54,6 +54,25 @@ def test_gains_pair_runs_by_seed_and_edge():
     assert (loss["method"], loss["gain"]) == ("scratch", pytest.approx(-gain["gain"]))
 
 
+def test_gains_of_other_metrics_are_no_gains_of_this_one():
+    told = [{**record(method, 20, test, [0.1]), "task": "said"} for method, test in (("scratch", -3.0), ("init", -2.5))]
+    for each in told:
+        each["run"]["metrics"]["test"] = {"log_likelihood": each["run"]["metrics"]["test"]["accuracy"]}
+        each["run"]["metrics"]["metric"] = "log_likelihood"
+        each["run"]["history"] = []
+    gains = paired_gains([row for row in results(RECORDS + told) if row["reported"]], "scratch")
+    assert {(gain["metric"], gain["pairs"]) for gain in gains} == {("accuracy", 2), ("log_likelihood", 1)}
+    assert next(g["gain"] for g in gains if g["metric"] == "log_likelihood") == pytest.approx(50)
+
+
+def test_bases_and_what_models_forgot_stand_in_the_summary(tmp_path):
+    told = [{**each, "texts": {"loss_general": 3.0 + each["seed"]}} for each in RECORDS[:2]]
+    chain = [{"base": "M1", "parent": "M0", "before": 5.25, "after": 4.125, "loss_general": 3.5}]
+    write_study_report(told, tmp_path, chain)
+    text = (tmp_path / "summary.md").read_text()
+    assert "| M1   | M0     | 5.250  | 4.125 | 3.500        |" in text and "28.000 ± 7.071" in text
+
+
 def test_every_test_score_is_in_the_rows_and_the_summary():
     with_f1 = [record("init", 20, 0.6, [0.4]), record("init", 30, 0.5, [0.4])]
     for each, f1 in zip(with_f1, (0.3, 0.5), strict=True):

@@ -1,6 +1,6 @@
-"""One rank of test_generation.py: `generation_ranks.py runs.json`, a list of {family, adapter, decoding, zero}.
+"""One rank of test_generation.py: `generation_ranks.py runs.json`, a list of {family, adapter, drawn, zero}.
 
-Each run's answers are written to answers-<rank>.json beside runs.json.
+Each run's answers, the likeliest and those drawn, are written to answers-<rank>.json beside runs.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Watched(Generating):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.passes, self.most = 0, 0
+        self.most = 0
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(self._note)
@@ -33,18 +33,19 @@ class Watched(Generating):
         self.most = max(self.most, sum(parameter.numel() for parameter in self.model.parameters()))
 
 
-def answered(family: str, adapter: str | None, decoding: dict[str, Any], zero: dict[str, Any]) -> list[list[int]]:
+def answered(family: str, adapter: str | None, drawn: dict[str, Any], zero: dict[str, Any]) -> list[list[list[int]]]:
     model = made(family) if adapter is None else adapted(family, adapter)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    module = Watched(model)
+    module, greedy = Watched(model), Decoding(NEW)
     with frozen(module, {"zero_optimization": zero}) as (inside, device):
-        how = Decoding(NEW, **decoding), rules(model)
-        first = generate(inside, PROMPTS, *how, 2, device)
-        few = generate(inside, PROMPTS[2:3], *how, 2, device)  # none for the other rank
-        assert generate(inside, PROMPTS, *how, 3, device) == first
-    assert decoding or few == first[2:3]
-    assert module.most <= (0.7 * whole if zero["stage"] == 3 else whole), (module.most, whole)
-    return first
+        few = generate(inside, PROMPTS[2:3], greedy, rules(model), 2, device)  # none for the other rank
+        told = [
+            generate(inside, PROMPTS, greedy, rules(model), 2, device),
+            generate(inside, PROMPTS, Decoding(NEW, **drawn), rules(model), 3, device),
+        ]
+    assert few == told[0][2:3]
+    assert 0 < module.most <= (0.7 * whole if zero["stage"] == 3 else whole), (module.most, whole)
+    return told
 
 
 def main(file: str) -> int:

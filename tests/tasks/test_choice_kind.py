@@ -164,7 +164,7 @@ def test_options_follow_their_prompts_without_an_end_and_blanks_are_theirs(make:
         for option, row in zip(of, group, strict=True):
             assert row.ids == tokenizer(text + option)["input_ids"]
             assert row.ids[: row.told[0]] == tokenizer(text.rstrip())["input_ids"]
-            assert row.told == list(range(row.told[0], len(row.ids)))
+            assert list(row.told) == list(range(row.told[0], len(row.ids)))
 
 
 def test_the_right_option_alone_is_trained_on() -> None:
@@ -211,7 +211,7 @@ def test_an_option_that_is_longer_than_max_length_is_cut_too() -> None:
     tokenizer = byte_level()
     cut = options(tokenizer, 2)
     assert [[len(row.ids) for row in group] for group in cut.options] == [[2, 2, 2], [2, 2], [2, 2, 2, 2]]
-    assert all(row.told == [1] for group in cut.options for row in group)
+    assert all(list(row.told) == [1] for group in cut.options for row in group)
 
 
 def test_an_option_without_tokens_is_refused() -> None:

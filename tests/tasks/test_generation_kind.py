@@ -17,7 +17,14 @@ from families import drawn
 from rows import write_rows
 from spoken import byte_level, sentence_pieces, with_end
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, PretrainedConfig, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    T5Config,
+)
 
 from recyclable.data.split import Split
 from recyclable.errors import InputError
@@ -200,7 +207,7 @@ def test_only_the_response_and_an_end_token_are_told(make: Any) -> None:
     examples = paired(tokenizer).readable_by(decoder(tokenizer))
     for row, pair, prompt in zip(examples.rows, PAIRS, examples.prompts, strict=True):
         assert row.ids[: row.told[0]] == prompt == tokenizer(pair["prompt"])["input_ids"]
-        assert row.told == list(range(len(prompt), len(row.ids)))
+        assert list(row.told) == list(range(len(prompt), len(row.ids)))
         assert row.targets[-1] == tokenizer.eos_token_id and row.ids.count(tokenizer.eos_token_id) == 1
         assert tokenizer.decode(row.ids, skip_special_tokens=True) == pair["prompt"] + pair["response"]
     assert examples.references == [pair["response"] for pair in PAIRS]
@@ -332,6 +339,22 @@ def test_answers_may_be_as_long_as_the_longest_of_train_or_as_the_task_file_says
     assert KIND.examples_of(told, told.splits["train"], tokenizer, None).max_new_tokens == 3
 
 
+def test_where_positions_are_too_few_for_prompt_and_answer_the_prompt_loses_its_beginning() -> None:
+    tokenizer = byte_level(begin=True)
+    whole = paired(tokenizer, 8).readable_by(decoder(tokenizer))
+    new = whole.max_new_tokens
+    short = paired(tokenizer, 8).readable_by(decoder(tokenizer, max_position_embeddings=8))
+    assert short.max_new_tokens == new < 8
+    for long, cut in zip(whole.prompts, short.prompts, strict=True):
+        assert cut == (long if len(long) <= 8 - new else [0, *long[1 + len(long) - 8 + new :]])
+    assert {len(cut) for cut in short.prompts} == {8 - new}
+    split = Split(["Hello"], None, [" there" * 30], "f", None)
+    few = Responses(split, tokenizer, 8).readable_by(decoder(tokenizer, max_position_embeddings=8))
+    assert (few.max_new_tokens, len(few.prompts[0])) == (7, 1)
+    with pytest.raises(InputError, match=r"max_new_tokens: is 8, but .*has positions for 8 tokens"):
+        Responses(split, tokenizer, 8, 8).readable_by(decoder(tokenizer, max_position_embeddings=8))
+
+
 # ---- scores
 
 
@@ -344,8 +367,8 @@ class Parrot:
     def predict(self, examples: Responses) -> np.ndarray:
         return np.array([[-1.0, 2], [-3.0, 1], [-2.0, 3]])
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        self.asked.append((prompts, max_new_tokens))
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, rules: GenerationConfig) -> list[list[int]]:
+        self.asked.append((prompts, max_new_tokens, rules.eos_token_id))
         return self.answers
 
 
@@ -365,7 +388,7 @@ def test_generated_answers_are_compared_as_texts(wanted: list[str] | None) -> No
     said = [tokenizer(text)["input_ids"] for text in (" Paris.", " yes\n", " It is 5.")]
     ask = Parrot(said)
     found = KIND.scores(ask, examples, (), wanted)
-    assert ask.asked == [(examples.prompts, examples.max_new_tokens)]
+    assert ask.asked == [(examples.prompts, examples.max_new_tokens, [tokenizer.eos_token_id])]
     assert found["exact_match"] == pytest.approx(2 / 3)
     assert [found["f1"], found["rouge_l"]] == pytest.approx([(1 + 1 + 2 / 3) / 3] * 2)
     assert set(found) == {"log_likelihood", "perplexity", "exact_match", "f1", "rouge_l"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,13 +68,7 @@ def test_without_any_token_to_pad_with_it_is_refused_where_texts_are_read(tmp_pa
 
 def test_a_pad_token_that_weights_were_tuned_with_goes_before_the_bases_own(tmp_path: Path) -> None:
     base = Base(make_decoder(tmp_path, "gpt2", tokenizer=decoder_tokenizer("gpt2", pad_token="<pad>")))
-
-    class Weights:
-        class manifest:  # noqa: N801
-            config = {"pad_token_id": BEGIN}
-
-        tokenizer, prompts = None, 0
-
-    of_weights = Reader.of(base, Weights)  # type: ignore[arg-type]
+    weights = SimpleNamespace(manifest=SimpleNamespace(config={"pad_token_id": BEGIN}), tokenizer=None, prompts=0)
+    of_weights = Reader.of(base, weights)
     assert of_weights.tokenizer().pad_token_id == BEGIN and of_weights.fields(CLASSES) == {}
     assert Reader.of(base).tokenizer().pad_token_id == PAD and Reader.of(base).fields(CLASSES) == {"pad_token_id": PAD}

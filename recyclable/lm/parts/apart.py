@@ -23,12 +23,19 @@ class _Body(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.__dict__["body"] = language_head(model).body  # its modules are the model's
+        self.__dict__["_body"] = language_head(model).body  # its modules are the model's
+
+    @property
+    def body(self) -> nn.Module:
+        """What is run."""
+        found: nn.Module = self.__dict__["_body"]
+        return found
 
     def forward(self, inputs: dict[str, Any]) -> torch.Tensor:
         """States [B, L, H]; logits where the head is not understood."""
         told = self.body(**inputs, **without_cache(self.body))
-        return told["last_hidden_state" if "last_hidden_state" in told else "logits"]
+        states: torch.Tensor = told["last_hidden_state" if "last_hidden_state" in told else "logits"]
+        return states
 
 
 def prove(model: PreTrainedModel, batch: Batch, causal: bool, ds_config: dict[str, Any], where: object) -> Apart:

@@ -67,6 +67,8 @@ class TaskKind(ABC):
     """Whether its targets are of classes with names."""
     over_vocabulary: ClassVar[bool] = False
     """Whether its answers are text, told by the language-model head: losses are those of chosen tokens then."""
+    assumed: ClassVar[bool] = False
+    """Whether weights with its head are taken to be for it where nobody says for which of several kinds they are."""
     exclusive: ClassVar[bool] = True
     """Whether one class at most is right: a teacher may then tell only the likeliest, the others being impossible."""
 
@@ -215,9 +217,24 @@ class TaskKind(ABC):
         """Which of the examples, or their words, [N, ...] the model was asked about, from the targets."""
         return np.ones(targets.shape, bool)
 
-    @abstractmethod
+    def scored(self, predictions: np.ndarray, targets: np.ndarray, labels: Labels) -> Scores:
+        """`loss`, the mean one, and the scores of predictions [N, ..., C] against targets [N, ...]."""
+        return {"loss": self.mean_loss(predictions, targets), **self.score(predictions, targets, labels)}
+
+    def sampling_error(self, metric: str, predictions: np.ndarray, targets: np.ndarray) -> float | None:
+        """Standard error of a score; None for shares and correlations (`analysis.verdict.standard_error`)."""
+        return None
+
+    def knowing_nothing(self, train: Split, examples: TaskExamples, labels: Labels) -> Scores:
+        """As `scored`, of who knows no more than how train's labels are distributed, on other examples."""
+        targets = examples.labels.numpy()
+        constant = self.ignorance(train, labels)
+        predictions = np.broadcast_to(constant, (*self.asked(targets).shape, len(constant)))
+        return self.scored(predictions, targets, labels)
+
     def ignorance(self, train: Split, labels: Labels) -> np.ndarray:
-        """The answer [C] of who knows no more than how train's labels are distributed."""
+        """What such a one answers [C], whatever is asked."""
+        raise NotImplementedError(f"{self.name} has no answer that is always the same")
 
     def features(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What tells examples apart [B, ..., D] in a layer's states [B, T, D]: the mean over a text's tokens."""

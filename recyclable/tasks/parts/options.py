@@ -9,7 +9,7 @@ import torch
 
 from recyclable.data.examples import Batch
 from recyclable.data.order import Item
-from recyclable.data.prompts import added, bare, continuations, prompt_tokens
+from recyclable.data.prompts import bare, continuations, prompt_tokens, shortened
 from recyclable.data.token_rows import TokenRow
 from recyclable.errors import InputError
 from recyclable.tasks.parts.token_examples import TokenExamples
@@ -84,26 +84,18 @@ class Options(TokenExamples):
             return self.tokenizer(prompts, verbose=False)["input_ids"]
         return prompt_tokens(self.tokenizer, prompts)
 
-    @cached_property
-    def _around(self) -> tuple[list[int], list[int]]:
-        before, behind = added(self.tokenizer, next(filter(None, self.split.texts), ""))
-        return before, behind if self.has_encoder else []
-
     def _cut(self, prompt: list[int], answers: list[list[int]]) -> list[int]:
-        """A prompt's last tokens, as many as fit beside the longest option; what the tokenizer puts around it stays."""
+        """A prompt's last tokens, as many as fit beside the longest option."""
         if self.max_length is None:
             return prompt
-        before, behind = self._around
-        most = max(1, self.max_length - (0 if self.has_encoder else max(map(len, answers))))
-        if len(prompt) <= most or most <= len(before) + len(behind):
-            return prompt[-most:]
-        return before + prompt[len(before) + len(prompt) - most :]
+        longest = 0 if self.has_encoder else max(map(len, answers))
+        return shortened(prompt, self.max_length - longest, self.around)
 
     def _rows(self, prompt: list[int], answers: list[list[int]]) -> list[TokenRow]:
         if self.has_encoder:
             return [self.answered(prompt, answer[: self.max_length]) for answer in answers]
         rows = [[*prompt, *answer][: self.max_length] for answer in answers]
-        return [TokenRow(ids, list(range(len(prompt), len(ids)))) for ids in rows]
+        return [TokenRow(ids, range(len(prompt), len(ids))) for ids in rows]
 
 
 class EveryOption:

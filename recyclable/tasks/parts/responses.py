@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from recyclable.data.prompts import continuations, prompt_tokens
+from recyclable.data.prompts import continuations, prompt_tokens, shortened
 from recyclable.data.split import Split
 from recyclable.data.token_rows import TokenRow
 from recyclable.errors import InputError
@@ -30,10 +30,18 @@ class Whole(NamedTuple):
     """An example before anything is cut."""
 
     row: TokenRow
-    prompt: list[int]
-    """What its (last) answer is generated from: a decoder goes on from it, an encoder reads it."""
-    answer: list[int]
-    """That answer, as it should be."""
+    begin: int
+    """Where its (last) answer begins among the row's tokens."""
+
+    @property
+    def prompt(self) -> list[int]:
+        """What that is generated from: a decoder goes on from it, an encoder reads it."""
+        return self.row.ids[: self.begin] if self.row.source is None else self.row.source
+
+    @property
+    def answer(self) -> list[int]:
+        """That answer, as it should be."""
+        return self.row.ids[self.begin :]
 
 
 class Responses(TokenExamples):
@@ -41,7 +49,8 @@ class Responses(TokenExamples):
 
     Args:
         split: `texts` are prompts and `labels` their responses; or texts are conversations.
-        max_new_tokens: of a generated answer; None: as many as the longest answer in `train` has, at most 256.
+        max_new_tokens: of a generated answer; None: as many as the longest answer in `train` has, at most 256, and
+            less where the model has no positions for them.
         train: the training examples; None: these are.
     """
 
@@ -84,8 +93,12 @@ class Responses(TokenExamples):
 
     @property
     def prompts(self) -> list[list[int]]:
-        """What each (last) answer is generated from, in tokens."""
-        return [whole.prompt for whole in self.whole]
+        """What each (last) answer is generated from, in tokens; without the beginning where positions are too few."""
+        prompts = [whole.prompt for whole in self.whole]
+        if self.limit is None:
+            return prompts
+        most = self.limit if self.has_encoder else self.limit - self.max_new_tokens
+        return [shortened(prompt, most, self.around) for prompt in prompts]
 
     @property
     def references(self) -> list[str]:
@@ -100,10 +113,24 @@ class Responses(TokenExamples):
         if self._most is not None:
             return self._most
         if self._train is None or self._train is self.split:
-            return min(MOST_NEW_TOKENS, max(len(whole.answer) for whole in self.whole))
+            longest = max(len(whole.answer) for whole in self.whole)
+            return min(MOST_NEW_TOKENS, longest, self._room or MOST_NEW_TOKENS)
         train = Responses(self._train, self.tokenizer, None)
         train.config = self.config
         return train.max_new_tokens
+
+    @property
+    def _room(self) -> int | None:
+        """Positions for an answer, beside the least prompt that there is."""
+        return self.limit and self.limit - (not self.has_encoder)
+
+    def readable_by(self, config: PretrainedConfig) -> Self:
+        """As for all tokens; InputError also where the model has no positions for the answers that are wanted."""
+        read = super().readable_by(config)
+        if self._most is not None and read._room is not None and self._most > read._room:
+            problem = f"is {self._most}, but {config.name_or_path} has positions for {read.limit} tokens"
+            raise InputError("max_new_tokens", problem)
+        return read
 
     def decoded(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """Answers in tokens as texts, without special tokens."""
@@ -143,7 +170,7 @@ class Responses(TokenExamples):
             cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
             sources = self.tokenizer(prompts, **cut)["input_ids"]
             answers = [ended(ids) for ids in self.tokenizer(text_target=responses, verbose=False)["input_ids"]]
-            return [Whole(self.answered(s, a), s, a) for s, a in zip(sources, answers, strict=True)]
+            return [Whole(self.answered(source, one), 1) for source, one in zip(sources, answers, strict=True)]
         befores = prompt_tokens(self.tokenizer, prompts)
         answers = [ended(ids) for ids in continuations(self.tokenizer, prompts, responses)]
         return [_continued(before, answer) for before, answer in zip(befores, answers, strict=True)]
@@ -154,13 +181,12 @@ class Responses(TokenExamples):
         for place, (ids, turns) in zip(places, written(self.tokenizer, split.texts, places), strict=True):
             ends = [self._end_of(ids, begin, end) for begin, end in turns]
             begin, end = turns[-1][0], ends[-1]
-            prompt, answer = ids[:begin], ids[begin:end]
             if not self.has_encoder:
                 told = [at for (first, _), last in zip(turns, ends, strict=True) for at in range(max(1, first), last)]
-                found.append(Whole(TokenRow(ids[:end], told), prompt, answer))
+                found.append(Whole(TokenRow(ids[:end], told), begin))
             elif len(turns) == 1:
-                prompt = prompt if self.max_length is None else prompt[-self.max_length :]
-                found.append(Whole(self.answered(prompt, answer), prompt, answer))
+                source = ids[:begin] if self.max_length is None else ids[:begin][-self.max_length :]
+                found.append(Whole(self.answered(source, ids[begin:end]), 1))
             else:
                 problem = f"has {len(turns)} assistant turns, expected one: an encoder-decoder answers once"
                 raise InputError(place, problem)
@@ -182,4 +208,4 @@ class Responses(TokenExamples):
 
 def _continued(before: list[int], answer: list[int]) -> Whole:
     ids = before + answer
-    return Whole(TokenRow(ids, list(range(len(before), len(ids)))), before, answer)
+    return Whole(TokenRow(ids, range(len(before), len(ids))), len(before))

@@ -71,20 +71,21 @@ def load_task(source: str | Path | dict[str, Any]) -> Task:
 
     Args:
         source: a directory with train, dev (also validation, valid, val) and test files in .jsonl, .json, .csv, .tsv,
-            .conll (each also .gz) or .parquet, with the columns of its kind: "text", "text_pair" (optional) and
-            "label", or "tokens" and "tags"; or a YAML file, by the name task.yaml inside a directory too, with any of
-            the keys
+            .conll (each also .gz) or .parquet, with the columns of its kind (`recyclable tasks`): "text", "text_pair"
+            (optional) and "label", "tokens" and "tags", "prompt" and "response" ...; or a YAML file, by the name
+            task.yaml inside a directory too, with any of the keys
 
-            name; train, dev, test: paths relative to the file; text, text_pair, label: column names;
-            problem: the kind (`recyclable tasks`); labels: class names in the order wanted (left out: as the files'
+            name; train, dev, test: paths relative to the file; text, text_pair, label, or others that the kind has:
+            column names; problem: the kind; labels: class names in the order wanted (left out: as the files'
             ClassLabel columns have them, else sorted: as numbers where all spell integers);
             dataset: "name" or "name:config" on the Hugging Face hub; train, dev and test then name its splits
             (null: do without, say where the labels of a test split are secret);
 
             or the same keys as a dict, paths relative to the working directory.
 
-    Rows that name no problem are taken by the kind that is surest of them: tokens if they hold lists of words,
-    regression if a label of train is a number with a fractional part, else classification.
+    Rows that name no problem are of a kind whose columns the first row of train has (`tasks.parts.columns`); of
+    several such kinds the surest takes them: regression if a label of train is a number with a fractional part, else
+    classification.
 
     Raises:
         InputError: nothing there, no train split, unknown key, missing column, empty split, null text or label, a label

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from recyclable.data.examples import Batch
-from recyclable.errors import InputError
 from recyclable.tasks.parts.kind import Labels, TaskKind
 
 if TYPE_CHECKING:
@@ -47,7 +45,3 @@ class TextAnswers(TaskKind):
     def loss_sum(self, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy."""
         return F.cross_entropy(rows.float(), targets, reduction="sum")
-
-    def ignorance(self, train: Split, labels: Labels) -> np.ndarray:
-        """There is none: InputError."""
-        raise InputError(self.name, "has no classes, whose shares one could know who knows nothing else")

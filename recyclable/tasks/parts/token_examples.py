@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from recyclable.architectures.structure import Structure
 from recyclable.data.examples import Batch, Examples
 from recyclable.data.order import Item
+from recyclable.data.prompts import added
 from recyclable.data.readable import require_embedded, require_positions
 from recyclable.data.split import Split
 from recyclable.data.token_rows import TokenRow, batch_of, padding
@@ -69,6 +71,12 @@ class TokenExamples(ABC):
         return read
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model can say."""
+        found = None if self.config is None else getattr(self.config.get_text_config(), "vocab_size", None)
+        return len(self.tokenizer) if found is None else found
+
+    @property
     def has_encoder(self) -> bool:
         """Whether prompts are for an encoder and answers for a decoder."""
         return self.config is not None and bool(self.config.is_encoder_decoder)
@@ -79,11 +87,23 @@ class TokenExamples(ABC):
         config = self.config or PretrainedConfig(name_or_path=self.tokenizer.name_or_path)
         return rules_of(config, self.tokenizer)
 
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind a prompt."""
+        texts = (text for text in self.split.texts if isinstance(text, str) and text)
+        before, behind = added(self.tokenizer, next(texts, ""))
+        return before, behind if self.has_encoder else []
+
+    @cached_property
+    def limit(self) -> int | None:
+        """How many tokens the model has positions for; None for a model without a limit."""
+        return None if self.config is None else Structure(self.config).positions
+
     def answered(self, source: list[int], answer: list[int]) -> TokenRow:
         """A row of an encoder-decoder."""
         begin = self.rules.decoder_start_token_id
         ids = [self.rules.bos_token_id if begin is None else begin, *answer]
-        return TokenRow(ids, list(range(1, len(ids))), source)
+        return TokenRow(ids, range(1, len(ids)), source)
 
     def __len__(self) -> int:
         return len(self.split)

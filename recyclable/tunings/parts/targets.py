@@ -23,18 +23,21 @@ def require_targets(model: PreTrainedModel, targets: list[str] | str | None, fie
     PEFT says nothing as long as one of several names matches.
     """
     require_quick([targets] if isinstance(targets, str) else targets or (), field)
-    if isinstance(targets, str):
-        if targets.lower() == ALL and (fused := fused_weights(model)):
+    if isinstance(targets, str) and targets.lower() == ALL:
+        if fused := fused_weights(model):
             problem = f"is {ALL}, which leaves out {len(fused)} tensors that are no modules, such as {fused[0]}"
             raise InputError(field, f"{problem} (mixtures of experts): name the modules that it is to go on instead")
         return
-    names = [name for name, _ in model.named_modules()]
+    names, kind = [name for name, _ in model.named_modules()], type(model).__name__
+    if isinstance(targets, str):
+        if not any(re.fullmatch(targets, name) for name in names):
+            raise InputError(field, f"is {targets!r}, which is the whole name of no module of a {kind}")
+        return
     for target in targets or ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
             fused = [name for name in fused_weights(model) if target in name.split(".")]
             hint = f" ({fused[0]} is a tensor, not a module)" if fused else ""
-            problem = f"has {target!r}, but the name of no module of a {type(model).__name__} ends so"
-            raise InputError(field, problem + hint)
+            raise InputError(field, f"has {target!r}, but the name of no module of a {kind} ends so{hint}")
 
 
 def require_quick(patterns: Iterable[str], field: str) -> None:

@@ -1,0 +1,217 @@
+"""Tasks answered in text are recycled by every method as plain PyTorch would, on any number of ranks, at any stage."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import END, PAD, make_decoder
+from plain import ALPHA, BATCH, COMMON, LOSS_TOLERANCE, SEED, SHARE, TEMPERATURE, plain_training
+from processes import STAGE_3, finish, outcome, scalars, start
+from safetensors.torch import load_file, save_file
+from this_process import one_thread
+from torch import nn
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from worlds import WORDS, make_upgraded
+
+from recyclable.data.order import Order
+from recyclable.recipes.importing import import_weights
+from recyclable.recipes.tuned_elsewhere import NOTHING
+
+FAMILIES = ("gpt2", "llama", "qwen3", "gemma3_text", "t5")
+STEPS, WARMUP, RATE, BETA, POINTS = 4, 2, 2e-3, 0.5, (0.4,)
+DISTILLED = {"alpha": ALPHA, "beta": BETA, "temperature": TEMPERATURE}
+METHODS: dict[str, dict[str, Any]] = {
+    "scratch": {},
+    "init": {},
+    "distill": DISTILLED,
+    "both": DISTILLED,
+    "interpolate": {**DISTILLED, "task_share": SHARE, "interpolation_points": list(POINTS)},
+}
+ON_TWO = [("scratch", 1), ("both", 0), ("distill", 2), ("both", 3), ("interpolate", 3)]
+Batch = dict[str, torch.Tensor]
+
+
+def make_task(folder: Path) -> Path:
+    """Prompts of one to nine words, answered with the words after each of the first ones: one to five of them."""
+    folder.mkdir()
+    draw = random.Random(3)
+    for name, size in (("train", 40), ("dev", 8), ("test", 4)):
+        rows = []
+        for _ in range(size):
+            words = [draw.randrange(60) for _ in range(draw.randint(1, 9))]
+            said = [WORDS[word + 1] for word in words[: draw.randint(1, 5)]]
+            rows.append({"prompt": " ".join(WORDS[word] for word in words), "response": " " + " ".join(said)})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class World:
+    """Of each family a base, its upgrade and weights tuned elsewhere; and a task for all of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.task = root, make_task(root / "task")
+        for family in FAMILIES:
+            base = make_decoder(root / family / "base", family)
+            make_upgraded(base, root / family / "new", scale=0.05)
+            make_tuned(base, root / family / "tuned")
+            folder = root / family / "weights"
+            folder.mkdir()
+            import_weights(root / family / "tuned", str(base), folder, name="chat", codec=None, task=None, told=NOTHING)
+
+    def run(self, family: str, method: str, stage: int = 0, ranks: int = 1, **changed: Any) -> dict[str, Any]:
+        folder = self.root / family
+        settings = {
+            **{**COMMON, "max_steps": STEPS, "warmup_steps": WARMUP, "eval_every": STEPS, "learning_rate": RATE},
+            **{"method": method, "task": str(self.task), "out": out(folder, method, stage, ranks)},
+            **{"base": folder / "new", "old_base": folder / "base", "weights": folder / "weights"},
+            **METHODS[method],
+            **changed,
+        }
+        zero = {"stage": stage, **(STAGE_3 if stage == 3 else {})}
+        ds_config = {"train_micro_batch_size_per_gpu": BATCH // 2 // ranks, "zero_optimization": zero}
+        return {"verb": "recycle", "config": settings, "ds_config": ds_config}
+
+
+def out(folder: Path, method: str, stage: int, ranks: int) -> Path:
+    return folder / f"{method}-{stage}-{ranks}"
+
+
+def make_tuned(base: Path, folder: Path) -> Path:
+    """A base with noise on it, and nothing that says for what."""
+    shutil.copytree(base, folder)
+    noise = torch.Generator().manual_seed(5)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: t + 0.05 * torch.randn(t.shape, generator=noise) for name, t in sorted(tensors.items())}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with one_thread():
+        world = World(tmp_path_factory.mktemp("text"))
+        one = [world.run(family, method) for family in FAMILIES for method in METHODS]
+        two = [world.run(family, method, stage, 2) for family in FAMILIES for method, stage in ON_TWO]
+        started = {"one": start(world.root / "one", one), "two": start(world.root / "two", two, nproc=2)}
+        for name, process in started.items():
+            finish(process, world.root / name, timeout_s=900)
+        yield world
+
+
+# ---- the oracle --------------------------------------------------------------------------------------------------
+
+
+def plain_model(family: str, folder: Path) -> nn.Module:
+    auto = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+    return auto.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def with_difference(family: str, folder: Path, base: str) -> nn.Module:
+    """A base with tuned - base added."""
+    model, tuned, old = (plain_model(family, folder / name) for name in (base, "tuned", "base"))
+    with torch.no_grad():
+        for parameter, after, before in zip(model.parameters(), tuned.parameters(), old.parameters(), strict=True):
+            parameter += after - before
+    return model
+
+
+def plain_batch(family: str, folder: Path, rows: list[dict[str, str]]) -> Batch:
+    """Inputs and labels [B, L], -100 where nothing is to be told."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    texts, labels, decoded = [], [], []
+    for row in rows:
+        prompt, answer = (tokenizer(row[name])["input_ids"] for name in ("prompt", "response"))
+        if family == "t5":  # both end in </s>
+            texts.append(prompt)
+            labels.append(answer)
+            decoded.append([PAD, *answer[:-1]])
+        else:
+            texts.append([*prompt, *answer, END])
+            labels.append([-100] * len(prompt) + [*answer, END])
+
+    def padded(lists: list[list[int]], filler: int) -> torch.Tensor:
+        return nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True, padding_value=filler)
+
+    batch = {"input_ids": padded(texts, PAD), "labels": padded(labels, -100)}
+    batch["attention_mask"] = padded([[1] * len(text) for text in texts], 0)
+    return {**batch, **({"decoder_input_ids": padded(decoded, PAD)} if decoded else {})}
+
+
+def told(model: nn.Module, batch: Batch, weights: dict[str, torch.Tensor] | None = None) -> Any:
+    """Logits of the tokens that predict, and each row's states there."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    given = {**inputs, "output_hidden_states": True, "use_cache": False}
+    output = model(**given) if weights is None else functional_call(model, weights, kwargs=given)
+    seq2seq = "decoder_input_ids" in batch
+    where = (batch["labels"] if seq2seq else batch["labels"].roll(-1, 1)) != -100
+    states = torch.stack((output.decoder_hidden_states if seq2seq else output.hidden_states)[:-1], dim=2)
+    return output.logits[where], [states[row, where[row]] for row in range(len(where))]
+
+
+def taught(student: Any, teacher: Any) -> torch.Tensor:
+    (ours, own_states), (theirs, states) = student, teacher
+    p = (theirs / TEMPERATURE).softmax(-1)
+    kl = (p * (p.log() - (ours / TEMPERATURE).log_softmax(-1))).sum(-1).mean()
+    patient = torch.stack([0.5 * nn.functional.mse_loss(a, b) for a, b in zip(own_states, states, strict=True)]).mean()
+    return ALPHA * TEMPERATURE**2 * kl + BETA * patient
+
+
+def plain_losses(family: str, folder: Path, task: Path, method: str) -> list[float]:
+    fresh = method in ("scratch", "distill")
+    student = plain_model(family, folder / "new") if fresh else with_difference(family, folder, "new")
+    teacher = with_difference(family, folder, "base").requires_grad_(False)
+    rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
+    order, own = Order(len(rows), BATCH, SEED), dict(student.named_parameters())
+    fixed = {name: parameter.detach() for name, parameter in teacher.named_parameters()}
+
+    def loss_of(step: int) -> torch.Tensor:
+        batch = plain_batch(family, folder, [rows[index] for _, index in order.step(step)])
+        answered = told(student, batch)
+        targets = batch["labels"][batch["labels"] != -100]
+        task_loss = nn.functional.cross_entropy(answered[0], targets)
+        if method in ("scratch", "init"):
+            return task_loss
+        with torch.no_grad():
+            says = told(teacher, batch)
+        if method != "interpolate":
+            return (1 - ALPHA) * task_loss + taught(answered, says)
+        soft = taught(answered, says)
+        for x in POINTS:
+            mixed = {name: x * value + (1 - x) * fixed[name] for name, value in own.items()}
+            soft = soft + taught(told(student, batch, mixed), says)
+        return SHARE * task_loss + (1 - SHARE) * soft
+
+    return plain_training(student, list(own), loss_of, RATE, WARMUP, STEPS)
+
+
+@pytest.fixture(scope="module")
+def oracle(world: World) -> Callable[[str, str], list[float]]:
+    return cache(lambda family, method: plain_losses(family, world.root / family, world.task, method))
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_rank_trains_as_a_plain_loop(world: World, oracle: Any, family: str, method: str) -> None:
+    run = out(world.root / family, method, 0, 1)
+    assert outcome(run) == {}
+    assert scalars(run, "train/loss") == pytest.approx(oracle(family, method), rel=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize(("method", "stage"), ON_TWO)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_train_as_a_plain_loop(world: World, oracle: Any, family: str, method: str, stage: int) -> None:
+    run = out(world.root / family, method, stage, 2)
+    assert outcome(run) == {}
+    assert scalars(run, "train/loss") == pytest.approx(oracle(family, method), rel=LOSS_TOLERANCE)
