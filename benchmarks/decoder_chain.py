@@ -25,7 +25,7 @@ from recyclable.weights.manifest import read_manifest
 TRAIN = {
     "max_length": 64,
     "train_batch_size": 4,
-    "warmup_steps": 1,
+    "warmup_steps": 2,
     "attn_implementation": "eager",
     "eval_batch_size": 4,
     "save_every": 0,
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--task", required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--data", type=Path, metavar="DIR", default=os.environ.get("RECYCLABLE_DATA"))
-    parser.add_argument("--steps", type=int, default=6, help="of each run (default 6)")
+    parser.add_argument("--steps", type=int, default=8, help="of each run (default 8)")
     parser.add_argument("--deepspeed_config", default="cpu_bf16")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
@@ -63,10 +63,10 @@ def chain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     task = {"task": arguments.task, "max_dev_examples": 16, "max_test_examples": 32, "eval_batch_size": 4}
     upgraded, tuned, replay = out / "upgraded", out / "tuned", {"corpus": general, "share": 0.25}
     outdated = {"base": str(upgraded), "old_base": arguments.base, "weights": str(tuned)}
-    text = {"corpus": bio, "replay": replay, "max_heldout_sequences": 8, "learning_rate": 1e-4}
+    text = {"corpus": bio, "replay": replay, "max_heldout_sequences": 8, "learning_rate": 1e-5}
     runs = {
         "upgraded": ("pretrain", {**train, "base": arguments.base, **text}),
-        "tuned": ("tune", {**train, **task, "base": arguments.base, "learning_rate": 3e-5}),
+        "tuned": ("tune", {**train, **task, "base": arguments.base, "learning_rate": 2e-5}),
         "applied": ("recycle", {**task, **outdated, "method": "apply"}),
         "recycled": ("recycle", {**train, **task, **outdated, "method": "init", "learning_rate": 2e-5}),
     }

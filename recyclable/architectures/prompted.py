@@ -40,6 +40,9 @@ class Prompted(nn.Module):
     It has no parameters of its own, and the model is not a part of it: it is one of the objective already.
     """
 
+    _model: Any
+    _body: Any
+
     def __init__(self, model: Any, body: nn.Module) -> None:
         super().__init__()
         self.__dict__.update(_model=model, _body=body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -58,7 +59,8 @@ def saved_tensors(model: PeftModel, trained: Mapping[str, torch.Tensor] | None =
 
 def _projected(model: PeftModel, trained: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
     """What a network that makes prefixes made last: it is not saved itself. Without its values, a stand-in."""
-    encoder, config = model.prompt_encoder["default"], model.peft_config["default"]
+    encoder: Any = model.get_submodule("prompt_encoder.default")
+    config = model.peft_config["default"]
     if trained is None:
         return torch.empty(config.num_virtual_tokens, encoder.transform[-1].out_features, device="meta")
     values = {name: trained[f"prompt_encoder.default.{name}"] for name, _ in encoder.named_parameters()}

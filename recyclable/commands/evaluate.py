@@ -31,7 +31,7 @@ class Evaluate(RanksCommand):
         text = "text whose loss is told too, by weights of a task whose answers are text: files, or names of data sets"
         parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help=text)
         text = "tokens per sequence of it, of which 256 are told (default 128)"
-        parser.add_argument("--corpus_length", type=int, default=128, metavar="N", help=text)
+        parser.add_argument("--corpus-length", type=int, default=128, metavar="N", help=text)
         parser.add_argument("--plot", type=Path, metavar="PNG", help="save the dev curves of the runs")
         add_deepspeed_config(parser, "fp32, whole on each rank")
         add_json(parser)

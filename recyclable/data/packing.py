@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,6 +16,7 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
+from recyclable.data.layout import Layout, wrapped
 from recyclable.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,46 +24,6 @@ if TYPE_CHECKING:
 
 _VERSION = "packed 3"  # part of every key: raise it when the same input would pack differently
 _BATCH = 1000  # documents tokenised per call
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which tokens are put around documents in the stream, and around the pieces of it that sequences hold."""
-
-    before: tuple[int, ...] = ()
-    """Before every document."""
-    after: tuple[int, ...] = ()
-    """After every document."""
-    between: tuple[int, ...] = ()
-    """After every document but the last."""
-    begin: tuple[int, ...] = ()
-    """How every sequence begins."""
-    end: tuple[int, ...] = ()
-    """How every sequence ends."""
-    cut: tuple[int, ...] = ()
-    """In place of the first tokens of a sequence that begins within a document."""
-
-
-def wrapped(tokenizer: PreTrainedTokenizerBase) -> Layout:
-    """For encoders: [begin] + a piece of the stream + [end], documents joined by the end token.
-
-    They are the tokenizer's cls or bos and its sep or eos token, whichever it has.
-    """
-    end = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
-    return Layout(between=end, begin=_first(tokenizer.cls_token_id, tokenizer.bos_token_id), end=end)
-
-
-def streamed(tokenizer: PreTrainedTokenizerBase) -> Layout:
-    """For decoders: each document as their tokenizer writes it, then its end token; a cut one begins like a whole one.
-
-    What stands before is what the tokenizer itself puts before a text, `bos` for many: so it was trained, and so it
-    will be asked. Some tell nothing without it: on text Gemma 3's loss is about twice as high. The end is `eos`, or
-    `sep` where there is none.
-    """
-    bare, dressed = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
-    begins = next((at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare), 0)
-    before = tuple(dressed[:begins])
-    return Layout(before, _first(tokenizer.eos_token_id, tokenizer.sep_token_id), cut=before)
 
 
 class Packed:
@@ -237,10 +197,6 @@ def _write(
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _first(*ids: int | None) -> tuple[int, ...]:
-    return next(((i,) for i in ids if i is not None), ())
 
 
 def _token_batches(

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from recyclable.data.examples import Examples
-    from recyclable.data.packing import Joined, Layout, Packed
+    from recyclable.data.layout import Layout
+    from recyclable.data.packing import Joined, Packed
     from recyclable.weights.base import Base
 
 
@@ -50,7 +51,7 @@ class Causal(GenerativeLM):
 
     def layout(self, tokenizer: PreTrainedTokenizerBase) -> Layout:
         """A stream without anything at the seams of sequences."""
-        from recyclable.data.packing import streamed
+        from recyclable.data.layout import streamed
 
         return streamed(tokenizer)
 

@@ -60,8 +60,10 @@ class WeightPath:
 
     def require_all_mixed(self) -> None:
         """After a forward pass at x < 1: InputError if a trained weight was used outside of its module's forward."""
+        # the same weight may be several modules', of which not all are called (T5's `shared`)
+        mixed = {parameter for module in self._mixed for parameter in _own(module).values()}
         for module in self._twins.keys() - self._mixed:
-            if any(parameter.requires_grad for parameter in _own(module).values()):
+            if any(parameter.requires_grad and parameter not in mixed for parameter in _own(module).values()):
                 raise InputError("interpolate", _no_forward(self._names[module], module))
 
     def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:

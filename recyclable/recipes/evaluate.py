@@ -52,8 +52,8 @@ def evaluate_all(
         row.update(weights=row["method"], method=manifest["method"])
         row.update({f"{split}_{name}": value for name, value in scores.items()})
         if texts:
-            how = {"old_base": old_base, "max_length": corpus_length, "ds_config": ds_config}
-            row.update({f"loss of {name}": loss for name, loss in losses(texts, base, weights=folder, **how).items()})
+            told = losses(texts, base, weights=folder, old_base=old_base, max_length=corpus_length, ds_config=ds_config)
+            row.update({f"loss of {name}": loss for name, loss in told.items()})
     return rows
 
 

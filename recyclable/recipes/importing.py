@@ -125,7 +125,7 @@ def _checkpoint(
 ) -> None:
     config = read_config(tuned)
     fields = changed_fields(config, base, tuned)
-    reader = tokenizer_with(tuned, config, base, told)
+    reader = replace(tokenizer_with(tuned, config, base, told), padded_by_config=True)
     architecture = next(iter(config.architectures or []), None)
     auto = auto_class(task.kind.model_class_for(config) if task else TaskKind.model_class)
     plan, of_base = (structure(each, auto, architecture) for each in (config, copy.deepcopy(base.config)))

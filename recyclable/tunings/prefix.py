@@ -43,7 +43,7 @@ class Prefix(Tuning):
             task_type=task_type,
             num_virtual_tokens=self.num_virtual_tokens,
             prefix_projection=self.prefix_projection,
-            encoder_hidden_size=self.encoder_hidden_size,
+            encoder_hidden_size=self.encoder_hidden_size,  # type: ignore[arg-type]  # None is its default
             modules_to_save=head_modules(model),
         )
         return attach_fresh(model, config, self.tuning, seed)

@@ -276,10 +276,22 @@ def test_explicit_target_modules_are_sublayers_of_any_model():
     assert torch.equal(model(x), before)
 
 
-def test_without_target_modules_a_model_whose_sublayers_end_otherwise_is_a_clear_error():
-    config = AutoConfig.for_model("gpt2", vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
-    with pytest.raises(ValueError, match=r"target_modules: not given.*'gpt2'"):
+def test_without_target_modules_a_model_whose_sublayers_are_not_understood_is_a_clear_error():
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = AutoConfig.for_model("mixtral", vocab_size=50, intermediate_size=8, num_local_experts=2, **size)
+    with pytest.raises(ValueError, match=r"target_modules: not given.*'mixtral'"):
         get_peft_model(AutoModel.from_config(config), BottleneckConfig())
+
+
+def test_gpt2s_transposed_linears_end_its_sublayers():
+    config = AutoConfig.for_model("gpt2", vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    plain, ids = AutoModel.from_config(config).eval(), torch.arange(6)[None]
+    before = plain(ids).last_hidden_state
+    model = get_peft_model(plain, BottleneckConfig(bottleneck_size=4)).eval()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BottleneckLayer)}
+    assert [name.partition("h.0.")[2] for name in layers] == ["attn.c_proj", "mlp.c_proj"]
+    assert {tuple(layer.bottleneck_up["default"].weight.shape) for layer in layers.values()} == {(16, 4)}
+    assert torch.equal(model(ids).last_hidden_state, before)
 
 
 def test_a_target_that_is_no_linear_is_a_clear_error():

@@ -12,7 +12,8 @@ from language_models import CAUSAL, SENTINELS, SPANS, tokenizer_of
 
 from recyclable.data.blocks import CausalBlocks, MaskedBlocks, SpanBlocks
 from recyclable.data.corruption import Spans, corrupted
-from recyclable.data.packing import Joined, Packed, pack, streamed
+from recyclable.data.layout import streamed
+from recyclable.data.packing import Joined, Packed, pack
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 BEGIN, END = 2, 3

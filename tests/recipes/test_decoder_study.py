@@ -138,7 +138,7 @@ def test_settings_of_one_task_are_over_those_of_all(study: Path) -> None:
 def test_evaluate_tells_the_same_and_refuses_weights_that_tell_no_text(study: Path, capsys: Any) -> None:
     config, old = load_config(StudySettings, study), str(study.parent / "old")
     cell = "tuned/M0/pick/full/seed1"
-    base, corpus = str(study.parent / "base"), ["--corpus", old, "--corpus_length", str(LENGTH)]
+    base, corpus = str(study.parent / "base"), ["--corpus", old, "--corpus-length", str(LENGTH)]
     asked = ["evaluate", "--base", base, *corpus, "--json", "--task"]
     assert main([*asked, str(study.parent / "pick"), "--weights", str(config.out / cell)]) == 0
     (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]

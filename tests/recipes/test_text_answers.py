@@ -37,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "interpolate": {**DISTILLED, "task_share": SHARE, "interpolation_points": list(POINTS)},
 }
 ON_TWO = [("scratch", 1), ("both", 0), ("distill", 2), ("both", 3), ("interpolate", 3)]
+LONG, UNEVEN = "long", 400
+"""A Llama of as many positions and more, and the tokens that its texts are cut at."""
 Batch = dict[str, torch.Tensor]
 
 
@@ -54,13 +56,29 @@ def make_task(folder: Path) -> Path:
     return folder
 
 
+def make_uneven_task(folder: Path) -> Path:
+    """Three rows: 64 and 320 tokens to be told, and a prompt that leaves room for none."""
+    folder.mkdir()
+    draw = random.Random(4)
+    lengths = [(5, 63), (20, 319), (UNEVEN + 1, 5)]  # an end token follows
+    rows = [
+        {key: " ".join(draw.choices(WORDS, k=size)) for key, size in zip(("prompt", "response"), pair, strict=True)}
+        for pair in lengths
+    ]
+    for name in ("train", "dev"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 class World:
     """Of each family a base, its upgrade and weights tuned elsewhere; and a task for all of them."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.task = root, make_task(root / "task")
-        for family in FAMILIES:
-            base = make_decoder(root / family / "base", family)
+        self.uneven = make_uneven_task(root / "uneven")
+        for family in (*FAMILIES, LONG):
+            changed = {"max_position_embeddings": 512} if family == LONG else {}
+            base = make_decoder(root / family / "base", "llama" if family == LONG else family, **changed)
             make_upgraded(base, root / family / "new", scale=0.05)
             make_tuned(base, root / family / "tuned")
             folder = root / family / "weights"
@@ -77,7 +95,8 @@ class World:
             **changed,
         }
         zero = {"stage": stage, **(STAGE_3 if stage == 3 else {})}
-        ds_config = {"train_micro_batch_size_per_gpu": BATCH // 2 // ranks, "zero_optimization": zero}
+        micro = max(1, settings["train_batch_size"] // 2 // ranks)
+        ds_config = {"train_micro_batch_size_per_gpu": micro, "zero_optimization": zero}
         return {"verb": "recycle", "config": settings, "ds_config": ds_config}
 
 
@@ -101,7 +120,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world = World(tmp_path_factory.mktemp("text"))
         one = [world.run(family, method) for family in FAMILIES for method in METHODS]
         two = [world.run(family, method, stage, 2) for family in FAMILIES for method, stage in ON_TWO]
+        changed = {"task": str(world.uneven), "max_length": UNEVEN, "train_batch_size": 3}
+        three = [world.run(LONG, method, 3, 3, **changed) for method in ("both", "interpolate")]
         started = {"one": start(world.root / "one", one), "two": start(world.root / "two", two, nproc=2)}
+        started["three"] = start(world.root / "three", three, nproc=3)
         for name, process in started.items():
             finish(process, world.root / name, timeout_s=900)
         yield world
@@ -135,8 +157,8 @@ def plain_batch(family: str, folder: Path, rows: list[dict[str, str]]) -> Batch:
             labels.append(answer)
             decoded.append([PAD, *answer[:-1]])
         else:
-            texts.append([*prompt, *answer, END])
-            labels.append([-100] * len(prompt) + [*answer, END])
+            texts.append([*prompt, *answer, END][:UNEVEN])
+            labels.append(([-100] * len(prompt) + [*answer, END])[:UNEVEN])
 
     def padded(lists: list[list[int]], filler: int) -> torch.Tensor:
         return nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True, padding_value=filler)
@@ -154,7 +176,7 @@ def told(model: nn.Module, batch: Batch, weights: dict[str, torch.Tensor] | None
     seq2seq = "decoder_input_ids" in batch
     where = (batch["labels"] if seq2seq else batch["labels"].roll(-1, 1)) != -100
     states = torch.stack((output.decoder_hidden_states if seq2seq else output.hidden_states)[:-1], dim=2)
-    return output.logits[where], [states[row, where[row]] for row in range(len(where))]
+    return output.logits[where], [states[row, where[row]] for row in range(len(where)) if where[row].any()]
 
 
 def taught(student: Any, teacher: Any) -> torch.Tensor:
@@ -165,12 +187,12 @@ def taught(student: Any, teacher: Any) -> torch.Tensor:
     return ALPHA * TEMPERATURE**2 * kl + BETA * patient
 
 
-def plain_losses(family: str, folder: Path, task: Path, method: str) -> list[float]:
+def plain_losses(family: str, folder: Path, task: Path, method: str, batch_size: int = BATCH) -> list[float]:
     fresh = method in ("scratch", "distill")
     student = plain_model(family, folder / "new") if fresh else with_difference(family, folder, "new")
     teacher = with_difference(family, folder, "base").requires_grad_(False)
     rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
-    order, own = Order(len(rows), BATCH, SEED), dict(student.named_parameters())
+    order, own = Order(len(rows), batch_size, SEED), dict(student.named_parameters())
     fixed = {name: parameter.detach() for name, parameter in teacher.named_parameters()}
 
     def loss_of(step: int) -> torch.Tensor:
@@ -215,3 +237,11 @@ def test_two_ranks_train_as_a_plain_loop(world: World, oracle: Any, family: str,
     run = out(world.root / family, method, stage, 2)
     assert outcome(run) == {}
     assert scalars(run, "train/loss") == pytest.approx(oracle(family, method), rel=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["both", "interpolate"])
+def test_ranks_with_64_and_320_tokens_and_none_train_as_a_plain_loop(world: World, method: str) -> None:
+    run = out(world.root / LONG, method, 3, 3)
+    assert outcome(run) == {}
+    wanted = plain_losses(LONG, world.root / LONG, world.uneven, method, 3)
+    assert scalars(run, "train/loss") == pytest.approx(wanted, rel=LOSS_TOLERANCE)

@@ -436,8 +436,3 @@ def test_the_likelihood_of_an_encoder_decoder_is_too(max_length: int | None) -> 
     found = KIND.scores(Asked(TokenLoss(model, answers=KIND.answers), 2), examples, (), ["log_likelihood"])
     with torch.no_grad():
         assert found["log_likelihood"] == pytest.approx(naive_encoder_decoder(model, examples.rows), rel=1e-5)
-
-
-def test_classes_have_shares_and_texts_have_none() -> None:
-    with pytest.raises(InputError, match="generation: has no classes"):
-        KIND.ignorance(Split([], None, []), ())

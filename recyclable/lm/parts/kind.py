@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from recyclable.data.examples import Examples
-    from recyclable.data.packing import Joined, Layout, Packed
+    from recyclable.data.layout import Layout
+    from recyclable.data.packing import Joined, Packed
     from recyclable.objectives.apart import Apart
     from recyclable.objectives.objective import Objective
     from recyclable.weights.base import Base
@@ -103,7 +104,7 @@ class LMKind(TrainSettings):
 
     def layout(self, tokenizer: PreTrainedTokenizerBase) -> Layout:
         """Which tokens are put around documents as they are packed."""
-        from recyclable.data.packing import wrapped
+        from recyclable.data.layout import wrapped
 
         return wrapped(tokenizer)
 
