@@ -51,10 +51,26 @@ def make_config(cls: type[Config], content: dict[str, Any], where: object) -> Co
     try:
         return cls.model_validate(_expand(content, where))
     except ValidationError as error:
-        raise InputError(where, "; ".join(_one_line(cls, e) for e in error.errors())) from error
+        raise InputError(where, "; ".join(_lines(cls, error.errors()))) from error
 
 
 _MISSPELT = 0.8  # below it the key may well be another reader's: `start` is no slip for `store`
+_OVER_ALL = " (over all ranks and accumulation steps; the latter are the ds_config's)"
+_ELSEWHERE = {
+    "model_name_or_path": ("base", ""),
+    "output_dir": ("out", ""),
+    "per_device_train_batch_size": ("train_batch_size", _OVER_ALL),
+    "gradient_accumulation_steps": ("train_batch_size", _OVER_ALL),
+    "per_device_eval_batch_size": ("eval_batch_size", " (per rank)"),
+    "num_train_epochs": ("max_steps", ""),
+    "warmup_ratio": ("warmup_steps", ""),
+    "eval_steps": ("eval_every", ""),
+    "save_steps": ("save_every", ""),
+    "logging_steps": ("log_every", ""),
+    "block_size": ("max_length", ""),
+    "max_seq_length": ("max_length", ""),
+}
+"""Names of the Trainer's and its example scripts' for settings that have other names here, and what differs."""
 
 
 class _Loader(PlainLoader):
@@ -104,14 +120,34 @@ def _expanded(value: Any, where: object) -> Any:
     return value
 
 
+def _lines(cls: type[Settings], errors: list[ErrorDetails]) -> list[str]:
+    """One clause per mistake, but one for all keys that nothing reads."""
+    lines, unread = [], []
+    for error in errors:
+        if error["type"] != "extra_forbidden":
+            lines.append(_one_line(cls, error))
+        elif near := _meant(cls, key := ".".join(map(str, error["loc"]))):
+            lines.append(f"unknown key {key!r}, did you mean {near}?")
+        else:
+            unread.append(repr(key))
+    if unread:
+        read = f"{cls.reader()} reads {', '.join(sorted(cls.model_fields))}"
+        lines.append(f"unknown key{'s' if len(unread) > 1 else ''} {', '.join(unread)}; {read}")
+    return lines
+
+
+def _meant(cls: type[Settings], key: str) -> str | None:
+    """What was meant by a misspelt key, or by one that the Trainer or DeepSpeed has."""
+    if near := difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=_MISSPELT):
+        return repr(near[0])
+    ours, note = _ELSEWHERE.get(key, ("", ""))
+    return f"{ours!r}{note}" if ours in cls.model_fields else None
+
+
 def _one_line(cls: type[Settings], error: ErrorDetails) -> str:
     field = ".".join(str(part) for part in error["loc"]) or cls.__name__
     found = error["input"]
     match error["type"]:
-        case "extra_forbidden":
-            if near := difflib.get_close_matches(field, cls.model_fields, n=1, cutoff=_MISSPELT):
-                return f"unknown key {field!r}, did you mean {near[0]!r}?"
-            return f"unknown key {field!r}; {cls.reader()} reads {', '.join(sorted(cls.model_fields))}"
         case "missing":
             return f"key {field!r} is missing"
         case "value_error":

@@ -59,8 +59,12 @@ class TaskExamples(Examples, Protocol):
         """What identifies an example to a model, 16 bytes."""
         ...
 
-    def readable_by(self, config: PretrainedConfig) -> TaskExamples:
-        """Itself; InputError where a base with this config, or its head, could not read these examples."""
+    def readable_by(self, config: PretrainedConfig, prompts: int = 0) -> TaskExamples:
+        """Itself; InputError where a base with this config, or its head, could not read these examples.
+
+        Args:
+            prompts: positions before a text that an adapter's prompts take.
+        """
         ...
 
 
@@ -95,9 +99,9 @@ class LabelledTexts:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def readable_by(self, config: PretrainedConfig) -> LabelledTexts:
+    def readable_by(self, config: PretrainedConfig, prompts: int = 0) -> LabelledTexts:
         """Itself; InputError where the classifier of a base with this config could not read these texts."""
-        self._require_embedded(config)
+        self._require_embedded(config, prompts)
         require_readable(self._encoded["input_ids"], self._tokenizer, config)
         return self
 
@@ -111,10 +115,10 @@ class LabelledTexts:
         """Nothing."""
         return None
 
-    def _require_embedded(self, config: PretrainedConfig) -> None:
+    def _require_embedded(self, config: PretrainedConfig, prompts: int) -> None:
         require_embedded(self._encoded, self._tokenizer, config)
         if self._max_length is None:
-            require_positions(self._encoded["input_ids"], self._tokenizer, config)
+            require_positions(self._encoded["input_ids"], self._tokenizer, config, prompts)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -102,6 +102,7 @@ def pack(
     *,
     quiet: bool = True,
     cache_dir: str | Path | None = None,
+    where: object = "corpus",
 ) -> Packed:
     """Tokenise all documents, join them and cut the stream into full sequences, as a layout says.
 
@@ -114,6 +115,7 @@ def pack(
         layout: None is `wrapped`.
         quiet: no progress bar.
         cache_dir: where packed corpora are kept; inside the cache of `datasets` by default.
+        where: what errors call the corpus.
 
     Raises:
         InputError: fewer tokens than one sequence, or a seq_len with no room for text.
@@ -126,7 +128,7 @@ def pack(
     aside = root / f".aside-{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
     try:
-        _write(aside, dataset, tokenizer, seq_len, layout, quiet)
+        _write(aside, dataset, tokenizer, seq_len, layout, quiet, where)
         try:
             os.rename(aside, folder)
         except OSError:  # another process was faster, or what lies there is damaged
@@ -153,6 +155,7 @@ def _write(
     seq_len: int,
     layout: Layout,
     quiet: bool,
+    where: object,
 ) -> None:
     first, last = len(layout.begin), seq_len - len(layout.end)
     body = last - first
@@ -185,9 +188,7 @@ def _write(
         _sync(file)
         _sync(starts_file)
     if sequences == 0:
-        raise InputError(
-            "corpus", f"it has {seen} tokens, fewer than one sequence of {seq_len}: add text, or cut seq_len"
-        )
+        raise InputError(where, f"it has {seen} tokens, fewer than one sequence of {seq_len}: add text, or cut seq_len")
     meta = {"seq_len": seq_len, "sequences": sequences, "tokens": tokens, "digest": digest.hexdigest(), "dtype": dtype}
     with (folder / "meta.json").open("wb") as file:
         file.write(json.dumps(meta, indent=1).encode())

@@ -39,13 +39,13 @@ def require_embedded(
 
 
 def require_positions(
-    texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+    texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, prompts: int = 0
 ) -> None:
-    """InputError where texts, as token ids, are longer than a base with this config has positions for."""
+    """InputError where texts, as token ids, need more positions, prompts included, than a base with this config has."""
     length, limit = max(map(len, texts)), Structure(config).positions
-    if limit is not None and length > limit:
-        file = Path(config.name_or_path) / "config.json"
-        problem = f"makes {length} tokens of a text that is not cut, but {file} has positions for {limit}"
+    if limit is not None and length + prompts > limit:
+        file, beside = Path(config.name_or_path) / "config.json", f" beside {prompts} prompts" if prompts else ""
+        problem = f"makes {length} tokens of a text that is not cut{beside}, but {file} has positions for {limit}"
         raise InputError(tokenizer.name_or_path, f"{problem}: expected a max_length")
 
 

@@ -74,7 +74,7 @@ class Interpolate(StartsOutdated, Distils):
         super().require(scene)
         scene.carried.require_same_shapes()
         if (second := self._second(scene)) is not None:
-            scene.data.train.readable_by(second.new.config)
+            scene.data.train.readable_by(second.new.config, second.reader.prompts)
             second.verify()
         if not scene.head and not any(self.beta_by_point or [self.beta]):
             raise InputError("beta", "is 0, but of a teacher with other labels only hidden states are learned from")

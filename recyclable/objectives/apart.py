@@ -3,8 +3,7 @@
 What does it differs by family, and where it does not hold nothing says so: a mask of the wrong kind is ignored, or read
 as another. So no way is believed. Each is tried on the very model, with its weights, on a row of text of the length it
 trains on, against the same documents read one by one; the first that gives the same states is used, and where none does
-packing is refused. Windows shorter than the row are shorter than its longest document, so that a way that forgets them
-fails.
+packing is refused. The row is tried as one document, too, so that a way that forgets windows shorter than it fails.
 
 Under ZeRO-3 the trial runs in an engine's forward, on every rank the same; no rank holds the whole model.
 """
@@ -109,13 +108,13 @@ def apart(
         causal: as in `Way.told`.
     """
     window = getattr(config.get_text_config(), "sliding_window", None)
-    trial = in_documents(batch, window)
+    trials = [in_documents(batch, window), in_one_document(batch)]
     failed: dict[str, str] = {}
     with torch.no_grad():
-        alone = torch.cat([ask(one) for one in separate(trial)], dim=1)
+        alone = torch.stack([torch.cat([ask(one) for one in separate(trial)], dim=1) for trial in trials])
         for way in _ways(body, config, window):
             try:
-                states = ask(way.told(trial, causal, window, alone.dtype))
+                states = torch.stack([ask(way.told(trial, causal, window, alone.dtype)) for trial in trials])
             except Exception as error:  # whatever a family makes of inputs that it does not expect
                 failed[str(way)] = f"fails ({type(error).__name__})"
                 continue
@@ -140,7 +139,7 @@ def _ways(body: nn.Module, config: PretrainedConfig, window: int | None) -> list
 
 
 def in_documents(batch: Batch, window: int | None) -> Batch:
-    """A row cut into three documents, the middle one long: longer than a window, where the row is."""
+    """A row cut into three documents, the middle one long: longer than a window, where the row has room for that."""
     cut = dict(batch)
     for side in ("", "decoder_") if "decoder_input_ids" in batch else ("",):
         length = batch[f"{side}input_ids"].shape[1]
@@ -149,6 +148,12 @@ def in_documents(batch: Batch, window: int | None) -> Batch:
         sizes = torch.tensor([before, middle, length - middle - before])
         cut[f"{side}documents"] = torch.arange(3).repeat_interleave(sizes)[None].to(batch["input_ids"].device)
     return cut
+
+
+def in_one_document(batch: Batch) -> Batch:
+    """A row as it is."""
+    sides = ("", "decoder_") if "decoder_input_ids" in batch else ("",)
+    return {**batch, **{f"{side}documents": torch.zeros_like(batch[f"{side}input_ids"]) for side in sides}}
 
 
 def separate(batch: Batch) -> list[dict[str, torch.Tensor]]:

@@ -38,8 +38,10 @@ def with_positions(batch: Mapping[str, torch.Tensor], model: PreTrainedModel) ->
             given["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         told = labels != -100
     else:
-        every = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
-        labels = (every if labels is None else labels).roll(-1, 1)  # a decoder's state tells the token behind it
+        if labels is None:
+            ids, real = given["input_ids"], given.get("attention_mask")
+            labels = ids if real is None else ids.masked_fill(real == 0, -100)
+        labels = labels.roll(-1, 1)  # a decoder's state tells the token behind it
         told = (labels != -100) & (torch.arange(labels.shape[1], device=labels.device) < labels.shape[1] - 1)
     return {**given, "positions": told.flatten().nonzero().squeeze(1), "targets": labels[told]}
 

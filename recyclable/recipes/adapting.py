@@ -147,6 +147,10 @@ def finish(
         if like is not None:
             like.copy_tokenizer(settings.out)
         write_manifest(settings.out, manifest)
+        told = "  ".join(f"{name} {value:.4f}" for name, value in test.items())
+        print(
+            f"{method} {settings.out.name}  best step {best['step']}" + (f"  test: {told}" if told else ""), flush=True
+        )
     distributed.barrier()
     rundir.clear_scratch(settings.out)
     return metrics

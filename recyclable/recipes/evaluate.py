@@ -22,7 +22,10 @@ from recyclable.tasks.parts.task import load_task
 from recyclable.tasks.parts.task_data import tokenised
 from recyclable.training.asking import Asked
 from recyclable.training.engine import frozen
+from recyclable.weights.base import Base
+from recyclable.weights.locate import locate
 from recyclable.weights.manifest import read_manifest
+from recyclable.weights.reader import Reader
 
 IN_FP32: Mapping[str, Any] = MappingProxyType({})
 
@@ -43,7 +46,8 @@ def evaluate_all(
     Args:
         corpus: texts whose loss per token is told as well, in sequences of `corpus_length` tokens (`text_loss.losses`).
     """
-    texts = {name: CorpusSettings(train=name) for name in corpus}
+    if texts := {name: CorpusSettings(train=name) for name in corpus}:
+        Reader.of(Base(locate(base))).require_length(corpus_length, "corpus_length")
     manifests = {str(folder): vars(read_manifest(folder)) for folder in folders}
     rows = compare(manifests)
     for row, (folder, manifest) in zip(rows, manifests.items(), strict=True):

@@ -12,6 +12,8 @@ from transformers import PretrainedConfig
 
 from recyclable import distributed
 from recyclable.carrying.carried import Carried
+from recyclable.carrying.templates import told_template
+from recyclable.config.run_file import make_config
 from recyclable.data.readable import require_embedded
 from recyclable.errors import InputError
 from recyclable.models.generating import generating_model, tuned_generating_model
@@ -22,6 +24,7 @@ from recyclable.training.generation import Decoding, Generating
 from recyclable.training.generation import generate as answered
 from recyclable.weights.base import Base
 from recyclable.weights.durable import write_text
+from recyclable.weights.generation_file import FILE
 from recyclable.weights.generation_rules import SAMPLING, proposed_sampling, rules_of
 from recyclable.weights.locate import locate
 from recyclable.weights.reader import Reader
@@ -49,6 +52,7 @@ def generate(settings: GenerateSettings, prompts: Sequence[Prompt], ds_config: d
             store=settings.store,
             allow_unrelated=settings.allow_unrelated,
         )
+        told_template(carried)
         reader, model = carried.reader, tuned_generating_model(carried)
     tokenizer = reader.tokenizer()
     asked = [prompt.tokens(tokenizer, reader.config.is_encoder_decoder) for prompt in prompts]
@@ -98,5 +102,7 @@ def _decoding(settings: GenerateSettings, config: PretrainedConfig) -> Decoding:
         return Decoding(settings.max_new_tokens)
     told = {name: getattr(settings, name) for name in SAMPLING}
     told = proposed_sampling(config) | {name: value for name, value in told.items() if value is not None}
+    # what the base proposes may be wrong
+    make_config(GenerateSettings, {"base": settings.base, "do_sample": True, **told}, Path(config.name_or_path) / FILE)
     seed = _SEED if settings.seed is None else settings.seed
     return Decoding(settings.max_new_tokens, do_sample=True, seed=seed, **told)

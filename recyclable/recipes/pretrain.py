@@ -34,6 +34,7 @@ from recyclable.weights.durable import copy_files, write_json
 from recyclable.weights.files import write_checkpoint
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.generation_file import FILE as GENERATION_FILE
+from recyclable.weights.generation_file import read_generation
 from recyclable.weights.locate import locate
 from recyclable.weights.reader import Reader
 from recyclable.weights.remembered import remember, stamp
@@ -48,6 +49,7 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
     parent = Base(locate(kind.base))
     tokenizer = load_tokenizer(parent.folder)
     kind.require(parent, tokenizer)
+    read_generation(parent.folder)  # is handed on: broken, it is refused now
     Reader.of(parent).require_length(kind.max_length)
     teacher = _teacher(kind, parent, tokenizer)
     text = read_text(kind, parent, tokenizer)

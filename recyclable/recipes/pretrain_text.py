@@ -75,14 +75,14 @@ def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrai
     quiet = not (distributed.is_main() and sys.stderr.isatty())
     layout = kind.layout(tokenizer)
 
-    def packed(text: datasets.Dataset) -> Packed:
-        return pack(text, tokenizer, kind.max_length, layout, quiet=quiet)
+    def packed(text: datasets.Dataset, name: str) -> Packed:
+        return pack(text, tokenizer, kind.max_length, layout, quiet=quiet, where=name)
 
     with distributed.main_first():
-        blocks = heldout = packed(load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet))
+        blocks = heldout = packed(load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet), where)
         if corpus.heldout is not None:
             text = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout", quiet=quiet)
-            heldout = packed(text)
+            heldout = packed(text, f"{where}.heldout")
     cut, first = len(blocks), 0
     if corpus.heldout is None:
         cut = first = len(blocks) - max(1, round(len(blocks) * _HELDOUT_SHARE))

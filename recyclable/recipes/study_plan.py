@@ -242,7 +242,7 @@ class _Choice:
                 "seed": seed,
                 "out": config.out / name,
             }
-            if content.get("teacher") != "online":
+            if content.get("teacher") != "online" and not load_task(config.tasks[self.task]).kind.over_vocabulary:
                 offered = {"teacher_cache": config.out / "teachers"}
                 content = {**{key: value for key, value in offered.items() if key in kind.model_fields}, **content}
             if source != self.task and "related_task" in kind.model_fields:

@@ -33,6 +33,7 @@ from recyclable.training.evaluation import outputs
 from recyclable.weights.base import Base
 from recyclable.weights.durable import write_json
 from recyclable.weights.locate import locate
+from recyclable.weights.reader import Reader
 from recyclable.weights.vocabulary import load_tokenizer
 
 RESULT = "text_loss.json"
@@ -89,7 +90,8 @@ def losses(
     Text is packed as in pre-training, documents in one stream, and each sequence is told with all that stands before
     in it. Masked models and those that fill spans are asked about the tokens that one draw takes out, always the same.
 
-    Raises InputError for weights without a language-model head, as those of a classifier are.
+    Raises InputError for weights without a language-model head, as those of a classifier are, and for sequences longer
+    than the model has positions for.
     """
     opened = Base(locate(base))
     kind, carried = _packing(base, max_length), None
@@ -102,6 +104,7 @@ def losses(
             problem = f"is for {task.problem}, whose answers are no text: it has no language-model head"
             raise InputError(carried.weights.folder, problem)
         model = outdated_model(carried, task, settings["seed"])
+    (Reader.of(opened) if carried is None else carried.reader).require_length(max_length)
     tokenizer, found = load_tokenizer(opened.folder), {}
     with frozen(TokenLoss(model), dict(ds_config or {})) as (answers, device):
         if carried is not None:
@@ -109,7 +112,7 @@ def losses(
         for name, corpus in texts.items():
             with distributed.main_first():
                 text = load_corpus(corpus.train, text_column=corpus.text_column, quiet=not sys.stderr.isatty())
-                packed = pack(text, tokenizer, max_length, kind.layout(tokenizer))
+                packed = pack(text, tokenizer, max_length, kind.layout(tokenizer), where=corpus.train)
             wanted = range(min(len(packed), max_sequences or len(packed)))
             examples = kind.examples(packed, tokenizer, opened, wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from recyclable import distributed
@@ -23,7 +24,7 @@ from recyclable.weights.reader import Reader
 def tune(settings: TuneSettings, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
     """Tune a base on a labelled task; returns the metrics of the best step on dev and test."""
     base, task = Base(locate(settings.base)), load_task(settings.task)
-    reader, head = Reader.of(base), task.kind.model_class_for(base.config)
+    reader, head = replace(Reader.of(base), prompts=settings.prompts), task.kind.model_class_for(base.config)
     data, fields = task_data(settings, task, reader), reader.fields(head)
     bare = task_model(base, task, settings.seed, settings.dropout, fields)
     model = settings.attach(bare, task.kind.task_type_for(base.config), settings.seed)

@@ -165,9 +165,9 @@ class TaggedWords(LabelledTexts):
                     labels[row, word], positions[row, word] = tags[word], place
         self.labels, self._positions = torch.from_numpy(labels), torch.from_numpy(positions)
 
-    def readable_by(self, config: PretrainedConfig) -> TaggedWords:
+    def readable_by(self, config: PretrainedConfig, prompts: int = 0) -> TaggedWords:
         """Itself; InputError for tokens that the base does not know: a head that looks at every one can read any."""
-        self._require_embedded(config)
+        self._require_embedded(config, prompts)
         return self
 
     def batch(self, items: list[Item]) -> Batch:

@@ -30,6 +30,11 @@ class Prefix(Tuning):
             self.require_unset(("encoder_hidden_size",), "without prefix_projection")
         return self
 
+    @property
+    def prompts(self) -> int:
+        """As many."""
+        return self.num_virtual_tokens
+
     def attach(self, model: PreTrainedModel, task_type: str, seed: int) -> nn.Module:
         """A PEFT model."""
         from peft import PrefixTuningConfig

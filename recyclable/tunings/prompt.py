@@ -20,6 +20,11 @@ class Prompt(Tuning):
     num_virtual_tokens: int = Field(20, gt=0, le=1024)
     """How many; so many fewer positions are left for a text."""
 
+    @property
+    def prompts(self) -> int:
+        """As many."""
+        return self.num_virtual_tokens
+
     def attach(self, model: PreTrainedModel, task_type: str, seed: int) -> nn.Module:
         """A PEFT model."""
         from peft import PromptTuningConfig

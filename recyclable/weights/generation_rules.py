@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from recyclable.errors import InputError
-from recyclable.weights.generation_file import told_of
+from recyclable.weights.generation_file import FILE, told_of
 
 _BEGIN = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 TOKENS = (*_BEGIN, "eos_token_id", "pad_token_id")
@@ -30,6 +32,8 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
     Raises InputError for a broken file, or an encoder-decoder that no token is known to begin the answers of.
     """
     told = told_of(config) or {}
+    for name in TOKENS:
+        _require_ids(config, name, told.get(name))
     rules = {name: told[name] for name in _SCORES if told.get(name) not in _NO_RULE}
     own = GenerationConfig.from_model_config(config).to_dict()
     tokens = {name: told[name] if told.get(name) is not None else own.get(name) for name in _BEGIN}
@@ -37,8 +41,8 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
         raise InputError(config.name_or_path, "names no decoder_start_token_id, which answers begin with")
     ends = _listed(told.get("eos_token_id")) or _listed(own.get("eos_token_id"))
     ends = list(dict.fromkeys([*ends, *_listed(tokenizer.eos_token_id)]))
-    pads = [told.get("pad_token_id"), own.get("pad_token_id"), *ends, 0]
-    pad = next(token for token in pads if token is not None)
+    pads, rows = [told.get("pad_token_id"), own.get("pad_token_id"), *ends], config.get_text_config().vocab_size
+    pad = next((token for token in pads if token in range(rows)), 0)  # some say -1
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
     return GenerationConfig(**tokens, **rules, **greedy, eos_token_id=ends or None, pad_token_id=pad)
 
@@ -56,6 +60,14 @@ def end_tokens(rules: GenerationConfig) -> list[int]:
 def looks_at_padding(rules: GenerationConfig) -> bool:
     """Whether scores depend on the tokens before, so that a decoder's padded prompts would get other answers."""
     return any(getattr(rules, name, None) not in _NO_RULE for name in _READ_EARLIER_TOKENS)
+
+
+def _require_ids(config: PretrainedConfig, name: str, told: object) -> None:
+    """InputError for what a file says of a token where that is no id, nor a list of them where that may be."""
+    ids = told if isinstance(told, list) and name == "eos_token_id" else [told]
+    if told is not None and not (ids and all(type(token) is int for token in ids)):
+        place = Path(config.name_or_path) / FILE if config.name_or_path else FILE
+        raise InputError(place, f"{name} is {told!r}, expected a token's id")
 
 
 def _listed(tokens: int | list[int] | None) -> list[int]:

@@ -54,12 +54,12 @@ class Reader:
         positions = Structure(self.config).positions
         return None if positions is None else positions - self.prompts
 
-    def require_length(self, max_length: int | None) -> None:
-        """InputError when texts of `max_length` tokens have more positions than the model."""
+    def require_length(self, max_length: int | None, name: str = "max_length") -> None:
+        """InputError, which names the setting, when texts of `max_length` tokens have more positions than the model."""
         if self.limit is not None and max_length is not None and max_length > self.limit:
             place = f"{self.config.name_or_path} has positions for {self.limit} tokens at most"
             beside = f" beside {self.prompts} of the adapter's prompts" if self.prompts else ""
-            raise InputError("max_length", f"is {max_length}, but {place}{beside}")
+            raise InputError(name, f"is {max_length}, but {place}{beside}")
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with a pad token; InputError without any, or with more pieces than the model has rows for.

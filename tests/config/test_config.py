@@ -145,6 +145,20 @@ def test_several_mistakes_are_told_in_one_line(write) -> None:
         assert part in message
 
 
+def test_keys_that_nothing_reads_are_told_together(write) -> None:
+    with pytest.raises(InputError, match=r"unknown keys 'alpha', 'beta'; tuning full reads [a-z_0-9, ]+$"):
+        tune(write(TUNE), ["tuning=full", "alpha=1", "beta=1"])
+
+
+def test_names_that_the_trainer_has_are_told_what_they_are_called_here(write) -> None:
+    with pytest.raises(InputError) as caught:
+        tune(write(TUNE), ["per_device_train_batch_size=4", "num_train_epochs=3", "model_name_or_path=b"])
+    message = str(caught.value)
+    assert "'per_device_train_batch_size', did you mean 'train_batch_size' (over all ranks" in message
+    assert "'num_train_epochs', did you mean 'max_steps'?" in message and " reads " not in message
+    assert "'model_name_or_path', did you mean 'base'?" in message
+
+
 STUDY = """
 out: o
 bases: {A: {path: a}, B: {parent: A, corpus: c.txt}}

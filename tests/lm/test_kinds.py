@@ -115,13 +115,18 @@ def test_an_encoder_decoder_without_its_decoder_is_refused(tmp_path: Path) -> No
         language_model(Base(tmp_path), "Seq2SeqLM", 1, None)
 
 
-def test_old_text_of_a_single_sequence_is_refused_under_its_own_name(tmp_path: Path, own_cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"), [("w1 w2 w3 w4 w5", "only one sequence, expected another to hold out"), ("w1", "it has 3 tokens")]
+)
+def test_old_text_of_a_sequence_or_less_is_refused_under_its_own_name(
+    text: str, said: str, tmp_path: Path, own_cache: Path
+) -> None:
     base = save_tiny("gpt2", tmp_path / "base")
     short_texts(tmp_path / "new.txt", documents=50)
-    (tmp_path / "old.txt").write_text("w1 w2 w3 w4 w5\n")
+    (tmp_path / "old.txt").write_text(f"{text}\n")
     replay = {"corpus": str(tmp_path / "old.txt"), "share": 0.1}
     made = kind(base, corpus=str(tmp_path / "new.txt"), max_length=6, replay=replay)
-    with pytest.raises(InputError, match=r"replay\.corpus: only one sequence, expected another to hold out"):
+    with pytest.raises(InputError, match=rf"replay\.corpus: {said}"):
         read_text(made, Base(base), tokenizer_of(CAUSAL))
 
 

@@ -274,7 +274,7 @@ def test_tuning_that_names_no_kind_is_full_fine_tuning() -> None:
     assert said.startswith("run.yaml: unknown key 'lora_dropout'; tuning full reads adam_beta1, ")
 
 
-@pytest.mark.parametrize("unknown", ["prefix", 3, ["lora"], {"lora": {}}])
+@pytest.mark.parametrize("unknown", ["ladder", 3, ["lora"], {"lora": {}}])
 def test_a_kind_of_tuning_that_is_none_is_told_which_there_are(unknown: Any) -> None:
     said = refusal(read_tune_settings, tuning_run("full", {"tuning": unknown}))
     assert said == f"run.yaml: tuning is {unknown!r}, expected one of {', '.join(TUNINGS.names())}"

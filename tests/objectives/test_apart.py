@@ -8,6 +8,7 @@ import pytest
 import torch
 from language_models import FAMILIES, SPANS, TOKENS, tiny
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from recyclable.architectures.heads import language_head
 from recyclable.errors import InputError
@@ -123,6 +124,20 @@ def test_a_trial_s_longest_document_is_longer_than_a_window_that_the_row_has_roo
     sizes = documents.bincount().tolist()
     assert len(sizes) == 3 and sum(sizes) == length and min(sizes) >= 2
     assert max(sizes) > window or window > length - 6
+
+
+@pytest.mark.parametrize("window", [LENGTH - 1, LENGTH - 4])
+def test_a_window_little_shorter_than_the_row_is_not_forgotten(window: int) -> None:
+    _, _, sizes = FAMILIES["llama"]
+    config = AutoConfig.for_model("gpt_oss", **sizes, num_local_experts=2, num_experts_per_tok=1, sliding_window=window)
+    torch.manual_seed(0)
+    model, text = AutoModelForCausalLM.from_config(config).eval(), row("llama")
+    found, _ = chosen(model, "llama")
+    assert found is not None
+    told = found.inputs(model)({**text, "documents": torch.zeros_like(text["input_ids"])})
+    with torch.no_grad():
+        packed, alone = (model(**inputs, use_cache=False).logits for inputs in (told, text))
+    assert torch.allclose(packed, alone, rtol=0, atol=1e-5 * alone.abs().max())
 
 
 def test_the_documents_of_a_trial_are_what_was_cut_apart() -> None:

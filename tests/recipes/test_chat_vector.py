@@ -202,6 +202,17 @@ def test_a_teachers_loss_is_over_the_tokens_that_labels_name(root: Path, capsys:
     assert student.lm_head.weight.grad.any()
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_texts_of_one_length_need_no_mask(root: Path, capsys: pytest.CaptureFixture, labelled: bool) -> None:
+    added(capsys, root, "llama")
+    student = AutoModelForCausalLM.from_pretrained(root / "llama" / "new").eval()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, END], [8, 9, 10, END]])}
+    batch |= {"labels": batch["input_ids"]} if labelled else {}
+    masked = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+    bare, wanted = (teacher_loss(student, "llama", each) for each in (batch, masked))
+    assert bare.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
 def test_an_encoder_decoders_teacher_reads_the_labels_of_the_decoder(root: Path, capsys: pytest.CaptureFixture) -> None:
     added(capsys, root, "t5")
     student = AutoModelForSeq2SeqLM.from_pretrained(root / "t5" / "new").eval()

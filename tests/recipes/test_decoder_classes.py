@@ -157,15 +157,15 @@ def test_words_are_tagged_as_in_each_text_alone(world: World, family: str) -> No
     world.store.add(f"{family}-t", weights, str(world.base(family)))
     world.store.export(f"{family}-t", str(world.base(family)), out, merged=True)
     model, tokenizer = AutoModelForTokenClassification.from_pretrained(out).eval(), decoder_tokenizer(family)
-    right = []
-    for row in map(json.loads, (task / "test.jsonl").open()):
-        encoded = tokenizer(row["tokens"], is_split_into_words=True, return_tensors="pt")
+    labelled, right = load_task(str(task)), []
+    split = labelled.splits["test"]
+    for words, tags in zip(split.texts, split.labels, strict=True):
+        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=LENGTH, return_tensors="pt")
         with torch.no_grad():
             told = model(**encoded).logits[0].argmax(-1)
-        places = [encoded.word_ids().index(word) for word in range(len(row["tokens"]))]
-        right += [
-            model.config.id2label[int(told[place])] == tag for place, tag in zip(places, row["tags"], strict=True)
-        ]
+        seen, ids = model.config.id2label, encoded.word_ids()
+        found = [seen[int(told[ids.index(word)])] if word in ids else "O" for word in range(len(words))]
+        right += [one == labelled.labels[tag] for one, tag in zip(found, tags, strict=True)]
     scored = evaluate(weights, str(world.base(family)), str(task))["runs"][0]
     assert scored["test_accuracy"] == pytest.approx(sum(right) / len(right))
     assert AutoTokenizer.from_pretrained(out).pad_token is not None

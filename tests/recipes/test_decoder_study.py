@@ -64,7 +64,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "experiments": {
             "all": {
                 "recycle": {**train, "max_steps": 2, "eval_every": 1},
-                "methods": {"apply": {}, "shuffled": {}, "init": {}},
+                "methods": {"apply": {}, "shuffled": {}, "init": {}, "distill": {}},
             }
         },
     }
@@ -117,7 +117,7 @@ def test_the_report_has_scores_and_what_was_forgotten_beside_each_other(study: P
     rows = pd.read_csv(config.out / "results.csv").set_index(["task", "experiment", "tuning", "method"])
     for task, score in (("say", "test_exact_match"), ("pick", "test_accuracy_norm"), ("class", "test_f1_macro")):
         of = rows.loc[task]
-        assert of[score].between(0, 1).all() and len(of) == 2 + 6
+        assert of[score].between(0, 1).all() and len(of) == 2 + 8
         assert of["loss_old"].isna().all() if task == "class" else of["loss_old"].gt(0).all()
     text = (config.out / "summary.md").read_text()
     assert "## Bases" in text and f"{told(config, 'bases/M2'):.3f}" in text and "loss_old" in text

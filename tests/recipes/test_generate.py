@@ -21,6 +21,7 @@ from verbs import Verbs
 from worlds import WORDS, make_base, make_outdated, make_task
 
 import recyclable
+from recyclable.errors import InputError
 
 NEW = 6
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
@@ -110,6 +111,14 @@ def command(folder: Path, *argv: object) -> list[str]:
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def test_what_a_base_proposes_is_checked_before_tokens_are_drawn(world: World, tmp_path: Path) -> None:
+    base = make_decoder(tmp_path / "base", "llama")
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "do_sample": True}))
+    with pytest.raises(InputError, match=r"generation_config\.json: temperature: found 0\.0, expected: greater"):
+        generated(world, base, TEXTS, do_sample=True)
+    assert len(generated(world, base, TEXTS, do_sample=True, temperature=0.5)) == len(TEXTS)
 
 
 @pytest.mark.parametrize("stage", [0, 3])

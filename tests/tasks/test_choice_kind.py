@@ -212,6 +212,8 @@ def test_an_option_that_is_longer_than_max_length_is_cut_too() -> None:
     cut = options(tokenizer, 2)
     assert [[len(row.ids) for row in group] for group in cut.options] == [[2, 2, 2], [2, 2], [2, 2, 2, 2]]
     assert all(list(row.told) == [1] for group in cut.options for row in group)
+    short = sum(len(row.told) > 1 for group in options(tokenizer).options for row in group)
+    assert cut.remark == f"3 of 3 prompts lose their beginning at max_length 2, {short} of 9 options their end"
 
 
 def test_an_option_without_tokens_is_refused() -> None:

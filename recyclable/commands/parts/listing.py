@@ -16,11 +16,12 @@ class ListCommand(Command):
     Args:
         key: what the list is called in the JSON.
         registry: the attribute of the module `room` that has them.
+        verb: the verb whose run config each is a part of, all of which is listed; None: each is a whole one.
     """
 
-    def __init__(self, key: str, text: str, place: int, room: str, registry: str) -> None:
+    def __init__(self, key: str, text: str, place: int, room: str, registry: str, verb: str | None = None) -> None:
         self.text, self.place = text, place
-        self._key, self._room, self._registry = key, room, registry
+        self._key, self._room, self._registry, self._verb = key, room, registry, verb
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("names", nargs="*", metavar="NAME", help="these alone, with their settings explained")
@@ -31,6 +32,8 @@ class ListCommand(Command):
         listed = []
         for name in arguments.names or registry.names():
             of = registry.get(name, f"recyclable {self._key}")
+            if self._verb is not None:
+                of = getattr(import_module(f"recyclable.recipes.{self._verb}_settings"), f"{self._verb}_settings")(name)
             about = (inspect.getdoc(of) or "").partition("\n")[0]
             listed.append({"name": name, "from": registry.origin(name), "about": about, "settings": of.explained()})
         for one in listed:

@@ -10,6 +10,12 @@ from typing import Any
 from recyclable.commands.parts.command import add_json, end
 from recyclable.commands.parts.ranks import RanksCommand
 
+_SETTINGS = {
+    "pretrain": "its settings; `recyclable lms NAME` explains them",
+    "tune": "its settings; `recyclable tunings NAME` explains them",
+    "recycle": "its settings; `recyclable methods NAME` explains them",
+}
+
 
 class TrainingCommand(RanksCommand):
     """`recyclable VERB run.yaml [key=value ...]`: `recipes.VERB_settings` reads the file, `recipes.VERB` runs it."""
@@ -18,7 +24,7 @@ class TrainingCommand(RanksCommand):
         self.verb, self.text, self.place = verb, text, place
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("config", metavar="run.yaml")
+        parser.add_argument("config", metavar="run.yaml", help=_SETTINGS.get(self.verb))
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file's")
         add_deepspeed_config(parser)
         parser.add_argument("--out", metavar="DIR", help="over the file's `out`")

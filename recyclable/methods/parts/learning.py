@@ -60,7 +60,7 @@ class Distils(LearnsFromLabels):
             self._require_text(scene)
         scene.carried.require_same_tokens("a teacher reads the student's tokens; methods init and apply need none")
         theirs = scene.carried.at_home.reader
-        scene.data.train.readable_by(theirs.config_for(scene.kind.model_class_for(theirs.config)))
+        scene.data.train.readable_by(theirs.config_for(scene.kind.model_class_for(theirs.config)), theirs.prompts)
 
     def _require_text(self, scene: Scene) -> None:
         """InputError for what means nothing where answers are text, told token by token over the vocabulary."""
@@ -72,7 +72,7 @@ class Distils(LearnsFromLabels):
             problem = (
                 f"was tuned for {theirs.manifest.task['problem']}, and {scene.kind.name} is taught by weights that"
             )
-            raise InputError(theirs.folder, f"{problem} answer in text; method init needs no teacher")
+            raise InputError(theirs.folder, f"{problem} answer in text")
 
     def teaching(self, scene: Scene) -> nn.Module:
         """The old base with the old weights, unread."""

@@ -75,9 +75,18 @@ class Options(TokenExamples):
 
     @property
     def remark(self) -> str | None:
-        """How many prompts are cut."""
+        """How many prompts are cut, and how many options."""
         cut = sum(len(self._cut(prompt, answers)) < len(prompt) for prompt, answers in self.whole)
-        return f"{cut} of {len(self)} prompts lose their beginning at max_length {self.max_length}" if cut else None
+        pairs = [
+            pair
+            for rows, (_, whole) in zip(self.options, self.whole, strict=True)
+            for pair in zip(rows, whole, strict=True)
+        ]
+        short = sum(len(row.told) < len(answer) for row, answer in pairs)
+        if not (cut or short):
+            return None
+        ends = f", {short} of {len(pairs)} options their end" if short else ""
+        return f"{cut} of {len(self)} prompts lose their beginning at max_length {self.max_length}{ends}"
 
     def _prompts(self, prompts: list[str]) -> list[list[int]]:
         if self.has_encoder:

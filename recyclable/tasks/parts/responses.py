@@ -116,7 +116,7 @@ class Responses(TokenExamples):
             longest = max(len(whole.answer) for whole in self.whole)
             return min(MOST_NEW_TOKENS, longest, self._room or MOST_NEW_TOKENS)
         train = Responses(self._train, self.tokenizer, None)
-        train.config = self.config
+        train.config, train.prompted = self.config, self.prompted
         return train.max_new_tokens
 
     @property
@@ -124,9 +124,9 @@ class Responses(TokenExamples):
         """Positions for an answer, beside the least prompt that there is."""
         return self.limit and self.limit - (not self.has_encoder)
 
-    def readable_by(self, config: PretrainedConfig) -> Self:
+    def readable_by(self, config: PretrainedConfig, prompts: int = 0) -> Self:
         """As for all tokens; InputError also where the model has no positions for the answers that are wanted."""
-        read = super().readable_by(config)
+        read = super().readable_by(config, prompts)
         if self._most is not None and read._room is not None and self._most > read._room:
             problem = f"is {self._most}, but {config.name_or_path} has positions for {read.limit} tokens"
             raise InputError("max_new_tokens", problem)

@@ -68,7 +68,8 @@ def tokenised(
     """
     reader.require_length(max_length)
     config = reader.config_for(task.kind.model_class_for(reader.config))
-    examples = task.kind.examples_of(task, split, reader.tokenizer(), max_length).readable_by(config)
+    texts = task.kind.examples_of(task, split, reader.tokenizer(), max_length)
+    examples = texts.readable_by(config, reader.prompts)
     if name is not None and (remark := examples.remark) is not None:
         distributed.say(f"notice: {name}: {remark}")
     return examples

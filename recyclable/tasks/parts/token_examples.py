@@ -31,6 +31,7 @@ class TokenExamples(ABC):
     def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
         self.split, self.tokenizer, self.max_length = split, tokenizer, max_length
         self.config: PretrainedConfig | None = None
+        self.prompted = 0
 
     @property
     @abstractmethod
@@ -57,17 +58,21 @@ class TokenExamples(ABC):
         """What somebody should know of what `max_length` did to them."""
         return None
 
-    def readable_by(self, config: PretrainedConfig) -> Self:
-        """The same examples as a base with this config reads them; InputError where it could not."""
+    def readable_by(self, config: PretrainedConfig, prompts: int = 0) -> Self:
+        """The same examples as a base with this config reads them; InputError where it could not.
+
+        Args:
+            prompts: positions before a text that an adapter's prompts take.
+        """
         read = copy.copy(self)
         for name in [name for name in vars(read) if isinstance(getattr(type(self), name, None), cached_property)]:
             del vars(read)[name]
-        read.config = config
+        read.config, read.prompted = config, prompts
         decoded, encoded = [row.ids for row in read.read_rows], [row.source or [] for row in read.read_rows]
         for texts in (decoded, encoded):
             require_embedded({"input_ids": texts}, self.tokenizer, config)
             if self.max_length is None:
-                require_positions(texts, self.tokenizer, config)
+                require_positions(texts, self.tokenizer, config, prompts)
         return read
 
     @property
@@ -96,8 +101,9 @@ class TokenExamples(ABC):
 
     @cached_property
     def limit(self) -> int | None:
-        """How many tokens the model has positions for; None for a model without a limit."""
-        return None if self.config is None else Structure(self.config).positions
+        """How many tokens of a text the model has positions for; None for a model without a limit."""
+        positions = None if self.config is None else Structure(self.config).positions
+        return None if positions is None else positions - self.prompted
 
     def answered(self, source: list[int], answer: list[int]) -> TokenRow:
         """A row of an encoder-decoder."""

@@ -18,6 +18,11 @@ class Tuning(Settings):
     tuning: str
     """The kind's name."""
 
+    @property
+    def prompts(self) -> int:
+        """Positions before a text that it takes."""
+        return 0
+
     @abstractmethod
     def attach(self, model: PreTrainedModel, task_type: str, seed: int) -> nn.Module:
         """The model with what is trained on it, everything else frozen; fresh values depend on the seed alone.
