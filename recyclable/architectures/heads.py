@@ -73,6 +73,7 @@ class EncoderDecoder(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.__dict__["_parts"] = model.get_encoder(), model.get_decoder()
+        self.__dict__["_backbone"] = model.base_model
 
     def forward(
         self,
@@ -89,13 +90,16 @@ class EncoderDecoder(nn.Module):
 
         Args:
             input_ids: [B, L]; or their embeddings [B, L, H] as `inputs_embeds`.
-            decoder_input_ids: [B, D].
+            decoder_input_ids: [B, D]; None: as the backbone makes them of a text that it fills in (BART and its kin).
             attention_mask: which tokens of the encoder are real [B, L], or its additive mask [B, 1, L, L].
             decoder_attention_mask: the same of the decoder, [B, D] or [B, 1, D, D].
             cross_attention_mask: what the decoder's tokens see of the encoder's [B, 1, D, L]; None is `attention_mask`.
             past_key_values: what stands before the decoder's tokens.
         """
         encoder, decoder = self.__dict__["_parts"]
+        if decoder_input_ids is None:
+            alone = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+            return self.__dict__["_backbone"](**alone, output_hidden_states=output_hidden_states)
         read = encoder(
             input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True
         )

@@ -147,7 +147,7 @@ def rewrite_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         ({"max_steps": None}, "run.yaml: key 'max_steps' is missing"),
         ({"task": None}, "key 'task' is missing"),
         ({"base": 7}, "base: found 7, expected: a valid string"),
-        ({"tuning": "prefix"}, "run.yaml: tuning is 'prefix', expected one of bottleneck, full, lora"),
+        ({"tuning": "ladder"}, "run.yaml: tuning is 'ladder', expected one of bias, bottleneck, full, ia3, lora"),
         ({"base": "$NO_SUCH_VARIABLE/b"}, "uses the environment variable NO_SUCH_VARIABLE, which is not set"),
         ({"metric": "acuracy"}, "metric: is 'acuracy', expected accuracy or f1_macro"),
         ({"metric": "pearson"}, "metric: is 'pearson', expected accuracy or f1_macro"),

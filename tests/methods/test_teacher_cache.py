@@ -19,9 +19,11 @@ def test_a_directory_that_cannot_be_made_is_refused_and_one_that_can_is_not_made
 ) -> None:
     path = Path(place.format(tmp=tmp_path))
     method = Both.model_validate({**GIVEN, "out": tmp_path / "out", "teacher_cache": path})
+    scene = MagicMock()
+    scene.kind.over_vocabulary = False
     if tmp_path in path.parents:
-        method.require(MagicMock())
+        method.require(scene)
     else:
         with pytest.raises(InputError, match=rf"^teacher_cache: {path} .*, expected a directory"):
-            method.require(MagicMock())
+            method.require(scene)
     assert not list(tmp_path.iterdir())
