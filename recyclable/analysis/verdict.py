@@ -40,6 +40,8 @@ class Features:
     """Their score on the new base, unchanged."""
     floor: float | None = None
     """Score of knowing nothing: the most frequent class; 0 for a correlation; of answers in text the base alone."""
+    floor_is: str = "knowing nothing of the task"
+    """What scores that."""
     old_error: float = 0.0
     """Standard error of `old` (`standard_error`)."""
     new_error: float = 0.0
@@ -99,7 +101,7 @@ def _without_task(features: Features) -> tuple[Method, str]:
 def recommend(features: Features, rule: Thresholds) -> tuple[Method, str]:
     """The method that the rule names where a task was tried, and why."""
     if features.worth <= rule.errors * features.old_error or features.worth <= 0:
-        return "scratch", "On their own base the old weights do not do better than knowing nothing of the task."
+        return "scratch", f"On their own base the old weights do not do better than {features.floor_is}."
     left = features.left
     share = f"{100 * left:.0f}% of what the old weights are worth"
     if left >= rule.keep:

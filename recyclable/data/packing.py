@@ -160,7 +160,7 @@ def _write(
     first, last = len(layout.begin), seq_len - len(layout.end)
     body = last - first
     if body < 1:
-        raise InputError("seq_len", f"{seq_len} leaves no room for text, expected at least {seq_len - body + 1}")
+        raise InputError("max_length", f"{seq_len} leaves no room for text, expected at least {seq_len - body + 1}")
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     digest = hashlib.sha256(f"{seq_len}\n".encode())
     sequences = tokens = seen = 0
@@ -188,7 +188,9 @@ def _write(
         _sync(file)
         _sync(starts_file)
     if sequences == 0:
-        raise InputError(where, f"it has {seen} tokens, fewer than one sequence of {seq_len}: add text, or cut seq_len")
+        raise InputError(
+            where, f"it has {seen} tokens, fewer than one sequence of {seq_len}: add text, or cut max_length"
+        )
     meta = {"seq_len": seq_len, "sequences": sequences, "tokens": tokens, "digest": digest.hexdigest(), "dtype": dtype}
     with (folder / "meta.json").open("wb") as file:
         file.write(json.dumps(meta, indent=1).encode())

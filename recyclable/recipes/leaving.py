@@ -28,13 +28,17 @@ _SETTINGS = "tokenizer_config.json"
 
 
 def write_tokenizer(carried: Carried, into: Path) -> None:
-    """The tokenizer that reads for the weights on their new base, which cuts texts where theirs were cut."""
+    """The tokenizer that reads for the weights on their new base, which cuts texts where theirs were cut.
+
+    What answers in text was trained on texts of a length, and is not held to it.
+    """
     reader, most = carried.reader, carried.weights.manifest.settings["max_length"]
     if not copy_tokenizer(reader.folder, into, reader.config):
         return
     settings = read_json(into / _SETTINGS) if (into / _SETTINGS).is_file() else {}
     kind = known_kind(carried.weights.manifest.task)
-    changed: dict[str, Any] = {} if most is None else {"model_max_length": most}
+    cuts = most is not None and not (kind is not None and kind.over_vocabulary)
+    changed: dict[str, Any] = {"model_max_length": most} if cuts else {}
     changed |= {} if kind is None else reader.settings(kind.model_class_for(reader.config))
     if any(settings.get(name) != value for name, value in changed.items()):
         settings.setdefault("tokenizer_class", type(load_tokenizer(reader.folder, reader.config)).__name__)

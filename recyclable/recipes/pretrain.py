@@ -86,7 +86,7 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
             start_from(model, head, {name: name for name in head.names})
         objective = kind.objective(model, teacher, apart, teachers)
         outcome = trained(objective, kind, kind.out, resume, f"pretrain {kind.out.name}")
-        _save(model, outcome, parent, kind, alone.max_steps if alone else 0, text)
+        _save(model, outcome, parent, kind, alone.max_steps if alone else 0, text, apart)
         rundir.clear_scratch(kind.out)
         return _lineage(kind.out)
 
@@ -97,7 +97,9 @@ def _apart(kind: LMKind, base: Base, text: Text, ds_config: dict[str, Any]) -> A
         return None
     tried, _ = kind.model(base)
     set_attention(tried, kind)
-    return prove(tried, text.training.batch([(0, 0)]), kind.causal, ds_config, base.folder)
+    found = prove(tried, text.training.batch([(0, 0)]), kind.causal, ds_config, base.folder)
+    distributed.say(f"documents that share a sequence are kept apart in {base.folder} by {found.way}")
+    return found
 
 
 def _lineage(out: Path) -> dict[str, Any]:
@@ -145,7 +147,15 @@ def _trained_head(
     return head
 
 
-def _save(model: PreTrainedModel, outcome: Outcome, parent: Base, config: LMKind, head_steps: int, text: Text) -> None:
+def _save(
+    model: PreTrainedModel,
+    outcome: Outcome,
+    parent: Base,
+    config: LMKind,
+    head_steps: int,
+    text: Text,
+    apart: Apart | None,
+) -> None:
     """A plain HF directory: weights, configs, tokenizer; `lineage.json` last, it marks the base as whole.
 
     All ranks write the weights and hash them together.
@@ -178,6 +188,7 @@ def _save(model: PreTrainedModel, outcome: Outcome, parent: Base, config: LMKind
         "head_steps": head_steps,
         "tokens": config.max_steps * config.train_batch_size * config.max_length,
         "heldout": {"before": _heldout(first, NEW), "after": _heldout(last, NEW)},
+        "apart": None if apart is None else str(apart.way),
         "config": config.model_dump(mode="json"),
     }
     if config.replay is not None:

@@ -74,7 +74,8 @@ class Trial:
         if (similarity := self._similarity(team)) is not None:
             evidence["similarity"] = similarity
         values = {"old": scores[0][metric], "new": scores[1][metric], "floor": floor}
-        return Features(self.carried.own, **values, old_error=errors[0], new_error=errors[1])
+        floor_is = "the new base without any weights" if self.task.kind.over_vocabulary else Features.floor_is
+        return Features(self.carried.own, **values, floor_is=floor_is, old_error=errors[0], new_error=errors[1])
 
     def _floor(self, metric: str, out: Path | None, team: Team) -> tuple[float, dict[str, Any]]:
         """The score of who knows nothing of the task, and what is told of it; a collective.

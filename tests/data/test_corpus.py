@@ -344,7 +344,7 @@ def test_too_few_tokens_for_one_sequence_is_an_input_error(tokenizer, own_cache:
 
 
 def test_a_length_without_room_for_text_is_an_input_error(tokenizer) -> None:
-    with pytest.raises(InputError, match="seq_len: 2 leaves no room for text, expected at least 3"):
+    with pytest.raises(InputError, match="max_length: 2 leaves no room for text, expected at least 3"):
         pack(corpus(["a b c"]), tokenizer, 2)
 
 

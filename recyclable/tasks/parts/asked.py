@@ -47,6 +47,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
     Raises InputError for a file without rows, and for a row that has neither column or both, or is empty.
     """
+    if not path.is_file():
+        raise InputError(path, "no such file, expected one of prompts: .txt (a line each), or rows (.jsonl, .csv ...)")
     is_text = (format_of(path) or "").startswith(".txt")
     rows = ((place, {"prompt": row["text"]} if is_text else row) for place, row in read_rows(path))
     return _checked(str(path), rows)
