@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from recyclable.errors import InputError
 from recyclable.weights.generation_file import FILE, told_of
+from recyclable.weights.vocabulary import row_count
 
 _BEGIN = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 TOKENS = (*_BEGIN, "eos_token_id", "pad_token_id")
@@ -41,8 +43,9 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
         raise InputError(config.name_or_path, "names no decoder_start_token_id, which answers begin with")
     ends = _listed(told.get("eos_token_id")) or _listed(own.get("eos_token_id"))
     ends = list(dict.fromkeys([*ends, *_listed(tokenizer.eos_token_id)]))
-    pads, rows = [told.get("pad_token_id"), own.get("pad_token_id"), *ends], config.get_text_config().vocab_size
-    pad = next((token for token in pads if token in range(rows)), 0)  # some say -1
+    pads, rows = [told.get("pad_token_id"), own.get("pad_token_id"), *ends], row_count(config.get_text_config())
+    known = range(sys.maxsize if rows is None else rows)
+    pad = next((token for token in pads if token in known), 0)  # some say -1
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
     return GenerationConfig(**tokens, **rules, **greedy, eos_token_id=ends or None, pad_token_id=pad)
 
