@@ -7,7 +7,7 @@ Hoiem 2016, Learning without Forgetting, arXiv 1606.09282); with outdated weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from recyclable.data.examples import Batch, model_inputs
 from recyclable.kernels import LossSettings
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.teachers import FrozenModel
-from recyclable.objectives.token_loss import likelihoods
+from recyclable.objectives.token_loss import Answers, likelihoods
 from recyclable.objectives.token_states import Compared, Inputs, TokenStates, token_states
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
 
@@ -66,7 +66,7 @@ class TokenDistillation(Objective):
         mixing: float = 0.5,
         term: str = "task",
         inputs: Inputs = model_inputs,
-        answers: Callable[[torch.Tensor, Batch], torch.Tensor] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -100,6 +100,4 @@ class TokenDistillation(Objective):
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """As `TokenLoss.predict`."""
-        hidden = token_states(self._head, batch, inputs=self._inputs).hidden
-        found = likelihoods(self.over_vocabulary, hidden, batch)
-        return found if self._answers is None else self._answers(found, batch)
+        return likelihoods(self._head, self.over_vocabulary, batch, self._answers, self._inputs)

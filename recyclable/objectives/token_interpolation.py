@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from recyclable.data.examples import Batch
 from recyclable.kernels import LossSettings
 from recyclable.objectives.interpolation import AlongPath, Places
 from recyclable.objectives.token_distillation import TokenTeacher
-from recyclable.objectives.token_loss import likelihoods
+from recyclable.objectives.token_loss import Answers, likelihoods
 from recyclable.objectives.token_states import TokenStates, token_states
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
 
@@ -39,7 +39,7 @@ class TokenInterpolation(AlongPath):
         temperature: float,
         second: nn.Module | None = None,
         left_out: Collection[nn.Module] = (),
-        answers: Callable[[torch.Tensor, Batch], torch.Tensor] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         head, soft = language_head(student), [(1.0 - share) * alpha for alpha in alphas]
         own = LossSettings(temperature=temperature, hard_weight=share, soft_weight=soft[-1])
@@ -78,5 +78,4 @@ class TokenInterpolation(AlongPath):
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """As `TokenLoss.predict`."""
-        found = likelihoods(self.over_vocabulary, token_states(self._head, batch).hidden, batch)
-        return found if self._answers is None else self._answers(found, batch)
+        return likelihoods(self._head, self.over_vocabulary, batch, self._answers)

@@ -10,12 +10,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from recyclable.architectures.heads import language_head
+from recyclable.architectures.heads import LanguageHead, language_head
 from recyclable.data.examples import Batch, model_inputs
 from recyclable.kernels import LossSettings
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.token_states import Inputs, rows_of, token_states
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
+
+Answers = Callable[[torch.Tensor, Batch], torch.Tensor]
+"""What a kind of task makes of each row's [log-likelihood, tokens]."""
 
 
 class TokenLoss(Objective):
@@ -36,7 +39,7 @@ class TokenLoss(Objective):
         student: PreTrainedModel | nn.Module,
         term: str = "task",
         inputs: Inputs = model_inputs,
-        answers: Callable[[torch.Tensor, Batch], torch.Tensor] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -57,13 +60,19 @@ class TokenLoss(Objective):
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """The log-likelihood of each row's targets and how many they are [B, 2] (fp32), as the kind of task has it."""
-        hidden = token_states(self._head, batch, inputs=self._inputs).hidden
-        found = likelihoods(self.over_vocabulary, hidden, batch)
-        return found if self._answers is None else self._answers(found, batch)
+        return likelihoods(self._head, self.over_vocabulary, batch, self._answers, self._inputs)
 
 
-def likelihoods(over_vocabulary: VocabularyLoss, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """[B, 2]: summed log-likelihood of each row's targets, from states [M, H], and how many they are."""
+def likelihoods(
+    head: LanguageHead,
+    over_vocabulary: VocabularyLoss,
+    batch: Batch,
+    answers: Answers | None,
+    inputs: Inputs = model_inputs,
+) -> torch.Tensor:
+    """[B, 2]: summed log-likelihood of each row's targets and how many they are; or what `answers` makes of it."""
+    hidden = token_states(head, batch, inputs=inputs).hidden
     losses = over_vocabulary(hidden, None, batch["targets"], each=True)
     told = torch.stack([-losses, torch.ones_like(losses)], dim=1)
-    return told.new_zeros(len(batch["input_ids"]), 2).index_add_(0, rows_of(batch), told)
+    found = told.new_zeros(len(batch["input_ids"]), 2).index_add_(0, rows_of(batch), told)
+    return found if answers is None else answers(found, batch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,16 @@ def _tuned_cell(config: StudySettings, old: str, task: str, tuning: str, seed: i
     return Cell(name, (settings,), lambda: settings, tune, RESULT, _made_here(config, old), {**facts, "setting": 0})
 
 
+@cache
+def _in_text(task: str) -> bool:
+    """Whether a task's answers are text; its files are read once, not for every cell.
+
+    Args:
+        task: as a study has it, in JSON.
+    """
+    return load_task(json.loads(task)).kind.over_vocabulary
+
+
 def text_folder(config: StudySettings, cell: str) -> Path:
     """Where the losses on the study's texts are of a cell's result."""
     return config.out / "texts" / cell
@@ -153,7 +165,7 @@ def _text_cells(config: StudySettings, cell: Cell) -> list[Cell]:
     """The cell that tells the study's texts by another's result, where that is a language model."""
     if cell.facts is None:
         return [_base_text_cell(config, Path(cell.name).name)]
-    if not load_task(config.tasks[cell.facts["task"]]).kind.over_vocabulary:
+    if not _in_text(json.dumps(config.tasks[cell.facts["task"]])):
         return []
     told = {"base": base_folder(config, cell.facts["new"]), "weights": str(config.out / cell.name)}
     return [_text_cell(config, cell.name, told, (cell.name, *cell.depends))]
@@ -242,7 +254,7 @@ class _Choice:
                 "seed": seed,
                 "out": config.out / name,
             }
-            if content.get("teacher") != "online" and not load_task(config.tasks[self.task]).kind.over_vocabulary:
+            if content.get("teacher") != "online" and not _in_text(json.dumps(config.tasks[self.task])):
                 offered = {"teacher_cache": config.out / "teachers"}
                 content = {**{key: value for key, value in offered.items() if key in kind.model_fields}, **content}
             if source != self.task and "related_task" in kind.model_fields:

@@ -19,6 +19,7 @@ from recyclable.data.readable import require_embedded, require_positions
 from recyclable.data.split import Split
 from recyclable.data.token_rows import TokenRow, batch_of, padding
 from recyclable.weights.generation_rules import rules_of
+from recyclable.weights.vocabulary import row_count
 
 
 class TokenExamples(ABC):
@@ -78,7 +79,7 @@ class TokenExamples(ABC):
     @property
     def vocabulary(self) -> int:
         """How many tokens the model can say."""
-        found = None if self.config is None else getattr(self.config.get_text_config(), "vocab_size", None)
+        found = None if self.config is None else row_count(self.config.get_text_config())
         return len(self.tokenizer) if found is None else found
 
     @property
