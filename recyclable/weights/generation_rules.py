@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from pathlib import Path
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -44,8 +44,7 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
     ends = _listed(told.get("eos_token_id")) or _listed(own.get("eos_token_id"))
     ends = list(dict.fromkeys([*ends, *_listed(tokenizer.eos_token_id)]))
     pads, rows = [told.get("pad_token_id"), own.get("pad_token_id"), *ends], row_count(config.get_text_config())
-    known = range(sys.maxsize if rows is None else rows)
-    pad = next((token for token in pads if token in known), 0)  # some say -1
+    pad = next((token for token in pads if token is not None and 0 <= token < (rows or math.inf)), 0)  # some say -1
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
     return GenerationConfig(**tokens, **rules, **greedy, eos_token_id=ends or None, pad_token_id=pad)
 
