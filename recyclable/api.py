@@ -200,7 +200,7 @@ def apply(weights: str | Path | Sequence[str | Path], base: str | Path, out: str
 
 
 def evaluate(weights: str | Path | Sequence[str | Path], base: str, task: str, **keys: Any) -> dict[str, Any]:
-    """Score adapted weights on a task; returns `runs`, a row per weights.
+    """Score adapted weights on a task; returns `runs`, a row per weights; with `[]` for weights, of the base alone.
 
     Args:
         keys: `old_base`, `split` (default test), `corpus` (a list of texts whose loss is told too), `corpus_length`

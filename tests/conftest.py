@@ -5,6 +5,7 @@ Without a GPU, Triton's kernels run in its interpreter, which must be chosen bef
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,16 @@ import datasets
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it is not looked through whenever an engine ends and its garbage is collected."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Else Triton's bindings call it leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

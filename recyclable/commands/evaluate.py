@@ -1,4 +1,4 @@
-"""`recyclable evaluate`: score adapted weights; several are compared."""
+"""`recyclable evaluate`: score adapted weights, or a base alone; several are compared."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from recyclable.commands.parts.command import add_json, add_store, end
 from recyclable.commands.parts.ranks import RanksCommand
 from recyclable.commands.parts.training import add_deepspeed_config
+from recyclable.errors import InputError
 
 
 class Evaluate(RanksCommand):
     """A row per weights; examples are shared out to the ranks."""
 
     verb = "evaluate"
-    text = "score adapted weights; several are compared"
+    text = "score adapted weights, or a base alone; several are compared"
     place = 50
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--weights", required=True, nargs="+", metavar="W", help="adapted weights: directories, or names"
-        )
+        text = "adapted weights: directories, or names; none: the base alone, on a task whose answers are text"
+        parser.add_argument("--weights", nargs="+", default=[], metavar="W", help=text)
         add_store(parser)
         text = "the model they go on: their own base or a descendant"
         parser.add_argument("--base", required=True, metavar="B", help=text)
@@ -41,6 +41,8 @@ class Evaluate(RanksCommand):
         from recyclable.report.compare import require_plottable
 
         if arguments.plot:
+            if not arguments.weights:
+                raise InputError("--plot", "draws the dev curves of --weights, and there are none")
             require_plottable(arguments.plot, "--plot")
 
     def work(self, arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`recyclable evaluate`: adapted weights on a base, scored on a task, beside each other."""
+"""`recyclable evaluate`: adapted weights on a base, or a base alone, scored on a task, beside each other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from recyclable.carrying.labels import in_order
 from recyclable.carrying.templates import told_template
 from recyclable.config.settings import CorpusSettings
 from recyclable.errors import InputError
+from recyclable.models.generating import generating_model
 from recyclable.models.tasks import outdated_model
 from recyclable.objectives.of_task import task_objective
 from recyclable.recipes.text_loss import losses
 from recyclable.report.compare import compare
 from recyclable.tasks.parts.kind import Scores
-from recyclable.tasks.parts.task import load_task
+from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import tokenised
 from recyclable.training.asking import Asked
 from recyclable.training.engine import frozen
@@ -43,26 +44,35 @@ def evaluate_all(
 ) -> list[dict[str, Any]]:
     """A row per directory of adapted weights: how it was made, what that cost, and its scores here; a collective.
 
+    Without any the one row is the base's alone, for a task whose answers are text.
+
     Args:
         corpus: texts whose loss per token is told as well, in sequences of `corpus_length` tokens (`text_loss.losses`).
     """
-    if texts := {name: CorpusSettings(train=name) for name in corpus}:
+    texts = {name: CorpusSettings(train=name) for name in corpus}
+    if texts:
         Reader.of(Base(locate(base))).require_length(corpus_length, "corpus_length")
-    manifests = {str(folder): vars(read_manifest(folder)) for folder in folders}
-    rows = compare(manifests)
-    for row, (folder, manifest) in zip(rows, manifests.items(), strict=True):
+    runs: dict[str, dict[str, Any]] = {str(folder): vars(read_manifest(folder)) for folder in folders}
+    runs = runs or {base: {"method": "base", "metrics": {}, "history": []}}
+    told = {}
+    for which in runs if texts else ():  # first: it refuses what no text is asked of
+        weights = which if folders else None
+        told[which] = losses(
+            texts, base, weights=weights, old_base=old_base, max_length=corpus_length, ds_config=ds_config
+        )
+    rows = compare(runs)
+    for row, (which, run) in zip(rows, runs.items(), strict=True):
         del row["test"]  # what the run itself measured; here it is measured anew
-        scores = evaluate(folder, base, task, old_base=old_base, split=split, ds_config=ds_config)
-        row.update(weights=row["method"], method=manifest["method"])
+        weights = which if folders else None
+        scores = evaluate(weights, base, task, old_base=old_base, split=split, ds_config=ds_config)
+        row.update(weights=row["method"], method=run["method"])
         row.update({f"{split}_{name}": value for name, value in scores.items()})
-        if texts:
-            told = losses(texts, base, weights=folder, old_base=old_base, max_length=corpus_length, ds_config=ds_config)
-            row.update({f"loss of {name}": loss for name, loss in told.items()})
+        row.update({f"loss of {name}": loss for name, loss in told.get(which, {}).items()})
     return rows
 
 
 def evaluate(
-    weights: str | Path,
+    weights: str | Path | None,
     base: str,
     task: str,
     *,
@@ -76,16 +86,32 @@ def evaluate(
     A collective: the ranks share the examples. Under ZeRO-3 none of them holds the whole model.
 
     Args:
+        weights: None: the base alone, as the language model that it is.
         ds_config: the machine; by default the model is whole on each rank, in fp32.
         old_base: the base the weights belong to, where the names that are recorded do not lead there any more.
     """
-    carried = Carried.open(weights, old_base, base)
-    told_template(carried)
-    labelled, settings = in_order(carried.weights, load_task(task)), carried.weights.manifest.settings
+    carried = None if weights is None else Carried.open(weights, old_base, base)
+    labelled, max_length = load_task(task), None
+    if carried is None:
+        opened = Base(locate(base))
+        _require_text_answers(labelled, opened)
+        reader, model = Reader.of(opened), generating_model(opened)
+    else:
+        told_template(carried)
+        labelled, settings = in_order(carried.weights, labelled), carried.weights.manifest.settings
+        reader, max_length = carried.reader, settings["max_length"]
+        model = outdated_model(carried, labelled, settings["seed"])
     if split not in labelled.splits:
         raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
-    examples = tokenised(labelled, labelled.splits[split], carried.reader, settings["max_length"], split)
-    model = task_objective(outdated_model(carried, labelled, settings["seed"]), labelled.kind)
-    with frozen(model, dict(ds_config)) as (answers, device):
-        carried.verify(distributed.Ranks())
+    examples = tokenised(labelled, labelled.splits[split], reader, max_length, split)
+    with frozen(task_objective(model, labelled.kind), dict(ds_config)) as (answers, device):
+        if carried is not None:
+            carried.verify(distributed.Ranks())
         return labelled.kind.scores(Asked(answers, batch_size, device), examples, labelled.labels)
+
+
+def _require_text_answers(task: Task, base: Base) -> None:
+    """InputError for a task that needs a head of its own, which a base alone has not."""
+    if not task.kind.over_vocabulary:
+        problem = f"none given, but {task.name} is for {task.problem}, for which {base.folder} has no head"
+        raise InputError("weights", f"{problem}: expected weights that were tuned for it")

@@ -122,7 +122,7 @@ class Reader:
         first = (of_config, tokenizer.pad_token_id) if self.padded_by_config else (tokenizer.pad_token_id, of_config)
         barred = self._ends(tokenizer) if ends_tell(self.config) else set()
         for token in (*first, tokenizer.eos_token_id, tokenizer.unk_token_id):
-            if token in range(len(tokenizer)) and token not in barred:
+            if token is not None and 0 <= token < len(tokenizer) and token not in barred:
                 return token
         return None
 

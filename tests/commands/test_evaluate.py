@@ -1,4 +1,4 @@
-"""`recyclable evaluate --plot`: where it cannot be drawn is said before anything is scored."""
+"""`recyclable evaluate`: a base alone is scored too; what cannot be drawn or told is said before anything is scored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from worlds import make_base, make_outdated, make_task
+import torch
+from decoders import END, make_decoder
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from worlds import WORDS, make_base, make_outdated, make_task
 
 from recyclable.cli import main
 
@@ -30,3 +33,59 @@ def test_a_plot_is_refused_before_scoring_and_drawn_behind_the_table(
     assert main([*command, str(tmp_path / "x.png")]) == 0
     assert "test_accuracy" in capsys.readouterr().out
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def make_answers(folder: Path) -> list[dict[str, str]]:
+    rows = [{"prompt": " ".join(WORDS[at : at + 3]), "response": f" {WORDS[at + 1]}"} for at in range(9)]
+    folder.mkdir()
+    for name in ("train", "dev", "test"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_a_base_alone_is_scored_on_answers_in_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, rows = make_decoder(tmp_path / "base", "llama"), make_answers(tmp_path / "task")
+    assert main(["evaluate", "--base", str(base), "--task", str(tmp_path / "task"), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval()
+    total, tokens, same = 0.0, 0, 0
+    for row in rows:
+        prompt, answer = (tokenizer(row[name])["input_ids"] for name in ("prompt", "response"))
+        answer = [*answer, END]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            said = model.generate(torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False, eos_token_id=END)
+        total += sum(float(logits[len(prompt) + at - 1, token]) for at, token in enumerate(answer))
+        tokens += len(answer)
+        text = tokenizer.decode(said[0, len(prompt) :], skip_special_tokens=True)
+        same += text.strip() == row["response"].strip()
+    assert (found["weights"], found["method"]) == (str(base), "base")
+    assert found["test_log_likelihood"] == pytest.approx(total / tokens, abs=1e-5)
+    assert found["test_exact_match"] == same / len(rows)
+
+
+def test_a_base_alone_has_no_head_for_classes_and_no_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, task = make_decoder(tmp_path / "base", "llama"), make_task(tmp_path / "task", train=9, dev=9, test=9)
+    assert main(["evaluate", "--base", str(base), "--task", str(task)]) == 2
+    assert "recyclable: error: weights: none given, but task is for " in capsys.readouterr().err
+    assert main(["evaluate", "--base", str(base), "--task", str(task), "--plot", str(tmp_path / "x.png")]) == 2
+    assert "--plot: draws the dev curves of --weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("corpus", ["there", "missing"])
+def test_what_text_is_asked_of_is_looked_at_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, corpus: str
+) -> None:
+    monkeypatch.setattr("recyclable.recipes.evaluate.evaluate", lambda *_, **__: pytest.fail("scored"))
+    if corpus == "there":
+        base = make_base(tmp_path / "base")
+        weights = ["--weights", str(make_outdated(base, make_task(tmp_path / "task", train=9), tmp_path / "weights"))]
+        (tmp_path / "there").write_text("a few words\n" * 90)
+    else:
+        base, weights = make_decoder(tmp_path / "base", "llama"), []
+        make_answers(tmp_path / "task")
+    argv = ["evaluate", *weights, "--base", str(base), "--task", str(tmp_path / "task")]
+    assert main([*argv, "--corpus", str(tmp_path / corpus), "--corpus-length", "16"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert ("has no language-model head" if corpus == "there" else str(tmp_path / "missing")) in said.err

@@ -46,13 +46,13 @@ COMMON = {
 TAUGHT = {"alpha": ALPHA, "beta": BETA, "temperature": TEMPERATURE}
 # name -> family, settings, ZeRO stages on 1 and on 2 ranks
 PLAN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
-    "gpt2": ("gpt2", {}, (0, 3), ALL),
-    "llama": ("llama untied", {}, (1,), ALL),
-    "qwen3": ("qwen3", {}, (2,), ALL),
-    "gemma3": ("gemma3", {}, (3,), ALL),
+    "gpt2": ("gpt2", {}, ALL, ALL),
+    "llama": ("llama untied", {}, ALL, ALL),
+    "qwen3": ("qwen3", {}, ALL, ALL),
+    "gemma3": ("gemma3", {}, ALL, ALL),
     "gemma2": ("gemma2", {"attn_implementation": "eager"}, (2,), (3,)),
     "gpt_neox": ("gpt_neox", {}, (1,), ()),
-    "t5": ("t5", {}, (0, 3), ALL),
+    "t5": ("t5", {}, ALL, ALL),
     "bart": ("bart", {"attention": "full"}, (0,), (3,)),
     "gpt2_full": ("gpt2", {"attention": "full"}, (), (3,)),
     "llama_replay": ("llama untied", {"replay": True}, (0,), (2, 3)),

@@ -36,7 +36,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "both": DISTILLED,
     "interpolate": {**DISTILLED, "task_share": SHARE, "interpolation_points": list(POINTS)},
 }
-ON_TWO = [("scratch", 1), ("both", 0), ("distill", 2), ("both", 3), ("interpolate", 3)]
+STAGES = {
+    1: [*((method, 0) for method in METHODS), ("init", 1), ("both", 2), ("distill", 3)],
+    2: [("both", 0), ("scratch", 1), ("init", 1), ("distill", 2), ("both", 3), ("interpolate", 3)],
+}
+"""On how many ranks: methods, and the ZeRO stages that they run at."""
 LONG, UNEVEN = "long", 400
 """A Llama of as many positions and more, and the tokens that its texts are cut at."""
 Batch = dict[str, torch.Tensor]
@@ -118,8 +122,10 @@ def make_tuned(base: Path, folder: Path) -> Path:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with one_thread():
         world = World(tmp_path_factory.mktemp("text"))
-        one = [world.run(family, method) for family in FAMILIES for method in METHODS]
-        two = [world.run(family, method, stage, 2) for family in FAMILIES for method, stage in ON_TWO]
+        one, two = (
+            [world.run(family, method, stage, ranks) for family in FAMILIES for method, stage in STAGES[ranks]]
+            for ranks in (1, 2)
+        )
         changed = {"task": str(world.uneven), "max_length": UNEVEN, "train_batch_size": 3}
         three = [world.run(LONG, method, 3, 3, **changed) for method in ("both", "interpolate")]
         started = {"one": start(world.root / "one", one), "two": start(world.root / "two", two, nproc=2)}
@@ -223,18 +229,14 @@ def oracle(world: World) -> Callable[[str, str], list[float]]:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("ranks", "method", "stage"), [(ranks, *run) for ranks, runs in STAGES.items() for run in runs]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_rank_trains_as_a_plain_loop(world: World, oracle: Any, family: str, method: str) -> None:
-    run = out(world.root / family, method, 0, 1)
-    assert outcome(run) == {}
-    assert scalars(run, "train/loss") == pytest.approx(oracle(family, method), rel=LOSS_TOLERANCE)
-
-
-@pytest.mark.parametrize(("method", "stage"), ON_TWO)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_ranks_train_as_a_plain_loop(world: World, oracle: Any, family: str, method: str, stage: int) -> None:
-    run = out(world.root / family, method, stage, 2)
+def test_ranks_train_as_a_plain_loop(
+    world: World, oracle: Any, family: str, ranks: int, method: str, stage: int
+) -> None:
+    run = out(world.root / family, method, stage, ranks)
     assert outcome(run) == {}
     assert scalars(run, "train/loss") == pytest.approx(oracle(family, method), rel=LOSS_TOLERANCE)
 
