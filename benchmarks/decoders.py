@@ -3,8 +3,8 @@
     python benchmarks/decoders.py studies/decoders.yaml [--out DIR] [--plot docs/decoders.png] [--json]
 
 Any number of the study's runs may still be missing. `score` is the test score: accuracy, or exact match of generated
-answers. `forgot` is the loss on old text less that of the base the weights are on, in nats per token: what tuning or
-recycling cost of it; a classifier has no language-model head to tell it by.
+answers; `sd` its standard deviation over the seeds. `forgot` is the loss on old text less that of the base the weights
+are on, in nats per token: what tuning or recycling cost of it; a classifier has no language-model head to tell it by.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
@@ -65,7 +65,8 @@ def scored(rows: list[Row], chain: list[Row], old: str) -> list[Row]:
     for group in dict.fromkeys(tuple(row[k] for k in key) for row in reported):
         of = [row for row in reported if tuple(row[k] for k in key) == group]
         line: Row = {**dict(zip(("task", "base", "tuning", "method"), group, strict=True)), "seeds": len(of)}
-        line["score"] = mean(next(row[name] for name in SHOWN if name in row) for row in of)
+        scores = [next(row[name] for name in SHOWN if name in row) for row in of]
+        line["score"], line["sd"] = mean(scores), stdev(scores) if len(scores) > 1 else None
         if of[0]["metric"] == "log_likelihood":
             line["log-likelihood"] = mean(row["test"] for row in of)
         told, before = [row[old] for row in of if old in row], of_base[group[1]]
@@ -98,7 +99,9 @@ def draw(runs: list[Row], file: Path) -> None:
             for base, tuning in dict.fromkeys((row["base"], row["tuning"]) for row in of_task):
                 of = [r for r in of_task if (r["base"], r["tuning"]) == (base, tuning) and r[name] is not None]
                 places = [methods.index(row["method"]) for row in of]
-                axis.plot(places, [row[name] for row in of], marker="o", linestyle=":", label=f"{base}, {tuning}")
+                spread = [row["sd"] or 0 if name == "score" else 0 for row in of]
+                line = {"marker": "o", "linestyle": ":", "capsize": 3, "label": f"{base}, {tuning}"}
+                axis.errorbar(places, [row[name] for row in of], yerr=spread, **line)
             axis.set_xticks(range(len(methods)), methods, rotation=45, ha="right")
             axis.grid(alpha=0.3)
         axes[0, column].set(title=task)

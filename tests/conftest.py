@@ -1,6 +1,7 @@
-"""For all tests: `datasets` caches in a folder of its own, also in the processes that tests start; no progress bars.
+"""For all tests: one thread, and `datasets` caches in a folder of its own, also in processes that tests start.
 
-Without a GPU, Triton's kernels run in its interpreter, which must be chosen before anything imports Triton.
+Several threads only wait for each other on models so small, and sums would differ by how many there are. Without a GPU
+Triton's kernels run in its interpreter, which must be chosen before anything imports Triton. No progress bars.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports PyTorch
 
 import hypothesis
 import pytest

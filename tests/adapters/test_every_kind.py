@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import torch
 from peft import PeftType
 from peft_kinds import BUILDABLE, ELSEWHERE, on_upgrade, reopened
 from safetensors.torch import load_file, save_file
-from this_process import one_thread
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 from worlds import SPECIALS, WORDS, make_base, make_tokenizer, make_upgraded
@@ -70,13 +68,12 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("kinds")
     base = make_base(root / "base", mlm_head=False)
     rows = torch.cat([torch.arange(5), 5 + torch.randperm(195, generator=torch.Generator().manual_seed(5))])
     permuted = _permuted(base, root / "permuted", rows)
-    with one_thread():
-        yield World(root, base, make_upgraded(base, root / "up"), permuted, rows, Store(root / "store"))
+    return World(root, base, make_upgraded(base, root / "up"), permuted, rows, Store(root / "store"))
 
 
 def _permuted(base: Path, folder: Path, rows: torch.Tensor) -> Path:

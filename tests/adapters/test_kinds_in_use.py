@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from peft_kinds import BUILDABLE, plain, reopened
 from safetensors.torch import load_file, save_file
-from this_process import one_thread
 from transformers import AutoTokenizer
 from worlds import LABELS, make_base, make_tagged_task, make_task, make_upgraded, rewrite_rows
 
@@ -50,11 +48,10 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> World:
     base = make_base(tmp_path / "base", mlm_head=False)
     task = make_task(tmp_path / "task", train=24, dev=6, test=6)
-    with one_thread():
-        yield World(tmp_path, base, make_upgraded(base, tmp_path / "up"), task, Store(tmp_path / "store"))
+    return World(tmp_path, base, make_upgraded(base, tmp_path / "up"), task, Store(tmp_path / "store"))
 
 
 def test_an_adapter_is_refused_exactly_where_it_does_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from decoders import PAD, SEQ2SEQ, decoder, decoder_config
-from this_process import one_thread
 
 from recyclable.architectures.heads import language_head
 from recyclable.objectives.token_loss import TokenLoss
@@ -32,13 +31,12 @@ def test_the_loss_of_chosen_tokens_is_that_of_pefts_own_logits(family: str, tuni
     places = [(0, 1), (0, 4), (1, 2), (2, 3)]
     positions = torch.tensor([row * read.shape[1] + place for row, place in places])
     targets = torch.tensor([5, 17, 100, 33])
-    with one_thread():
-        logits = model(**inputs).logits[:, -read.shape[1] :]
-        wanted = torch.stack([logits[place] for place in places]).log_softmax(-1)[torch.arange(4), targets].neg().sum()
-        loss = TokenLoss(model).sums({**inputs, "positions": positions, "targets": targets})["task"]
-        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
-        bare = language_head(base).body(**inputs)["last_hidden_state"]
-        states = language_head(model).body(**inputs, output_hidden_states=True)
+    logits = model(**inputs).logits[:, -read.shape[1] :]
+    wanted = torch.stack([logits[place] for place in places]).log_softmax(-1)[torch.arange(4), targets].neg().sum()
+    loss = TokenLoss(model).sums({**inputs, "positions": positions, "targets": targets})["task"]
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+    bare = language_head(base).body(**inputs)["last_hidden_state"]
+    states = language_head(model).body(**inputs, output_hidden_states=True)
     assert not torch.allclose(states["last_hidden_state"], bare, atol=1e-3), "the prompts do something"
     assert {tuple(layer.shape) for layer in states["hidden_states"]} == {tuple(bare.shape)}
     ours, theirs = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ import torch
 from language_models import CAUSAL, FAMILIES, save_tiny, short_texts, tiny, tokenizer_of
 from plain import LOSS_TOLERANCE, WEIGHT_TOLERANCE, plain_training
 from processes import STAGE_3, finish, outcome, scalars, start
-from this_process import one_thread
 from torch import nn
 from torch.nn import functional as F
 from worlds import WORDS, make_base
@@ -239,7 +238,7 @@ def oracle_of(world: World, name: str) -> Expected:
 
 
 @pytest.fixture(scope="module")
-def oracle(world: World) -> Iterator[Callable[[str], Expected]]:
+def oracle(world: World) -> Callable[[str], Expected]:
     known: dict[str, Expected] = {}
 
     def expected(name: str) -> Expected:
@@ -247,8 +246,7 @@ def oracle(world: World) -> Iterator[Callable[[str], Expected]]:
             known[name] = oracle_of(world, name)
         return known[name]
 
-    with one_thread():
-        yield expected
+    return expected
 
 
 # ---- the claims --------------------------------------------------------------------------------------------------

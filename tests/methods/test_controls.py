@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from this_process import one_thread
 from worlds import make_adapter, make_base, make_outdated, make_task, make_upgraded, write_config
 
 from recyclable.cli import main
@@ -37,9 +35,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread():
-        yield World(tmp_path_factory.mktemp("controls"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("controls"))
 
 
 def share_of_equal_signs(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from plain import (
     short,
 )
 from processes import STAGE_3, finish, outcome, scalars, start
-from this_process import one_thread
 from torch import nn
 from worlds import Chain, make_outdated
 
@@ -102,9 +101,8 @@ class World(Chain):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread():
-        yield World(tmp_path_factory.mktemp("interpolation"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("interpolation"))
 
 
 # ---- the oracle --------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from plain import ALPHA, BETA, COMMON, LENGTH, POINTS, SEED, SHARE, TEMPERATURE, at
 from processes import scalars
 from safetensors.torch import load_file
-from this_process import one_thread
 from torch import nn
 from worlds import Chain, make_base, make_outdated, make_task, rewrite_rows, write_config
 
@@ -71,9 +69,8 @@ class World(Chain):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread():
-        yield World(tmp_path_factory.mktemp("related"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("related"))
 
 
 def start(world: World, weights: Path) -> nn.Module:

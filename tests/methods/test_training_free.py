@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from processes import STAGE_3, finish, outcome
 from processes import start as start_ranks
 from safetensors.torch import load_file
-from this_process import one_thread
 from transformers import AutoTokenizer, BertForSequenceClassification
 from worlds import LABELS, make_adapter, make_base, make_outdated, make_task, make_upgraded, rewrite_rows, write_config
 
@@ -69,9 +67,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread():
-        yield World(tmp_path_factory.mktemp("training-free"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("training-free"))
 
 
 def plain_loss(world: World, strength: float) -> float:

@@ -14,7 +14,6 @@ import torch
 from decoders import END, make_decoder
 from plain import COMMON
 from safetensors.torch import load_file, save_file
-from this_process import one_thread
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from worlds import WORDS, make_upgraded
@@ -30,7 +29,7 @@ TIED = {"gpt2": True, "llama": False, "t5": True}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("chat")
-    with one_thread(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(root / "store"))
         for family in TIED:
             base = make_decoder(root / family / "base", family)

@@ -13,7 +13,7 @@ import torch
 from decoders import END, PAD, SEQ2SEQ, decoder_tokenizer, make_decoder
 from processes import scalars
 from safetensors.torch import load_file, save_file
-from this_process import one_thread, own_environment
+from this_process import own_environment
 from torch.nn import functional as F
 from transformers import (
     AutoModelForSequenceClassification,
@@ -68,7 +68,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread(), own_environment():
+    with own_environment():
         yield World(tmp_path_factory.mktemp("world"))
 
 

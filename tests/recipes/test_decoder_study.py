@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from decoders import make_decoder
 from peft import PeftModel
 from safetensors.torch import load_file
-from this_process import one_thread
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds import WORDS, make_corpus, make_task, write_config
 
@@ -42,7 +40,7 @@ def make_tasks(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of one upgrade, full fine-tuning and LoRA; its file."""
     root = tmp_path_factory.mktemp("decoders")
     train = {"max_length": LENGTH, "train_batch_size": 4, "save_every": 0, "learning_rate": 1e-2}
@@ -69,9 +67,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         },
     }
     file = write_config(root / "study.yaml", content)
-    with one_thread():
-        assert main(["study", str(file)]) == 0
-        yield file
+    assert main(["study", str(file)]) == 0
+    return file
 
 
 def told(config: StudySettings, cell: str) -> float:

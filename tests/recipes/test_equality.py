@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from plain import (
 )
 from processes import STAGE_3, finish, outcome, scalars, start
 from safetensors.torch import load_file
-from this_process import one_thread
 from torch import nn
 from train_ranks import with_lora
 from transformers import BertForMaskedLM, BertForSequenceClassification
@@ -316,7 +315,7 @@ def both_oracle(world: World) -> Expected:
 
 
 @pytest.fixture(scope="module")
-def oracle(world: World) -> Iterator[Callable[[str], Expected]]:
+def oracle(world: World) -> Callable[[str], Expected]:
     known: dict[str, Expected] = {}
 
     def expected(name: str) -> Expected:
@@ -328,8 +327,7 @@ def oracle(world: World) -> Iterator[Callable[[str], Expected]]:
                 known[name] = tune_oracle(world, kind) if verb == "tune" else both_oracle(world)
         return known[name]
 
-    with one_thread():
-        yield expected
+    return expected
 
 
 # ---- what a run left behind, and the claims ----------------------------------------------------------------------

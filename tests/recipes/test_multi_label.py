@@ -26,7 +26,6 @@ from plain import (
 )
 from processes import STAGE_3, finish, outcome, scalars, start
 from safetensors.torch import load_file
-from this_process import one_thread
 from torch import nn
 from torch.distributions import Bernoulli, kl_divergence
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
@@ -100,7 +99,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     started = {name: start(world.root / name, of, nproc=ranks) for name, (of, ranks) in runs.items()}
     for name, process in started.items():
         finish(process, world.root / name)
-    with one_thread(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(world.root / "store"))
         yield world
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from this_process import one_thread
 from transformers import AutoModel, AutoTokenizer
 from worlds import make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded, write_config
 
@@ -57,9 +55,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread():
-        yield World(tmp_path_factory.mktemp("similar"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("similar"))
 
 
 def test_weights_tuned_on_the_task_come_first_and_what_does_not_fit_last_with_the_reason(world: World, capsys) -> None:

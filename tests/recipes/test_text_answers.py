@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from decoders import END, PAD, make_decoder
 from plain import ALPHA, BATCH, COMMON, LOSS_TOLERANCE, SEED, SHARE, TEMPERATURE, plain_training
 from processes import STAGE_3, finish, outcome, scalars, start
 from safetensors.torch import load_file, save_file
-from this_process import one_thread
 from torch import nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -119,20 +118,19 @@ def make_tuned(base: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with one_thread():
-        world = World(tmp_path_factory.mktemp("text"))
-        one, two = (
-            [world.run(family, method, stage, ranks) for family in FAMILIES for method, stage in STAGES[ranks]]
-            for ranks in (1, 2)
-        )
-        changed = {"task": str(world.uneven), "max_length": UNEVEN, "train_batch_size": 3}
-        three = [world.run(LONG, method, 3, 3, **changed) for method in ("both", "interpolate")]
-        started = {"one": start(world.root / "one", one), "two": start(world.root / "two", two, nproc=2)}
-        started["three"] = start(world.root / "three", three, nproc=3)
-        for name, process in started.items():
-            finish(process, world.root / name, timeout_s=900)
-        yield world
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = World(tmp_path_factory.mktemp("text"))
+    one, two = (
+        [world.run(family, method, stage, ranks) for family in FAMILIES for method, stage in STAGES[ranks]]
+        for ranks in (1, 2)
+    )
+    changed = {"task": str(world.uneven), "max_length": UNEVEN, "train_batch_size": 3}
+    three = [world.run(LONG, method, 3, 3, **changed) for method in ("both", "interpolate")]
+    started = {"one": start(world.root / "one", one), "two": start(world.root / "two", two, nproc=2)}
+    started["three"] = start(world.root / "three", three, nproc=3)
+    for name, process in started.items():
+        finish(process, world.root / name, timeout_s=900)
+    return world
 
 
 # ---- the oracle --------------------------------------------------------------------------------------------------

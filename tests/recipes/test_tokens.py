@@ -29,7 +29,6 @@ from plain import (
 from processes import STAGE_3, finish, outcome, scalars, start
 from safetensors.torch import load_file
 from tagging import conlleval, plain_batch
-from this_process import one_thread
 from torch import nn
 from transformers import AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification, pipeline
 from worlds import (
@@ -127,7 +126,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     started = {name: start(world.root / name, of, nproc=ranks) for name, (of, ranks) in runs.items()}
     for name, process in started.items():
         finish(process, world.root / name)
-    with one_thread(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(world.root / "store"))
         yield world
 

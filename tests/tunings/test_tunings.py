@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
-from this_process import one_thread
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -108,15 +107,14 @@ def make(folder: Path, family: str, task_type: str) -> Made:
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, bool], Made]]:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Made]:
     root = tmp_path_factory.mktemp("bases")
     found = {}
     for family in FAMILIES:
         for classes in (True, False):
             text = "SEQ_2_SEQ_LM" if family in SEQ2SEQ else "CAUSAL_LM"
             found[family, classes] = make(root / f"{family}-{classes}", family, "SEQ_CLS" if classes else text)
-    with one_thread():
-        yield found
+    return found
 
 
 def step(model: nn.Module, batch: dict[str, torch.Tensor], steps: int = 2) -> None:
