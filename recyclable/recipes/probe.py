@@ -13,6 +13,7 @@ from recyclable.analysis.lora_difference import LoraDifference
 from recyclable.analysis.verdict import FITTED_ON, Features, Verdict, judge
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.places import adapter_base_name
+from recyclable.carrying.templates import told_template
 from recyclable.recipes.probe_settings import ProbeSettings
 from recyclable.training import rundir
 from recyclable.weights.adapted import AdaptedWeights
@@ -71,7 +72,8 @@ def _tried(
     }
     if trial is not None and trial.task.problem != FITTED_ON:
         result["fitted_on"] = FITTED_ON
-    result = {name: value for name, value in result.items() if value is not None} | {"evidence": evidence}
+    result = {name: value for name, value in result.items() if value is not None} | told_template(carried)
+    result["evidence"] = evidence
     if config.out is not None:
         result["report"] = str(config.out / PAGE)
         if distributed.is_main():

@@ -13,6 +13,7 @@ from recyclable.analysis.measure import measure
 from recyclable.analysis.transferability import logme
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import same_labels
+from recyclable.carrying.templates import told_template
 from recyclable.data.examples import Batch, TaskExamples, model_inputs
 from recyclable.errors import InputError
 from recyclable.models.tasks import read_outdated, task_model
@@ -59,6 +60,7 @@ def similar(store: Store, task: str, base: str, examples: int) -> list[dict[str,
             manifest = read_manifest(store.path(name))
             row.update(task=manifest.task["name"], tuning=tuning(store.path(name), manifest))
             carried = Carried.open(store.path(name), None, new)
+            told_template(carried)
             # a head for labels is the task's, and not used; no name holds the model beside the next one's
             head = labelled.kind.over_vocabulary and same_labels(carried.weights, labelled)
             model = read_outdated(carried, labelled, _SEED, head=head)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from worlds import Chain, make_adapter, make_outdated, make_tokenizer, write_config
 
-from recyclable import carry
+from recyclable import Store, carry
 from recyclable.cli import main
 from recyclable.weights.base import Base
 from recyclable.weights.chat_template import chat_template_digest
@@ -92,6 +92,28 @@ def test_evaluate_and_carry_tell_it(world: World, said, capsys: pytest.CaptureFi
     assert [line.split(": ")[1] for line in said(*asked)] == [str(world.weights), str(world.lora)]
     carry(world.weights, to=world.upgraded)
     assert "another chat template" in capsys.readouterr().out
+
+
+def test_probe_tells_and_records_it(world: World, said, tmp_path: Path) -> None:
+    asked = (
+        "--weights",
+        world.weights,
+        "--base",
+        world.upgraded,
+        "--old-base",
+        world.base,
+        "--out",
+        tmp_path / "probe",
+    )
+    assert len(said("probe", *asked)) == 1
+    found = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert found["chat_template"] == {**world.digests, "used": "base"}
+
+
+def test_of_each_entry_that_is_asked_for_a_start_it_is_told(world: World, said, tmp_path: Path) -> None:
+    Store(tmp_path / "store").add("one", world.weights, str(world.base))
+    asked = ("--task", world.task, "--base", world.upgraded, "--store", tmp_path / "store")
+    assert len(said("store", "similar", *asked)) == 1
 
 
 def test_a_base_that_lost_its_template_is_told_of(world: World, said, tmp_path: Path) -> None:
