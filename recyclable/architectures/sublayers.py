@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from recyclable.architectures.experts import fused_weights
 from recyclable.architectures.layers import layer_lists
 
 
@@ -44,7 +45,7 @@ def sublayer_ends(model: nn.Module) -> list[End]:
     width = config.get_text_config().hidden_size if isinstance(config, PretrainedConfig) else None
     layers = ((f"{name}.{i}", layer) for name, stack in layer_lists(model).items() for i, layer in enumerate(stack))
     found = [list(_ends(name, layer, width)) for name, layer in layers]
-    understood = all({end.attention for end in ends} == {True, False} for ends in found)
+    understood = all({end.attention for end in ends} == {True, False} for ends in found) and not fused_weights(model)
     return [end for ends in found for end in ends] if understood else []
 
 

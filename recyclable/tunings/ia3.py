@@ -31,12 +31,13 @@ class Ia3(Tuning):
     def attach(self, model: PreTrainedModel, task_type: str, seed: int) -> nn.Module:
         """A PEFT model."""
         from peft import IA3Config
+        from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as USUAL
 
         from recyclable.models.adapters import attach_fresh
         from recyclable.models.heads import head_modules
         from recyclable.tunings.parts.targets import require_targets
 
-        require_targets(model, self.target_modules)
+        require_targets(model, self.target_modules, default=USUAL.get(model.config.model_type, []))
         require_targets(model, self.feedforward_modules, "feedforward_modules")
         chosen = self.feedforward_modules or ([] if self.target_modules is not None else None)
         config = IA3Config(

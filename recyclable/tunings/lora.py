@@ -3,7 +3,7 @@ al. 2024, arXiv 2402.09353)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -36,12 +36,16 @@ class Lora(Tuning):
     def attach(self, model: PreTrainedModel, task_type: str, seed: int) -> nn.Module:
         """A PEFT model."""
         from peft import LoraConfig
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 
         from recyclable.models.adapters import attach_fresh
         from recyclable.models.heads import head_modules
-        from recyclable.tunings.parts.targets import require_quick, require_targets
+        from recyclable.tunings.parts.targets import require_adapted, require_quick, require_targets
 
-        require_targets(model, self.target_modules)
+        targets: Any = self.target_modules
+        if targets is None:  # PEFT forgets its own choice where it renames a family's experts
+            targets = USUAL.get(model.config.model_type, [])
+        meant = require_targets(model, self.target_modules, default=targets)
         require_quick(self.rank_pattern, "rank_pattern")
         require_quick(self.alpha_pattern, "alpha_pattern")
         config = LoraConfig(
@@ -51,9 +55,9 @@ class Lora(Tuning):
             lora_dropout=self.lora_dropout,
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
-            target_modules=self.target_modules,
+            target_modules=targets,
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern=dict(self.alpha_pattern),
             modules_to_save=head_modules(model),
         )
-        return attach_fresh(model, config, self.tuning, seed)
+        return require_adapted(attach_fresh(model, config, self.tuning, seed), meant)

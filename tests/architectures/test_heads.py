@@ -35,6 +35,7 @@ CAUSAL = {
     ),
     "cohere": (config("cohere", logit_scale=0.3), 0.3, None),
     "granite": (config("granite", logits_scaling=7.0), 1 / 7, None),
+    "phi": (AutoConfig.for_model("phi", **SIZE), 1.0, None),  # its head has a bias
     "hyperclovax": (AutoConfig.for_model("hyperclovax", **SIZE, logits_scaling=7.0), 7.0, None),
 }
 UNBUILT = {
@@ -65,7 +66,7 @@ def plain(student: torch.Tensor, teacher: torch.Tensor | None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-@pytest.mark.parametrize("taught_by", [None, "gemma2", "cohere", "llama"])
+@pytest.mark.parametrize("taught_by", [None, "gemma2", "cohere", "llama", "phi"])
 def test_the_loss_is_that_of_the_model_s_own_logits(family: str, taught_by: str | None) -> None:
     student, teacher = model(family), taught_by and model(taught_by, seed=1)
     heads = [language_head(student), teacher and language_head(teacher)]

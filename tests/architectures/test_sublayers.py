@@ -61,7 +61,7 @@ def test_a_feed_forward_network_as_wide_as_the_stream_ends_in_its_second_matrix(
     assert suffixes(model, sublayer_ends(model)) == SUFFIXES["bert"]
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "switch_transformers", "mamba", "falcon_h1", "fnet"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "switch_transformers", "mamba", "falcon_h1", "fnet"])
 def test_layers_that_are_built_otherwise_have_no_ends(kind: str) -> None:
     with torch.device("meta"):
         assert sublayer_ends(AutoModel.from_config(AutoConfig.for_model(kind))) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from answers import log_likelihood, rows_of
 from decoders import END, make_decoder
 from plain import COMMON
 from safetensors.torch import load_file, save_file
@@ -18,8 +20,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from worlds import WORDS, make_upgraded
 
-from recyclable import carry, teacher_loss
+from recyclable import api, carry, teacher_loss
 from recyclable.cli import main
+from recyclable.tasks.parts.fewshot import limit
+from recyclable.tasks.parts.task import load_task
 from recyclable.weights.manifest import read_manifest
 from recyclable.weights.store import VARIABLE, Store
 
@@ -113,27 +117,15 @@ def test_the_whole_difference_goes_onto_the_upgraded_base(
     assert all(torch.equal(values[name], p) for name, p in carried.named_parameters())
 
 
-def log_likelihood(folder: Path, rows: list[dict[str, str]]) -> float:
-    """Mean over all tokens of responses and their ends."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    losses = []
-    for row in rows:
-        prompt, answer = (tokenizer(row[name])["input_ids"] for name in ("prompt", "response"))
-        ids = torch.tensor([[*prompt, *answer, END]])
-        with torch.no_grad():
-            logits = model(ids).logits[0, len(prompt) - 1 : -1]
-        losses.append(F.cross_entropy(logits, ids[0, len(prompt) :], reduction="none"))
-    return -torch.cat(losses).mean().item()
-
-
 def test_it_is_scored_and_probed_by_how_likely_it_finds_responses(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     added(capsys, root, "llama")
-    rows = [json.loads(line) for line in (root / "generation" / "dev.jsonl").read_text().splitlines()]
+    rows = rows_of(root / "generation" / "dev.jsonl")
     run(capsys, "apply", "--weights", "llama", "--base", root / "llama" / "new", "--out", tmp_path / "applied")
     old, new, alone = (
-        log_likelihood(at, rows) for at in (root / "llama/tuned", tmp_path / "applied", root / "llama/new")
+        log_likelihood(AutoModelForCausalLM.from_pretrained(at), AutoTokenizer.from_pretrained(at), rows)
+        for at in (root / "llama/tuned", tmp_path / "applied", root / "llama/new")
     )
     argv = ("--weights", "llama", "--base", root / "llama" / "new", "--task", root / "generation")
     (scored,) = run(capsys, "evaluate", *argv, "--split", "dev")["runs"]
@@ -251,3 +243,85 @@ def test_what_means_nothing_over_a_vocabulary_is_refused(
     assert main(["recycle", str(file)]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# ---- strengths that are found
+
+
+GROWTH = 1.5
+FEW: dict[str, Any] = {"examples": 10, "seed": 20}
+
+
+@pytest.fixture(scope="module")
+def known(root: Path) -> list[list[str]]:
+    """Two other chats' weights on both bases of the Llama, the difference on the new one 1.5 times as large."""
+    store, task = api.Store(root / "store"), shutil.copytree(root / "generation", root / "others")
+    for seed in (31, 32):
+        for when, base, size in (("old", "base", 0.05), ("new", "new", 0.05 * GROWTH)):
+            tuned = Path(shutil.copytree(root / "llama" / base, root / f"known-{when}-{seed}"))
+            file, noise = tuned / "model.safetensors", torch.Generator().manual_seed(seed)
+            tensors = {n: t + size * torch.randn(t.shape, generator=noise) for n, t in sorted(load_file(file).items())}
+            save_file(tensors, file, metadata={"format": "pt"})
+            store.add(f"known-{when}-{seed}", tuned, str(root / "llama" / base), task=str(task))
+    return [[f"known-{when}-{seed}" for when in ("old", "new")] for seed in (31, 32)]
+
+
+def at_strengths(root: Path, scales: dict[str, float], factor: float) -> dict[str, torch.Tensor]:
+    """The new base with the chat's differences, each times its group's strength and the factor."""
+    old, new, tuned = (load_file(root / "llama" / name / "model.safetensors") for name in ("base", "new", "tuned"))
+
+    def group(name: str) -> str:
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        return f"layer {layer[1]}" if layer else "embeddings" if "embed_tokens" in name else "other"
+
+    return {n: new[n] + scales.get("all", scales.get(group(n))) * factor * (tuned[n] - old[n]) for n in new}
+
+
+def require_lowest_loss(root: Path, told: dict[str, Any], factor: float) -> None:
+    """Losses that were told are plain transformers' at these strengths, and none is lower than the one chosen."""
+    few = limit(load_task(str(root / "generation")).splits["dev"], FEW["examples"], FEW["seed"])
+    rows = [{"prompt": text, "response": said} for text, said in zip(few.texts, few.labels, strict=True)]
+    model = AutoModelForCausalLM.from_pretrained(root / "llama" / "new").eval()
+    tokenizer = AutoTokenizer.from_pretrained(root / "llama" / "new")
+
+    def loss(scales: dict[str, float]) -> float:
+        model.load_state_dict(at_strengths(root, scales, factor))
+        return -log_likelihood(model, tokenizer, rows)
+
+    tried = told["loss_by_common_strength"]
+    assert told["strength"].keys() == {"embeddings", "layer 0", "layer 1", "other"}
+    assert told["loss"] == pytest.approx(loss(told["strength"]), rel=1e-4) and told["loss"] <= min(tried.values())
+    for strength in ("0.0", "0.5", "1.0"):
+        assert tried[strength] == pytest.approx(loss({"all": float(strength)}), rel=1e-4)
+
+
+def test_apply_finds_a_scale_for_each_layer_group_by_how_likely_responses_are(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    added(capsys, root, "llama")
+    argv = ("--weights", "llama", "--base", root / "llama" / "new", "--task", root / "generation", "--scale", "auto")
+    told = run(capsys, "apply", *argv, "--examples", FEW["examples"], "--out", tmp_path / "out")["strength"]
+    require_lowest_loss(root, told, 1.0)
+    found, wanted = load_file(tmp_path / "out" / "model.safetensors"), at_strengths(root, told["strength"], 1.0)
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(("method", "factor"), [("apply", 1.0), ("project", GROWTH)])
+def test_recycling_with_scale_auto_finds_them_for_answers_too(
+    root: Path, known: list[list[str]], method: str, factor: float, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    added(capsys, root, "llama")
+    new, more = root / "llama" / "new", {"project_from": known} if method == "project" else {}
+    told = {"base": str(new), "old_base": str(root / "llama" / "base"), "weights": "llama", "scale": "auto"}
+    found = api.recycle(
+        **{**told, "task": str(root / "generation"), "out": str(tmp_path / "out"), "method": method, **more},
+        **{"strength_examples": FEW["examples"], "seed": FEW["seed"]},
+    )
+    strength = read_manifest(tmp_path / "out").recycled_from["strength"]
+    require_lowest_loss(root, strength, factor)
+    values = dict(carry(tmp_path / "out", new).named_parameters())
+    for name, value in at_strengths(root, strength["strength"], factor).items():
+        assert torch.allclose(values[name], value, atol=1e-4), name
+    (scored,) = api.evaluate(tmp_path / "out", str(new), str(root / "generation"), split="dev")["runs"]
+    assert {f"dev_{metric}": value for metric, value in found["dev"].items()}.items() <= scored.items()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from answers import make_answers_task
 from decoders import END, PAD, make_decoder
 from plain import ALPHA, BATCH, COMMON, LOSS_TOLERANCE, SEED, SHARE, TEMPERATURE, plain_training
 from processes import STAGE_3, finish, outcome, scalars, start
@@ -45,20 +46,6 @@ LONG, UNEVEN = "long", 400
 Batch = dict[str, torch.Tensor]
 
 
-def make_task(folder: Path) -> Path:
-    """Prompts of one to nine words, answered with the words after each of the first ones: one to five of them."""
-    folder.mkdir()
-    draw = random.Random(3)
-    for name, size in (("train", 40), ("dev", 8), ("test", 4)):
-        rows = []
-        for _ in range(size):
-            words = [draw.randrange(60) for _ in range(draw.randint(1, 9))]
-            said = [WORDS[word + 1] for word in words[: draw.randint(1, 5)]]
-            rows.append({"prompt": " ".join(WORDS[word] for word in words), "response": " " + " ".join(said)})
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
 def make_uneven_task(folder: Path) -> Path:
     """Three rows: 64 and 320 tokens to be told, and a prompt that leaves room for none."""
     folder.mkdir()
@@ -77,7 +64,7 @@ class World:
     """Of each family a base, its upgrade and weights tuned elsewhere; and a task for all of them."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.task = root, make_task(root / "task")
+        self.root, self.task = root, make_answers_task(root / "task")
         self.uneven = make_uneven_task(root / "uneven")
         for family in (*FAMILIES, LONG):
             changed = {"max_position_embeddings": 512} if family == LONG else {}

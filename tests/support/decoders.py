@@ -55,6 +55,10 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "phi3": _SIZE,
     "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        **{**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+        "shared_expert_intermediate_size": 12,
+    },
     "qwen3_moe": {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
 }
 """Family -> what its config has; decoders without a pad token."""

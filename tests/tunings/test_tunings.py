@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,10 +240,98 @@ def test_experts_that_are_no_modules_are_not_passed_over_in_silence(family: str)
     experts = r"leaves out 4 tensors that are no modules, such as model\.layers\.0\.mlp\.experts\.gate_up_proj"
     with pytest.raises(InputError, match=rf"target_modules: is all-linear, which {experts}.*name the modules"):
         lora(target_modules="all-linear").attach(model, "CAUSAL_LM", 7)
-    with pytest.raises(InputError, match=r"has 'down_proj', .* ends so \(.*experts\.down_proj is a tensor, not a mod"):
+    with pytest.raises(InputError, match=r"has 'down_proj', which means .*experts\.down_proj as well, a tensor"):
         lora(target_modules=["q_proj", "down_proj"]).attach(model, "CAUSAL_LM", 7)
     named = lora(target_modules=["q_proj", "v_proj"]).attach(model, "CAUSAL_LM", 7)
     assert sum(isinstance(module, LoraLayer) for module in named.modules()) == 4
+
+
+SEVEN = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+
+
+def on(model: nn.Module) -> list[str]:
+    """The modules that have an adapter, in order of their names."""
+    found = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return sorted(name.removeprefix("base_model.model.model.layers.") for name in found)
+
+
+DENSE: dict[str, Any] = {"mlp_only_layers": [0]}
+"""A mixture of experts whose first layer has none."""
+
+
+@pytest.mark.parametrize("tuning", ["lora", "ia3", "bottleneck"])
+@pytest.mark.parametrize(
+    ("family", "changed", "targets", "found", "tensor"),
+    [
+        ("qwen2_moe", {}, SEVEN, "has 'gate_proj'", "0.mlp.experts.gate_up_proj"),
+        ("qwen2_moe", {}, r".*_proj", "is '.*_proj'", "0.mlp.experts.gate_up_proj"),
+        ("qwen2_moe", {}, r".*(q_proj|experts\.\d+\.down_proj)", "is '.*(q_proj", "0.mlp.experts.down_proj"),
+        ("qwen3_moe", DENSE, SEVEN, "has 'gate_proj'", "1.mlp.experts.gate_up_proj"),
+        ("qwen3_moe", DENSE, r".*\.(q|up)_proj", "is '.*", "1.mlp.experts.gate_up_proj"),
+        ("mixtral", {}, ["q_proj", "w2"], "has 'w2'", "0.mlp.experts.down_proj"),
+        ("mixtral", {}, r".*(q_proj|w3)", "is '.*(q_proj|w3)'", "0.mlp.experts.gate_up_proj"),
+        ("mixtral", {}, ["q_proj", "experts"], "has 'experts'", "0.mlp.experts.gate_up_proj"),
+    ],
+)
+def test_names_that_experts_have_too_are_refused_whatever_else_they_match(
+    tuning: str, family: str, changed: dict[str, Any], targets: list[str] | str, found: str, tensor: str
+) -> None:
+    model = decoder(decoder_config(family, **changed))
+    with pytest.raises(InputError) as caught:
+        TUNINGS.get(tuning)(target_modules=targets).attach(model, "CAUSAL_LM", 7)
+    said = str(caught.value)
+    assert said.startswith(f"target_modules: {found}") and "\n" not in said
+    assert f", which means model.layers.{tensor} as well, a tensor and not a module" in said
+    assert "expected names of modules alone, such as k_proj, o_proj, q_proj, " in said
+
+
+@pytest.mark.parametrize("tuning", ["lora", "ia3", "bottleneck"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_names_of_modules_alone_go_on_them_beside_experts(tuning: str, family: str) -> None:
+    attention = [f"{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "kv"]
+    for targets in (["k_proj", "v_proj"], r".*\.self_attn\.[kv]_proj"):
+        model = decoder(decoder_config(family, **(DENSE if family == "qwen3_moe" else {})))
+        assert on(TUNINGS.get(tuning)(target_modules=targets).attach(model, "CAUSAL_LM", 7)) == attention
+    if family == "qwen2_moe":
+        made = TUNINGS.get(tuning)(target_modules=r".*\.shared_expert\.\w+_proj").attach(
+            decoder(decoder_config(family)), "CAUSAL_LM", 7
+        )
+        assert on(made) == [f"{n}.mlp.shared_expert.{x}_proj" for n in (0, 1) for x in ("down", "gate", "up")]
+
+
+def test_what_is_left_out_is_peft_s_choice_where_it_means_modules_alone() -> None:
+    assert on(TUNINGS.get("lora")().attach(decoder(decoder_config("mixtral")), "CAUSAL_LM", 7)) == [
+        f"{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"
+    ]
+    said = r"is left out, and PEFT's choice for a mixtral has 'w2', which means .*experts\.down_proj as well"
+    with pytest.raises(InputError, match=said):
+        TUNINGS.get("ia3")().attach(decoder(decoder_config("mixtral")), "CAUSAL_LM", 7)
+    for tuning in ("lora", "ia3"):
+        with pytest.raises(
+            InputError, match=r"is left out, and PEFT has no choice for a qwen3_moe: expected .* k_proj, "
+        ):
+            TUNINGS.get(tuning)().attach(decoder(decoder_config("qwen3_moe")), "CAUSAL_LM", 7)
+    for family in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        with pytest.raises(InputError, match=r"target_modules: .*sublayers end in a Linear module is not to be seen"):
+            TUNINGS.get("bottleneck")().attach(decoder(decoder_config(family)), "CAUSAL_LM", 7)
+
+
+@pytest.mark.parametrize(
+    ("family", "changed", "targets", "said"),
+    [
+        ("mixtral", {}, r".*\.1\..*q_proj", "means not model.layers.0.self_attn.q_proj, on which PEFT puts an adapter"),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1]}, SEVEN, "means model.layers.0.mlp.down_proj, which PEFT leaves out"),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1]}, "all-linear", "means model.layers.0.mlp.down_proj, which PEFT"),
+    ],
+)
+def test_where_peft_renames_experts_lora_goes_on_what_is_named_or_nowhere(
+    family: str, changed: dict[str, Any], targets: list[str] | str, said: str
+) -> None:
+    with pytest.raises(InputError, match=f"target_modules: {re.escape(said)}.*expected a list of modules' whole names"):
+        TUNINGS.get("lora")(target_modules=targets).attach(decoder(decoder_config(family, **changed)), "CAUSAL_LM", 7)
+    whole = ["model.layers.1.self_attn.q_proj"]
+    made = TUNINGS.get("lora")(target_modules=whole).attach(decoder(decoder_config(family, **changed)), "CAUSAL_LM", 7)
+    assert on(made) == ["1.self_attn.q_proj"]
 
 
 @pytest.mark.parametrize("tuning", ["lora", "ia3", "bottleneck"])
