@@ -118,7 +118,7 @@ def pack(
         where: what errors call the corpus.
 
     Raises:
-        InputError: fewer tokens than one sequence, or a seq_len with no room for text.
+        InputError: fewer tokens than one sequence, none of the text itself, or a seq_len with no room for text.
     """
     layout = layout or wrapped(tokenizer)
     root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "recyclable_packed"
@@ -191,6 +191,8 @@ def _write(
         raise InputError(
             where, f"it has {seen} tokens, fewer than one sequence of {seq_len}: add text, or cut max_length"
         )
+    if tokens == 0:
+        raise InputError(where, "the tokenizer makes no token of its text, which teaches nothing")
     meta = {"seq_len": seq_len, "sequences": sequences, "tokens": tokens, "digest": digest.hexdigest(), "dtype": dtype}
     with (folder / "meta.json").open("wb") as file:
         file.write(json.dumps(meta, indent=1).encode())

@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rows import write_rows
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from recyclable.data.corpus import load_corpus, pack
+from recyclable.data.layout import streamed
 from recyclable.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -341,6 +344,14 @@ def test_too_few_tokens_for_one_sequence_is_an_input_error(tokenizer, own_cache:
     with pytest.raises(InputError, match="corpus: it has 3 tokens, fewer than one sequence of 6"):
         pack(corpus(["a b c"]), tokenizer, 6)
     assert list((own_cache / "recyclable_packed").iterdir()) == []
+
+
+def test_text_that_the_tokenizer_makes_nothing_of_is_an_input_error(own_cache: Path) -> None:
+    pieces = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"</s>": 0, "a": 1}, [])), eos_token="</s>")
+    with pytest.raises(InputError, match="corpus: the tokenizer makes no token of its text"):
+        pack(corpus(["b c"] * 9), pieces, 4, streamed(pieces))
+    assert list((own_cache / "recyclable_packed").iterdir()) == []
+    assert pack(corpus(["b a"] * 9), pieces, 4, streamed(pieces)).tokens == 8
 
 
 def test_a_length_without_room_for_text_is_an_input_error(tokenizer) -> None:

@@ -268,6 +268,17 @@ def test_without_targets_every_token_counts_in_the_divergence_alone(how: str) ->
     assert sums.hard.item() == 0 and sums.soft.item() == pytest.approx(exact.soft.item(), rel=1e-5)
 
 
+def test_the_mean_loss_of_bf16_states_and_head_on_a_cpu_is_that_of_the_same_numbers_in_fp32() -> None:
+    problem = Problem(tokens=64, hidden=64, vocabulary=8192, kind="none", largest=8.0, dtype=BF16, ignored=0.0)
+    hidden, head, _, targets = problem.make()
+
+    def mean_loss(dtype: torch.dtype) -> float:
+        states, weight = (tensor.to("cpu", dtype) for tensor in (hidden, head.weight))
+        return distillation_loss(states, Head(weight), None, targets.cpu(), LossSettings()).loss.item() / len(targets)
+
+    assert mean_loss(BF16) == pytest.approx(mean_loss(FP32), rel=0, abs=1e-4)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape_in_pytorch(data: st.DataObject) -> None:

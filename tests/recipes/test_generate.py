@@ -15,7 +15,8 @@ import pytest
 import torch
 from decoders import decoder_tokenizer, make_decoder
 from peft import PeftModel
-from processes import NOTHING_WHOLE, ROOT
+from processes import NOTHING_WHOLE, ROOT, finish, start
+from rows import write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from verbs import Verbs
 from worlds import WORDS, make_base, make_outdated, make_task
@@ -24,13 +25,18 @@ import recyclable
 from recyclable.errors import InputError
 
 NEW = 6
+FULL = {"llama": ("base", "full"), "t5": ("t5", "t5_full")}
+"""Family -> which base of the world, and its weights."""
+TASKS = {"generation": ("task", "f1"), "choice": ("choice", "accuracy")}
+"""Kind of task -> where it lies, and a score that is not 0."""
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
 TEXTS = ["w1 w2 w3", "w7", "w8 w9 w10 w11 w12 w13", "w4 w5"]
 CHATS = [[{"role": "user", "content": "w3 w4"}], [{"role": "w1", "content": "w5"}, {"role": "user", "content": "w6"}]]
 
 
 class World:
-    """A decoder with a chat template, its weights for a task as delta and LoRA, an encoder-decoder and an encoder."""
+    """A decoder with a chat template, its weights for a task as delta and LoRA, an encoder-decoder, its weights, an
+    encoder; and a task of choice."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,11 +52,15 @@ class World:
                 for i in range(size)
             ]
             (self.task / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for name, tuning in (("full", {}), ("lora", {"lora_r": 3, "target_modules": "all-linear"})):
+        lora = {"tuning": "lora", "lora_r": 3, "target_modules": "all-linear"}
+        for name, base, tuning in (("full", self.base, {}), ("lora", self.base, lora), ("t5_full", self.t5, {})):
             recyclable.tune(
-                **{"base": str(self.base), "task": str(self.task), "out": folder / name, "tuning": name, **tuning},
+                **{"base": str(base), "task": str(self.task), "out": folder / name, **tuning},
                 **{"max_steps": 6, "learning_rate": 0.1, "train_batch_size": 8, "max_length": 24, "save_every": 0},
             )
+        self.choice = folder / "choice"
+        for name, size in (("train", 2), ("test", 15)):
+            write_rows(self.choice / f"{name}.jsonl", [chosen(i) for i in range(size)])
         self.texts = folder / "texts.txt"
         self.texts.write_text("\n".join(TEXTS) + "\n")
 
@@ -69,6 +79,12 @@ class World:
             )
             said.append(tokenizer.decode(row[begin:], skip_special_tokens=True))
         return said
+
+
+def chosen(i: int) -> dict[str, Any]:
+    """A row of two to four options of one to three words, of which the last or the first is right."""
+    options = [" " + " ".join(WORDS[50 + i + j : 51 + i + j + (i + j) % 3]) for j in range(2 + i % 3)]
+    return {"prompt": " ".join(WORDS[i : i + 1 + i % 4]), "choices": options, "answer": i % 2 and len(options) - 1}
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +153,28 @@ def test_two_ranks_write_what_one_process_answers(world: World, tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "zero.json"]
 
 
-def test_scores_of_generated_answers_are_the_same_on_ranks(world: World, tmp_path: Path) -> None:
-    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 3, **NOTHING_WHOLE}}))
-    (alone,) = recyclable.evaluate(world.folder / "full", str(world.base), str(world.task))["runs"]
-    asked = ["evaluate", "--weights", world.folder / "full", "--base", world.base, "--task", world.task, "--json"]
-    lines = command(tmp_path, *asked, "--nproc", 2, "--deepspeed_config", "zero.json")
-    (row,) = json.loads(lines[-1])["runs"]
-    assert {"test_exact_match", "test_f1", "test_rouge_l"} <= row.keys()
-    assert row["test_f1"] == alone["test_f1"] > 0
-    assert row["test_log_likelihood"] == pytest.approx(alone["test_log_likelihood"], rel=1e-5)
+@pytest.fixture(scope="module")
+def evaluated(world: World) -> dict[tuple[str, str], dict[str, Any]]:
+    """What two ranks say of weights of both families on both kinds of tasks."""
+    asked = [(family, kind) for family in FULL for kind in TASKS]
+    runs = [evaluation(world, *which) for which in asked]
+    finish(start(world.folder / "ranks", runs, nproc=2, script="evaluation_ranks.py"), world.folder / "ranks")
+    return dict(zip(asked, json.loads((world.folder / "ranks" / "rows.json").read_text()), strict=True))
+
+
+def evaluation(world: World, family: str, kind: str) -> dict[str, Path]:
+    base, task = (getattr(world, name) for name in (FULL[family][0], TASKS[kind][0]))
+    return {"weights": world.folder / FULL[family][1], "base": base, "task": task}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("family", FULL)
+def test_scores_of_answers_in_text_are_the_same_on_ranks(world: World, evaluated: Any, family: str, kind: str) -> None:
+    run, row = evaluation(world, family, kind), evaluated[family, kind]
+    (alone,) = recyclable.evaluate(run["weights"], str(run["base"]), str(run["task"]))["runs"]
+    scores = {name: value for name, value in alone.items() if name.startswith("test_")}
+    assert scores[f"test_{TASKS[kind][1]}"] > 0
+    assert {name: row[name] for name in scores} == pytest.approx(scores, rel=1e-5)
 
 
 def test_rows_come_from_any_format_and_what_a_base_proposes_is_drawn_with(world: World, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from families import config, drawn
 from rows import write_rows
-from spoken import byte_level
+from spoken import CHATML, byte_level
 from transformers import AutoModelForCausalLM
+from verbs import Verbs
 from worlds import make_base, make_model, make_task
 
 from recyclable.errors import InputError
@@ -50,3 +51,25 @@ def test_what_max_length_cuts_is_told_once_for_each_split(tmp_path: Path, capsys
     settings = read_tune_settings({**given, "learning_rate": 1e-3, "max_length": 3}, "tune.yaml")
     with pytest.raises(InputError, match="max_length: is 3, which "):
         task_data(settings, load_task(tmp_path / "task"), Reader.of(Base(base)))
+
+
+def test_tune_refuses_responses_without_a_token_or_a_stop_to_learn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verbs, tokenizer = Verbs(tmp_path, capsys), byte_level(CHATML, end="<|other|>")
+    end = tokenizer.convert_tokens_to_ids("<|other|>")
+    model = drawn(config("llama", vocab_size=len(tokenizer), eos_token_id=end), AutoModelForCausalLM)
+    base = make_model(tmp_path / "base", model, tokenizer)
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "yes"}]
+    rows = {"pairs": {"prompt": "Hello there", "response": " yes"}, "chats": {"messages": chat}}
+    for task, row in rows.items():
+        for split in ("train", "dev"):
+            write_rows(tmp_path / task / f"{split}.jsonl", [row] * 4)
+    prompt, answer = (len(tokenizer(text)["input_ids"]) for text in rows["pairs"].values())
+    for task, length, why in (
+        ("pairs", prompt, f"max_length: is {prompt}, which leaves no token of any response in train to learn from"),
+        ("pairs", prompt + answer, f"max_length: is {prompt + answer}, which cuts the end off every response in train"),
+        ("chats", 32, "base: generation stops at '<|other|>', but no response in train has that"),
+    ):
+        asked = verbs.training("tune", base=base, task=tmp_path / task, max_length=length)
+        assert why in verbs.refused(*asked)
