@@ -14,13 +14,14 @@ from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.templates import told_template
 from recyclable.config.run_file import make_config
+from recyclable.data.decoding import Decoding
 from recyclable.data.readable import require_embedded
 from recyclable.errors import InputError
 from recyclable.models.generating import generating_model, tuned_generating_model
 from recyclable.recipes.generate_settings import GenerateSettings
 from recyclable.tasks.parts.asked import Prompt
 from recyclable.training.engine import frozen
-from recyclable.training.generation import Decoding, Generating
+from recyclable.training.generation import Generating
 from recyclable.training.generation import generate as answered
 from recyclable.weights.base import Base
 from recyclable.weights.durable import write_text

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recyclable.config.settings import Settings
 from recyclable.data.examples import TaskExamples
@@ -31,11 +31,30 @@ if TYPE_CHECKING:
     from recyclable.tasks.parts.task import Task
 
 
+SAMPLING = ("temperature", "top_p", "top_k", "seed")
+
+
 class GenerationSettings(Settings):
     """What a task file of this kind may say."""
 
     max_new_tokens: int | None = Field(None, gt=0)
     """Tokens of a generated answer at most; null: as many as the longest response of train has, at most 256."""
+    do_sample: bool = False
+    """Draw the tokens of answers that are scored; else each is the likeliest one."""
+    temperature: float = Field(1.0, gt=0)
+    """What logits are divided by before tokens are drawn."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw only of the likeliest tokens that together have this probability."""
+    top_k: int = Field(0, ge=0)
+    """Draw only of the k likeliest tokens; 0: of all."""
+    seed: int = Field(20, ge=0)
+    """Decides, with an example's number in its split, what is drawn for it."""
+
+    @model_validator(mode="after")
+    def _read(self) -> GenerationSettings:
+        if not self.do_sample:
+            self.require_unset(SAMPLING, "without do_sample")
+        return self
 
 
 class Generation(TextAnswers):
@@ -74,8 +93,9 @@ class Generation(TextAnswers):
     ) -> Responses:
         """How long answers may be is told by the task file, or by train."""
         assert isinstance(task.settings, GenerationSettings)
+        told = task.settings.model_dump(include={"do_sample", *SAMPLING} if task.settings.do_sample else set())
         most = task.settings.max_new_tokens
-        return Responses(split, tokenizer, max_length, most, task.splits.get("train"))
+        return Responses(split, tokenizer, max_length, most, task.splits.get("train"), told)
 
     def require_learnable(self, train: TaskExamples) -> None:
         """InputError where no token of a response is left, or none at which generation stops."""
@@ -93,11 +113,11 @@ class Generation(TextAnswers):
         return {"log_likelihood": float(mean), "perplexity": float(np.exp(-mean))}
 
     def scores(self, ask: Ask, examples: TaskExamples, labels: Labels, wanted: Collection[str] | None = None) -> Scores:
-        """Beside those of `score` exact_match, f1 and rouge_l (`tasks.parts.answers`), of greedily found answers."""
+        """Beside those of `score` exact_match, f1 and rouge_l (`tasks.parts.answers`), of generated answers."""
         assert isinstance(examples, Responses)
         found = super().scores(ask, examples, labels, wanted)
         if wanted is None or not found.keys() >= set(wanted):
-            answers = ask.generate(examples.prompts, examples.max_new_tokens, examples.rules)
+            answers = ask.generate(examples.prompts, examples.decoding, examples.rules)
             found |= of_answers(examples.decoded(answers), examples.references)
         return found
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from recyclable.data.decoding import Decoding
 from recyclable.data.examples import TaskExamples
 from recyclable.training.evaluation import predict
-from recyclable.training.generation import Decoding, generate
+from recyclable.training.generation import generate
 from recyclable.weights.team import Team
 
 
@@ -38,8 +39,7 @@ class Asked:
         return predict(self._answers, examples, self._batch_size, self._device, self._team)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, rules: GenerationConfig
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, rules: GenerationConfig
     ) -> list[list[int]]:
-        """Greedy answers to prompts, in their order, on every rank."""
-        decoding = Decoding(max_new_tokens)
+        """Answers to prompts, in their order, on every rank."""
         return generate(self._answers, prompts, decoding, rules, self._batch_size, self._device, self._team)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from recyclable import distributed
+from recyclable.data.decoding import Decoding
 from recyclable.data.examples import Batch
 from recyclable.objectives.objective import Ask
 from recyclable.training.evaluation import shares, to_device
@@ -30,22 +31,6 @@ from recyclable.weights.team import Team
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each, at least one."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen: the likeliest one, or drawn from what temperature, top-k and top-p leave."""
-
-    max_new_tokens: int
-    """An answer is cut there."""
-    do_sample: bool = False
-    """Draw tokens. All below is for that."""
-    temperature: float = 1.0
-    top_k: int = 0
-    """Only the k likeliest tokens; 0 leaves all."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability."""
-    seed: int = 0
 
 
 class Generating(nn.Module):

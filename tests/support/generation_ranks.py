@@ -15,8 +15,9 @@ from generating import NEW, PROMPTS, adapted, made, rules
 from torch import nn
 
 from recyclable import distributed
+from recyclable.data.decoding import Decoding
 from recyclable.training.engine import frozen
-from recyclable.training.generation import Decoding, Generating, generate
+from recyclable.training.generation import Generating, generate
 
 
 class Watched(Generating):

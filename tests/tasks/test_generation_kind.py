@@ -26,6 +26,7 @@ from transformers import (
     T5Config,
 )
 
+from recyclable.data.decoding import Decoding
 from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.objectives.token_loss import TokenLoss
@@ -165,6 +166,8 @@ def test_messages_keep_what_templates_read_and_lose_what_parquet_fills_in(tmp_pa
         (CHATS, {"response": "x"}, "response is given, but this kind of task reads only the columns of `messages`"),
         (PAIRS, {"max_new_tokens": 0}, "max_new_tokens"),
         (PAIRS, {"max_new_tokens": "many"}, "max_new_tokens"),
+        (PAIRS, {"top_p": 0.9}, "top_p is given, but nothing reads it without do_sample"),
+        (PAIRS, {"do_sample": True, "temperature": 0}, "temperature"),
         (
             [{"text": "a", "label": x} for x in "ab"],
             {"max_new_tokens": 3},
@@ -194,7 +197,8 @@ def test_few_shots_are_of_all_examples_alike(tmp_path: Path) -> None:
 
 def test_what_it_reads_is_explained() -> None:
     told = {setting["name"]: setting for setting in KINDS.get("generation").explained()}
-    assert list(told) == ["prompt", "response", "messages", "max_new_tokens"]
+    drawn = ["do_sample", "temperature", "top_p", "top_k", "seed"]
+    assert list(told) == ["prompt", "response", "messages", "max_new_tokens", *drawn]
     assert told["max_new_tokens"]["type"] == "int | None" and "256" in told["max_new_tokens"]["about"]
 
 
@@ -367,8 +371,8 @@ class Parrot:
     def predict(self, examples: Responses) -> np.ndarray:
         return np.array([[-1.0, 2], [-3.0, 1], [-2.0, 3]])
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, rules: GenerationConfig) -> list[list[int]]:
-        self.asked.append((prompts, max_new_tokens, rules.eos_token_id))
+    def generate(self, prompts: list[list[int]], decoding: Decoding, rules: GenerationConfig) -> list[list[int]]:
+        self.asked.append((prompts, decoding, rules.eos_token_id))
         return self.answers
 
 
@@ -388,10 +392,18 @@ def test_generated_answers_are_compared_as_texts(wanted: list[str] | None) -> No
     said = [tokenizer(text)["input_ids"] for text in (" Paris.", " yes\n", " It is 5.")]
     ask = Parrot(said)
     found = KIND.scores(ask, examples, (), wanted)
-    assert ask.asked == [(examples.prompts, examples.max_new_tokens, [tokenizer.eos_token_id])]
+    assert ask.asked == [(examples.prompts, Decoding(examples.max_new_tokens), [tokenizer.eos_token_id])]
     assert found["exact_match"] == pytest.approx(2 / 3)
     assert [found["f1"], found["rouge_l"]] == pytest.approx([(1 + 1 + 2 / 3) / 3] * 2)
     assert set(found) == {"log_likelihood", "perplexity", "exact_match", "f1", "rouge_l"}
+
+
+def test_a_task_file_may_have_answers_drawn(tmp_path: Path) -> None:
+    drawn = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "seed": 3}
+    task, ask = task_of(tmp_path, PAIRS, max_new_tokens=4, **drawn), Parrot([[3]] * len(PAIRS))
+    examples = KIND.examples_of(task, task.splits["train"], byte_level(), None)
+    KIND.scores(ask, examples, ())
+    assert [decoding for _, decoding, _ in ask.asked] == [Decoding(4, top_k=0, **drawn)]
 
 
 def test_rows_without_anything_to_tell_are_generated_from_but_add_nothing_to_the_likelihood() -> None:

@@ -13,7 +13,8 @@ from generating import ADAPTERS, NEW, PROMPTS, adapted, made, plain, rules
 from processes import STAGE_3, finish, start
 from transformers import GenerationConfig, PreTrainedModel
 
-from recyclable.training.generation import Decoding, Generating, generate
+from recyclable.data.decoding import Decoding
+from recyclable.training.generation import Generating, generate
 from recyclable.training.sampling import GumbelNoise
 
 GREEDY = Decoding(NEW)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from recyclable.config.settings import Settings
+from recyclable.data.decoding import Decoding
 from recyclable.data.examples import Batch, TaskExamples
 from recyclable.tasks.parts.columns import Columns
 
@@ -37,9 +38,9 @@ class Ask(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, rules: GenerationConfig
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, rules: GenerationConfig
     ) -> list[list[int]]:
-        """What it answers, greedily, to each prompt (an encoder-decoder's encoder reads it); token ids, up to the stop
+        """What it answers to each prompt (an encoder-decoder's encoder reads it); token ids, up to the stop
         token, which is left out.
 
         Args:

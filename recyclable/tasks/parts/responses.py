@@ -7,13 +7,15 @@ token at which generation stops, which templates may write something behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from recyclable.data.decoding import Decoding
 from recyclable.data.prompts import continuations, prompt_tokens, shortened
 from recyclable.data.split import Split
 from recyclable.data.token_rows import TokenRow
@@ -52,6 +54,7 @@ class Responses(TokenExamples):
         max_new_tokens: of a generated answer; None: as many as the longest answer in `train` has, at most 256, and
             less where the model has no positions for them.
         train: the training examples; None: these are.
+        sampling: what `data.decoding.Decoding` has beside; nothing: answers are greedy.
     """
 
     def __init__(
@@ -61,9 +64,10 @@ class Responses(TokenExamples):
         max_length: int | None,
         max_new_tokens: int | None = None,
         train: Split | None = None,
+        sampling: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__(split, tokenizer, max_length)
-        self._most, self._train = max_new_tokens, train
+        self._most, self._train, self._sampling = max_new_tokens, train, dict(sampling)
 
     @cached_property
     def whole(self) -> list[Whole]:
@@ -106,6 +110,11 @@ class Responses(TokenExamples):
         if isinstance(self.split.texts[0], str):
             return self.split.labels
         return self.decoded([whole.answer for whole in self.whole])
+
+    @property
+    def decoding(self) -> Decoding:
+        """How an answer's tokens are chosen."""
+        return Decoding(self.max_new_tokens, **self._sampling)
 
     @cached_property
     def max_new_tokens(self) -> int:
