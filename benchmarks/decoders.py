@@ -87,27 +87,32 @@ def scored(rows: list[Row], chain: list[Row], old: str) -> list[Row]:
 
 
 def draw(runs: list[Row], file: Path) -> None:
-    """By task: scores of the methods above, what each forgot below; a line for each base and kind of tuning."""
+    """By task: scores of the methods above, what each forgot below; a color for each base and kind of tuning."""
     tasks = list(dict.fromkeys(row["task"] for row in runs))
     methods = [name for name in ORDER if any(row["method"] == name for row in runs)]
     figure, axes = plt.subplots(
         2, len(tasks), figsize=(4.2 * len(tasks), 6), squeeze=False, sharex=True, layout="constrained"
     )
+    lines = list(dict.fromkeys((row["base"], row["tuning"]) for row in runs))
     for column, task in enumerate(tasks):
         of_task = [row for row in runs if row["task"] == task]
         for axis, name in zip(axes[:, column], ("score", "forgot"), strict=True):
-            for base, tuning in dict.fromkeys((row["base"], row["tuning"]) for row in of_task):
+            for number, (base, tuning) in enumerate(lines):
                 of = [r for r in of_task if (r["base"], r["tuning"]) == (base, tuning) and r[name] is not None]
-                places = [methods.index(row["method"]) for row in of]
+                aside = 0.14 * (number - (len(lines) - 1) / 2)  # so that none hides another
+                places = [methods.index(row["method"]) + aside for row in of]
                 spread = [row["sd"] or 0 if name == "score" else 0 for row in of]
-                line = {"marker": "o", "linestyle": ":", "capsize": 3, "label": f"{base}, {tuning}"}
-                axis.errorbar(places, [row[name] for row in of], yerr=spread, **line)
+                look = {"fmt": "o", "capsize": 2, "label": f"{base}, {tuning}", "color": f"C{number}"}
+                axis.errorbar(places, [row[name] for row in of], yerr=spread, **look)
             axis.set_xticks(range(len(methods)), methods, rotation=45, ha="right")
             axis.grid(alpha=0.3)
+            if all(row[name] is None for row in of_task):
+                axis.text(0.5, 0.5, "no language-model head", ha="center", transform=axis.transAxes)
+                axis.set_yticks([])
         axes[0, column].set(title=task)
     axes[0, 0].set_ylabel("test score")
     axes[1, 0].set_ylabel("loss on old text, against the base")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(lines))
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
