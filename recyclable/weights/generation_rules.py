@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
 
 from recyclable.errors import InputError
 from recyclable.weights.generation_file import FILE, told_of
@@ -20,6 +29,13 @@ _READ_EARLIER_TOKENS = (
 )
 _SCORES = (*_READ_EARLIER_TOKENS, "min_new_tokens", "suppress_tokens", "begin_suppress_tokens")
 _NO_RULE = (None, 0, 1.0)
+_PROCESSORS = {
+    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+    "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
+    "bad_words_ids": NoBadWordsLogitsProcessor,
+    "sequence_bias": SequenceBiasLogitsProcessor,
+}
+"""Where transformers looks at values no sooner than a text is begun."""
 SAMPLING = ("temperature", "top_p", "top_k")
 """What a base may propose for sampling."""
 
@@ -37,6 +53,8 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
     for name in TOKENS:
         _require_ids(config, name, told.get(name))
     rules = {name: told[name] for name in _SCORES if told.get(name) not in _NO_RULE}
+    for name in rules.keys() & _PROCESSORS.keys():
+        _require_usable(config, name, rules[name])
     own = GenerationConfig.from_model_config(config).to_dict()
     tokens = {name: told[name] if told.get(name) is not None else own.get(name) for name in _BEGIN}
     if config.is_encoder_decoder and tokens["decoder_start_token_id"] is None and tokens["bos_token_id"] is None:
@@ -68,8 +86,19 @@ def _require_ids(config: PretrainedConfig, name: str, told: object) -> None:
     """InputError for what a file says of a token where that is no id, nor a list of them where that may be."""
     ids = told if isinstance(told, list) and name == "eos_token_id" else [told]
     if told is not None and not (ids and all(type(token) is int for token in ids)):
-        place = Path(config.name_or_path) / FILE if config.name_or_path else FILE
-        raise InputError(place, f"{name} is {told!r}, expected a token's id")
+        raise InputError(_place(config), f"{name} is {told!r}, expected a token's id")
+
+
+def _require_usable(config: PretrainedConfig, name: str, told: Any) -> None:
+    """InputError for a penalty that transformers makes nothing of."""
+    try:
+        _PROCESSORS[name](told)
+    except Exception as error:  # whatever it makes of the value
+        raise InputError(_place(config), f"{name} is {told!r}, which cannot be used: {error}") from error
+
+
+def _place(config: PretrainedConfig) -> str | Path:
+    return Path(config.name_or_path) / FILE if config.name_or_path else FILE
 
 
 def _listed(tokens: int | list[int] | None) -> list[int]:

@@ -53,6 +53,15 @@ def test_tokens_that_are_no_ids_are_bad_input(tmp_path: Path, told: dict[str, ob
         rules_of(GPT2Config(name_or_path=str(tmp_path)), SimpleNamespace(eos_token_id=None))
 
 
+@pytest.mark.parametrize("told", [{"repetition_penalty": -1}, {"no_repeat_ngram_size": -2}, {"sequence_bias": [3]}])
+def test_penalties_that_no_text_can_be_begun_with_are_bad_input(tmp_path: Path, told: dict[str, object]) -> None:
+    write(tmp_path, told)
+    ((name, value),) = told.items()
+    with pytest.raises(InputError) as caught:
+        rules_of(GPT2Config(name_or_path=str(tmp_path)), SimpleNamespace(eos_token_id=None))
+    assert f"{FILE}: {name} is {value!r}, which cannot be used" in str(caught.value)
+
+
 @pytest.mark.parametrize("pad", [-1, 50])
 def test_a_pad_token_that_a_model_has_no_row_for_is_not_padded_with(tmp_path: Path, pad: int) -> None:
     write(tmp_path, {"pad_token_id": pad, "eos_token_id": 7})
