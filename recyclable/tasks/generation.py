@@ -23,6 +23,7 @@ from recyclable.tasks.parts.columns import Column, Columns
 from recyclable.tasks.parts.kind import Ask, Labels, Scores
 from recyclable.tasks.parts.responses import Responses
 from recyclable.tasks.parts.text_answers import TextAnswers
+from recyclable.weights.generation_rules import SAMPLING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from recyclable.tasks.parts.task import Task
 
 
-SAMPLING = ("temperature", "top_p", "top_k", "seed")
+_DRAWN = (*SAMPLING, "seed")
+"""What is read where tokens are drawn."""
 
 
 class GenerationSettings(Settings):
@@ -53,7 +55,7 @@ class GenerationSettings(Settings):
     @model_validator(mode="after")
     def _read(self) -> GenerationSettings:
         if not self.do_sample:
-            self.require_unset(SAMPLING, "without do_sample")
+            self.require_unset(_DRAWN, "without do_sample")
         return self
 
 
@@ -93,7 +95,7 @@ class Generation(TextAnswers):
     ) -> Responses:
         """How long answers may be is told by the task file, or by train."""
         assert isinstance(task.settings, GenerationSettings)
-        told = task.settings.model_dump(include={"do_sample", *SAMPLING} if task.settings.do_sample else set())
+        told = task.settings.model_dump(include={"do_sample", *_DRAWN} if task.settings.do_sample else set())
         most = task.settings.max_new_tokens
         return Responses(split, tokenizer, max_length, most, task.splits.get("train"), told)
 
