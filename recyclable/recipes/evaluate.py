@@ -90,20 +90,19 @@ def evaluate(
         ds_config: the machine; by default the model is whole on each rank, in fp32.
         old_base: the base the weights belong to, where the names that are recorded do not lead there any more.
     """
-    carried = None if weights is None else Carried.open(weights, old_base, base)
-    labelled, max_length = load_task(task), None
-    if carried is None:
-        opened = Base(locate(base))
+    if weights is None:
+        opened, labelled, carried, max_length = Base(locate(base)), load_task(task), None, None
         _require_text_answers(labelled, opened)
-        reader, model = Reader.of(opened), generating_model(opened)
+        reader = Reader.of(opened)
     else:
+        carried = Carried.open(weights, old_base, base)
         told_template(carried)
-        labelled, settings = in_order(carried.weights, labelled), carried.weights.manifest.settings
+        labelled, settings = in_order(carried.weights, load_task(task)), carried.weights.manifest.settings
         reader, max_length = carried.reader, settings["max_length"]
-        model = outdated_model(carried, labelled, settings["seed"])
     if split not in labelled.splits:
         raise InputError(task, f"has no {split} split, found {sorted(labelled.splits)}")
     examples = tokenised(labelled, labelled.splits[split], reader, max_length, split)
+    model = generating_model(opened) if carried is None else outdated_model(carried, labelled, settings["seed"])
     with frozen(task_objective(model, labelled.kind), dict(ds_config)) as (answers, device):
         if carried is not None:
             carried.verify(distributed.Ranks())
