@@ -53,21 +53,19 @@ def evaluate_all(
     if texts:
         Reader.of(Base(locate(base))).require_length(corpus_length, "corpus_length")
     runs: dict[str, dict[str, Any]] = {str(folder): vars(read_manifest(folder)) for folder in folders}
+    asked: list[str | None] = [*runs] or [None]
     runs = runs or {base: {"method": "base", "metrics": {}, "history": []}}
-    told = {}
-    for which in runs if texts else ():  # first: it refuses what no text is asked of
-        weights = which if folders else None
-        told[which] = losses(
-            texts, base, weights=weights, old_base=old_base, max_length=corpus_length, ds_config=ds_config
-        )
+    given: dict[str, Any] = {"old_base": old_base, "ds_config": ds_config}
+    told = [  # first: it refuses what no text is asked of
+        losses(texts, base, weights=weights, max_length=corpus_length, **given) if texts else {} for weights in asked
+    ]
     rows = compare(runs)
-    for row, (which, run) in zip(rows, runs.items(), strict=True):
+    for row, run, weights, of_texts in zip(rows, runs.values(), asked, told, strict=True):
         del row["test"]  # what the run itself measured; here it is measured anew
-        weights = which if folders else None
-        scores = evaluate(weights, base, task, old_base=old_base, split=split, ds_config=ds_config)
+        scores = evaluate(weights, base, task, split=split, **given)
         row.update(weights=row["method"], method=run["method"])
         row.update({f"{split}_{name}": value for name, value in scores.items()})
-        row.update({f"loss of {name}": loss for name, loss in told.get(which, {}).items()})
+        row.update({f"loss of {name}": loss for name, loss in of_texts.items()})
     return rows
 
 

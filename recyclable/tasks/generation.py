@@ -95,9 +95,8 @@ class Generation(TextAnswers):
     ) -> Responses:
         """How long answers may be is told by the task file, or by train."""
         assert isinstance(task.settings, GenerationSettings)
-        told = task.settings.model_dump(include={"do_sample", *_DRAWN} if task.settings.do_sample else set())
-        most = task.settings.max_new_tokens
-        return Responses(split, tokenizer, max_length, most, task.splits.get("train"), told)
+        told = task.settings.model_dump()
+        return Responses(split, tokenizer, max_length, told.pop("max_new_tokens"), task.splits.get("train"), told)
 
     def require_learnable(self, train: TaskExamples) -> None:
         """InputError where no token of a response is left, or none at which generation stops."""

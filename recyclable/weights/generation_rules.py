@@ -53,7 +53,7 @@ def rules_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Ge
     for name in TOKENS:
         _require_ids(config, name, told.get(name))
     rules = {name: told[name] for name in _SCORES if told.get(name) not in _NO_RULE}
-    for name in rules.keys() & _PROCESSORS.keys():
+    for name in (name for name in _PROCESSORS if name in rules):
         _require_usable(config, name, rules[name])
     own = GenerationConfig.from_model_config(config).to_dict()
     tokens = {name: told[name] if told.get(name) is not None else own.get(name) for name in _BEGIN}

@@ -95,16 +95,7 @@ def test_evaluate_and_carry_tell_it(world: World, said, capsys: pytest.CaptureFi
 
 
 def test_probe_tells_and_records_it(world: World, said, tmp_path: Path) -> None:
-    asked = (
-        "--weights",
-        world.weights,
-        "--base",
-        world.upgraded,
-        "--old-base",
-        world.base,
-        "--out",
-        tmp_path / "probe",
-    )
+    asked = ("--weights", world.weights, "--base", world.upgraded, "--out", tmp_path / "probe")
     assert len(said("probe", *asked)) == 1
     found = json.loads((tmp_path / "probe" / "probe.json").read_text())
     assert found["chat_template"] == {**world.digests, "used": "base"}

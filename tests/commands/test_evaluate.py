@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from answers import log_likelihood, make_answers_task, rows_of
 from decoders import END, make_decoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from worlds import WORDS, make_base, make_outdated, make_task
+from worlds import make_base, make_outdated, make_task
 
 from recyclable.cli import main
 
@@ -35,33 +36,20 @@ def test_a_plot_is_refused_before_scoring_and_drawn_behind_the_table(
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def make_answers(folder: Path) -> list[dict[str, str]]:
-    rows = [{"prompt": " ".join(WORDS[at : at + 3]), "response": f" {WORDS[at + 1]}"} for at in range(9)]
-    folder.mkdir()
-    for name in ("train", "dev", "test"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
 def test_a_base_alone_is_scored_on_answers_in_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, rows = make_decoder(tmp_path / "base", "llama"), make_answers(tmp_path / "task")
-    assert main(["evaluate", "--base", str(base), "--task", str(tmp_path / "task"), "--json"]) == 0
+    base, task = make_decoder(tmp_path / "base", "llama"), make_answers_task(tmp_path / "task")
+    assert main(["evaluate", "--base", str(base), "--task", str(task), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval()
-    total, tokens, same = 0.0, 0, 0
-    for row in rows:
-        prompt, answer = (tokenizer(row[name])["input_ids"] for name in ("prompt", "response"))
-        answer = [*answer, END]
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-            said = model.generate(torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False, eos_token_id=END)
-        total += sum(float(logits[len(prompt) + at - 1, token]) for at, token in enumerate(answer))
-        tokens += len(answer)
-        text = tokenizer.decode(said[0, len(prompt) :], skip_special_tokens=True)
-        same += text.strip() == row["response"].strip()
+    rows = {split: rows_of(task / f"{split}.jsonl") for split in ("train", "test")}
+    most, same = max(len(tokenizer(row["response"])["input_ids"]) + 1 for row in rows["train"]), 0
+    for row in rows["test"]:
+        ids = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
+        said = model.generate(ids, max_new_tokens=most, do_sample=False, eos_token_id=END)[0, ids.shape[1] :]
+        same += tokenizer.decode(said, skip_special_tokens=True).strip() == row["response"].strip()
     assert (found["weights"], found["method"]) == (str(base), "base")
-    assert found["test_log_likelihood"] == pytest.approx(total / tokens, abs=1e-5)
-    assert found["test_exact_match"] == same / len(rows)
+    assert found["test_log_likelihood"] == pytest.approx(log_likelihood(model, tokenizer, rows["test"]), abs=1e-5)
+    assert found["test_exact_match"] == same / len(rows["test"])
 
 
 def test_a_base_alone_has_no_head_for_classes_and_no_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +71,7 @@ def test_what_text_is_asked_of_is_looked_at_before_anything_is_scored(
         (tmp_path / "there").write_text("a few words\n" * 90)
     else:
         base, weights = make_decoder(tmp_path / "base", "llama"), []
-        make_answers(tmp_path / "task")
+        make_answers_task(tmp_path / "task")
     argv = ["evaluate", *weights, "--base", str(base), "--task", str(tmp_path / "task")]
     assert main([*argv, "--corpus", str(tmp_path / corpus), "--corpus-length", "16"]) == 2
     said = capsys.readouterr()
