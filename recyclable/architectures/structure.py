@@ -25,6 +25,7 @@ from recyclable.errors import InputError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightTransform
 
 
 def on_meta(config: PretrainedConfig, auto_class: type[Any] = AutoModel) -> PreTrainedModel:
@@ -38,6 +39,11 @@ def on_meta(config: PretrainedConfig, auto_class: type[Any] = AutoModel) -> PreT
         raise InputError("config.json", f"makes no model: {error}") from error
     model.tie_weights()  # which transformers does as it initialises
     return model
+
+
+def conversions(model: PreTrainedModel) -> list[WeightTransform]:
+    """What transformers does to names and tensors of this family's files as it loads them; they keep state, so anew."""
+    return get_model_conversion_mapping(model, add_legacy=False)
 
 
 def label_tensors(config: PretrainedConfig, auto_class: type[Any]) -> frozenset[str]:
@@ -86,10 +92,16 @@ class Structure:
         every = self.backbone.named_parameters(remove_duplicate=False)
         return {name: own[id(parameter)] for name, parameter in every if own[id(parameter)] != name}
 
+    @property
+    def whole(self) -> PreTrainedModel:
+        """The largest model that a base of this config is a part of: with its language-model head where it has one."""
+        return self.language_model or self.backbone
+
     @cached_property
-    def converted(self) -> bool:
-        """Whether transformers converts this family's checkpoints as it loads them: files have other names."""
-        return bool(get_model_conversion_mapping(self.backbone, add_legacy=False))
+    def whole_names(self) -> dict[str, torch.Tensor]:
+        """The tensors (on the meta device) that files of such a model have today, the backbone's with its prefix."""
+        tensors = self.whole.state_dict()
+        return tensors if self.language_model else {f"{self.prefix}.{name}": tensor for name, tensor in tensors.items()}
 
     def is_leftover(self, name: str) -> bool:
         """Whether a tensor in a file is no weight: a buffer that some version of transformers saved."""

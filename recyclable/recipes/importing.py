@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from recyclable.adapters.configs import read_adapter_config
 from recyclable.architectures.names import canonical_name
 from recyclable.architectures.pooling import class_for
-from recyclable.architectures.structure import label_tensors
+from recyclable.architectures.structure import Structure, label_tensors
 from recyclable.carrying.labels import in_order
 from recyclable.carrying.places import adapter_base_name, canonical_names
 from recyclable.errors import InputError
@@ -43,13 +43,14 @@ from recyclable.tasks.parts.kind import TaskKind
 from recyclable.tasks.parts.task import Task
 from recyclable.weights.adapted import AdaptedWeights, write_manifest
 from recyclable.weights.base import Base, read_config
-from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, TensorFiles
+from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile
 from recyclable.weights.convert import Places, Restored, loss, split
 from recyclable.weights.delta import Codec, Delta, write_delta
 from recyclable.weights.digest import Digested
 from recyclable.weights.durable import copy_files
 from recyclable.weights.files import write_safetensors
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.layouts import model_files
 from recyclable.weights.lineage import described
 from recyclable.weights.locate import inside, locate
 from recyclable.weights.manifest import ADAPTER, ADAPTER_CONFIG, DELTA, FILES, HEAD, MANIFEST, Manifest
@@ -130,7 +131,7 @@ def _checkpoint(
     auto = auto_class(task.kind.model_class_for(config) if task else TaskKind.model_class)
     plan, of_base = (structure(each, auto, architecture) for each in (config, copy.deepcopy(base.config)))
     used = rows_used(reader, base, told)
-    body, head = split(TensorFiles(tuned), base, Places.of(plan), Places.of(of_base), used)
+    body, head = split(model_files(tuned, Structure(config)), base, Places.of(plan), Places.of(of_base), used)
     kinds = [kind for kind in every_kind() if class_for(config, kind.model_class_for(config)) is type(plan)]
     found = _names(config) if config.num_labels > 1 and not _of_text(kinds) else []
     kind = _kind(kinds, config.problem_type, found, task)
@@ -209,7 +210,7 @@ def _adapter(tuned: Path, base: Base, base_name: str, into: Path, name: str, tas
     names = canonical_names(planned())
     require_adapter_fits(tuned, file, planned(), base)
     require_effect(tuned, file, planned(), base)
-    held = {canonical_name(n, base.prefix) for n in TensorFiles(base.folder).names} | set(plain.values())
+    held = {canonical_name(n, base.prefix) for n in base.source.names} | set(plain.values())
     if fresh := sorted(names.keys() - held):
         raise InputError(
             tuned,

@@ -8,17 +8,17 @@ from typing import Any
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from recyclable.architectures.structure import saved_buffers
+from recyclable.architectures.structure import Structure, saved_buffers
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.places import require_same
 from recyclable.errors import InputError
 from recyclable.models.build import structure
 from recyclable.models.tasks import known_kind
 from recyclable.weights.base import read_config
-from recyclable.weights.checkpoint_files import TensorFiles
 from recyclable.weights.durable import write_json
 from recyclable.weights.generation_file import FILE, told_of
 from recyclable.weights.generation_rules import TOKENS, rules_of
+from recyclable.weights.layouts import model_files
 from recyclable.weights.manifest import GENERATION
 from recyclable.weights.strict_json import read_json
 from recyclable.weights.tokenizer_files import tokenizer_files
@@ -67,7 +67,7 @@ def require_opens(folder: Path) -> PretrainedConfig:
     (architecture,) = config.architectures or [None]
     if architecture is None:
         raise InputError(folder / "config.json", "names no architecture")
-    plan, files = structure(config, None, architecture), TensorFiles(folder)
+    plan, files = structure(config, None, architecture), model_files(folder, Structure(config))
     wanted = {name: tuple(parameter.shape) for name, parameter in plan.named_parameters()}
     beside = saved_buffers(plan)
     require_same(folder, {name: files.shape(name) for name in files.names if name not in beside}, wanted)

@@ -15,8 +15,9 @@ from transformers import AutoConfig, PretrainedConfig
 from recyclable.architectures.names import canonical_name, model_prefix
 from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import Renamed, TensorFiles
+from recyclable.weights.checkpoint_files import Renamed, Source
 from recyclable.weights.digest import Digested
+from recyclable.weights.layouts import model_files
 from recyclable.weights.locate import inside
 
 _CHUNK = 1 << 22  # elements compared at a time
@@ -67,7 +68,7 @@ class Base(Renamed):
         self.config = read_config(self.folder)
         self.prefix = model_prefix(self.config)
         self.structure = Structure(self.config)
-        files = TensorFiles(self.folder)
+        files = model_files(self.folder, self.structure)
         self.structure.parted = self._parted(files)
         prefixed = any(name.startswith(self.prefix + ".") for name in files.names)
         stored_name: dict[str, str] = {}
@@ -84,12 +85,9 @@ class Base(Renamed):
 
     def lacks(self, names: Sequence[str]) -> InputError:
         """What is wrong with a base without these tensors of its backbone."""
-        kind, hint = self.config.model_type, ""
-        if self.structure.converted:
-            hint = f"; transformers converts {kind} checkpoints as it loads them, which is not supported"
-        return InputError(self.folder, f"lacks {len(names)} backbone tensors: {', '.join(names)}{hint}")
+        return InputError(self.folder, f"lacks {len(names)} backbone tensors: {', '.join(names)}")
 
-    def _parted(self, files: TensorFiles) -> bool:
+    def _parted(self, files: Source) -> bool:
         """Whether the files hold an output embedding of its own that the class would tie: then they win.
 
         So it is in transformers, and with T5 1.1, Flan-T5, mT5 and UMT5.

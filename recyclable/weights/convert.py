@@ -16,6 +16,7 @@ from recyclable.weights.base import Base
 from recyclable.weights.checkpoint_files import Ranged, Renamed, Stored, TensorFiles
 from recyclable.weights.delta import Delta
 from recyclable.weights.digest import element_pieces, in_threads
+from recyclable.weights.layouts import ModelFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ class Places:
 
 
 def split(
-    tuned: TensorFiles, base: Base, places: Places, of_base: Places | None = None, tokens: int | None = None
+    tuned: TensorFiles | ModelFiles, base: Base, places: Places, of_base: Places | None = None, tokens: int | None = None
 ) -> tuple[Ranged, Renamed]:
     """A checkpoint's tensors that the base has, and those that it lacks (the head); by canonical name.
 
@@ -68,8 +69,6 @@ def split(
     names: dict[str, str] = {}
     shapes, wanted = places.shapes, of_base or places
     lacking = sorted(places.backbone - set(base.names))
-    if lacking and base.structure.converted:
-        raise base.lacks(lacking)
     problems = [f"the base lacks {n}" for n in lacking]
     homeless = sorted(set(base.names) & wanted.shapes.keys() - shapes.keys())
     problems += [f"the base's {n} has no place in the architecture" for n in homeless]

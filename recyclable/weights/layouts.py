@@ -1,0 +1,135 @@
+"""The two layouts of a checkpoint: as today's model names and shapes its tensors, and as files have them.
+
+Transformers converts the files of many families as it loads them: experts that lie apart become one tensor, fused
+projections are parted, modules have other names. Its own conversions are applied to tensors without values
+(`weights.rearranged`), so what comes out is read by range, and no tensor is made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from recyclable.architectures.structure import Structure, conversions
+from recyclable.errors import InputError
+from recyclable.weights.checkpoint_files import Ranged, Source, Stored, TensorFiles
+from recyclable.weights.rearranged import Held, Planned
+
+
+class Rearranged(Source):
+    """Tensors that are made of stored ones, by their names here.
+
+    Args:
+        planned: of tensors of any source.
+    """
+
+    def __init__(self, planned: Mapping[str, Planned]) -> None:
+        self._planned = planned
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._planned)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._planned
+
+    def stored(self, name: str) -> Stored:
+        """Dtype and shape; where it is stored as it is, its place as well."""
+        planned = self._planned[name]
+        if isinstance(planned.plan, Held):
+            return planned.plan.tensors.stored(planned.plan.name)
+        return Stored(planned.dtype, tuple(planned.shape))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tensor, in its stored dtype, as a new flat CPU tensor."""
+        planned = self._planned[name]
+        return planned.plan.read(start, planned.numel() if stop is None else stop)
+
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) of a tensor, uint8; they are those of whole elements."""
+        size = self._planned[name].dtype.itemsize
+        return self.read(name, start // size, stop // size).view(torch.uint8).numpy()
+
+
+class ModelFiles(Rearranged):
+    """The tensors of an HF model directory as today's model has them, whichever layout its files have.
+
+    Raises InputError where transformers would make a tensor otherwise than by rearranging stored ones.
+    """
+
+    def __init__(self, files: TensorFiles, structure: Structure) -> None:
+        self.folder = files.folder
+        super().__init__(_converted(files, structure))
+
+
+def model_files(folder: Path, structure: Structure) -> TensorFiles | ModelFiles:
+    """As `ModelFiles`; the files themselves for a family whose files transformers takes as they are."""
+    files = TensorFiles(folder)
+    return ModelFiles(files, structure) if conversions(structure.whole) else files
+
+
+def as_saved(model: PreTrainedModel, tensors: Ranged) -> Ranged:
+    """A model's tensors as `save_pretrained` would lay them out in files, which is how other programs expect them.
+
+    Args:
+        model: its structure is enough.
+        tensors: by the model's names.
+    """
+    if not conversions(model):
+        return tensors
+    with torch.no_grad():
+        planned = {name: Planned.stored(tensors, name) for name in tensors.names}
+        return Rearranged(revert_weight_conversion(model, planned))
+
+
+def _converted(files: TensorFiles, structure: Structure) -> dict[str, Planned]:
+    """Today's name -> the tensor, as `convert_and_load_state_dict_in_model` of transformers would make it."""
+    transforms, model = conversions(structure.whole), structure.whole
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    owner = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    wanted = structure.whole_names
+    made: dict[str, Planned] = {}
+    parts: dict[str, WeightConverter] = {}
+    for stored in sorted(files.names, key=dot_natural_key):
+        name, pattern = rename_source_key(stored, renamings, converters, structure.prefix, wanted)
+        if name not in wanted and (plain := rename_source_key(stored, [], [], structure.prefix, wanted)[0]) in wanted:
+            name, pattern = plain, None
+        tensor = Planned.stored(files, stored)
+        if pattern is not None and name in wanted:
+            converter = parts.setdefault(name, copy.deepcopy(owner[pattern]))
+            converter.add_tensor(name, stored, pattern, tensor)
+            continue
+        name = stored if pattern is not None else name  # of a part that the model does not have
+        if name in made:
+            raise InputError(files.folder, f"{stored} and another tensor of its files are both {name}")
+        made[name] = tensor
+    for first, converter in parts.items():
+        sources = sorted(source for names in converter.layer_targets.values() for source in names)
+        try:
+            with torch.no_grad():
+                results: dict[str, Any] = converter.convert(first, model=model, config=model.config)
+        except Exception as error:  # whatever an operation makes of tensors without values
+            steps = ", ".join(type(operation).__name__ for operation in converter.operations)
+            of = f"{sources[0]}{f' and {len(sources) - 1} more' if sources[1:] else ''} by {steps}"
+            reason = str(error).partition("\n")[0]
+            raise InputError(files.folder, f"transformers makes {first} of {of}, which cannot be ({reason})") from error
+        for name, result in results.items():
+            if name in made:
+                raise InputError(files.folder, f"holds {name} twice: as it is, and as {sources[0]}")
+            made[name] = result[0] if isinstance(result, list) else result
+    return made
