@@ -31,12 +31,12 @@ from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import few_examples, unseen_split
 from recyclable.weights.adapted import require_same_model, write_manifest
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import SafetensorsFile
+from recyclable.weights.checkpoint_files import Computed, SafetensorsFile
 from recyclable.weights.delta import Delta
 from recyclable.weights.differences import Differences
-from recyclable.weights.digest import element_pieces, in_threads
 from recyclable.weights.durable import new_directory, write_json
-from recyclable.weights.files import MAX_SHARD_BYTES, CheckpointWriter
+from recyclable.weights.files import MAX_SHARD_BYTES, write_checkpoint
+from recyclable.weights.layouts import as_saved
 from recyclable.weights.lineage import described
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import ADAPTER, HEAD
@@ -217,14 +217,8 @@ def _write_model(carried: Carried, differences: Differences, aside: Path, max_sh
         layout[name] = (buffer.dtype, tuple(buffer.shape))
         name_in_base = canonical_name(name, new.prefix)
         reads[name] = partial(new.hashed.read, name_in_base) if name_in_base in new else held(buffer)
-    writer = CheckpointWriter(aside, layout, max_shard_bytes)
-
-    def piece(task: tuple[str, int, int]) -> None:
-        name, begin, end = task
-        writer.write(name, reads[name](begin, end), begin)
-
-    in_threads(piece, element_pieces({name: shape for name, (_, shape) in layout.items()}), label="apply")
-    writer.close()
+    values = Computed(layout, lambda name, begin, end: reads[name](begin, end))
+    write_checkpoint(aside, as_saved(plan, values), max_shard_bytes=max_shard_bytes, label="apply")
     plan.config.dtype = layout[next(iter(layout))][0]
     write_generation(carried, plan, aside)
     plan.config.save_pretrained(aside)

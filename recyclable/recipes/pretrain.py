@@ -29,12 +29,13 @@ from recyclable.training.evaluation import mean_losses
 from recyclable.training.loop import Outcome, train
 from recyclable.weights import lineage
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import SafetensorsFile
+from recyclable.weights.checkpoint_files import Computed, SafetensorsFile
 from recyclable.weights.durable import copy_files, write_json
 from recyclable.weights.files import write_checkpoint
 from recyclable.weights.fingerprint import fingerprint
 from recyclable.weights.generation_file import FILE as GENERATION_FILE
 from recyclable.weights.generation_file import read_generation
+from recyclable.weights.layouts import as_saved
 from recyclable.weights.locate import locate
 from recyclable.weights.reader import Reader
 from recyclable.weights.remembered import remember, stamp
@@ -167,7 +168,8 @@ def _save(
     def read(name: str, start: int, stop: int) -> torch.Tensor:
         return (kept if name in kept else trained).read(name, start, stop).to(dtype)
 
-    write_checkpoint(config.out, {name: (dtype, shape) for name, shape in shapes.items()}, read, team)
+    values = Computed({name: (dtype, shape) for name, shape in shapes.items()}, read)
+    write_checkpoint(config.out, as_saved(model, values), team)
     if distributed.is_main():
         parent.config.architectures, parent.config.dtype = [type(model).__name__], dtype
         parent.config.save_pretrained(config.out)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, PeftType
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PretrainedConfig, PreTrainedModel
@@ -26,9 +27,11 @@ from recyclable.report.model_card import write_card
 from recyclable.tasks.parts.task import load_task, task_of
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base, reason
+from recyclable.weights.checkpoint_files import Computed
 from recyclable.weights.delta import Codec
 from recyclable.weights.durable import new_directory, write_json
-from recyclable.weights.files import CheckpointWriter
+from recyclable.weights.files import write_checkpoint
+from recyclable.weights.layouts import as_saved
 from recyclable.weights.locate import locate
 from recyclable.weights.sources import fill
 from recyclable.weights.store import Store
@@ -102,10 +105,12 @@ def _merge(weights: AdaptedWeights, base: Base, out: Path) -> PretrainedConfig:
         ) from error
     names = canonical_names(merged)
     dtypes = {own: base.stored(n).dtype if n in base else merged.dtype for n, own in names.items()}
-    writer = CheckpointWriter(out, {n: (dtype, tuple(merged.get_parameter(n).shape)) for n, dtype in dtypes.items()})
-    for n, dtype in dtypes.items():
-        writer.write(n, merged.get_parameter(n).detach().to(dtype))
-    writer.close()
+    layout = {n: (dtype, tuple(merged.get_parameter(n).shape)) for n, dtype in dtypes.items()}
+
+    def read(name: str, start: int, stop: int) -> torch.Tensor:
+        return merged.get_parameter(name).detach().reshape(-1)[start:stop].to(dtypes[name])
+
+    write_checkpoint(out, as_saved(merged, Computed(layout, read)))
     merged.config.dtype = next(iter(dtypes.values()))
     merged.config.architectures = [type(merged).__name__]
     write_generation(carried, merged, out)

@@ -6,7 +6,7 @@ import math
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -169,6 +169,35 @@ class InMemory(Source):
     def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
         """Bytes [start, stop) of a tensor, uint8; the tensor's own memory where it can be."""
         return self._tensors[name].detach().reshape(-1).view(torch.uint8)[start:stop].cpu().numpy()
+
+
+class Computed(Ranged):
+    """Tensors that are computed range by range as they are asked for.
+
+    Args:
+        layout: name -> dtype and shape, in the order of the names.
+        read: (name, start, stop) -> elements [start, stop) of the flattened tensor, flat, in that dtype.
+    """
+
+    def __init__(
+        self,
+        layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        read: Callable[[str, int, int], torch.Tensor],
+    ) -> None:
+        self._layout, self._read = layout, read
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the layout, in its order."""
+        return list(self._layout)
+
+    def stored(self, name: str) -> Stored:
+        """Dtype and shape; it lies nowhere."""
+        return Stored(*self._layout[name])
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tensor."""
+        return self._read(name, start, self.stored(name).numel if stop is None else stop)
 
 
 class Renamed(Source):

@@ -51,7 +51,11 @@ class Places:
 
 
 def split(
-    tuned: TensorFiles | ModelFiles, base: Base, places: Places, of_base: Places | None = None, tokens: int | None = None
+    tuned: TensorFiles | ModelFiles,
+    base: Base,
+    places: Places,
+    of_base: Places | None = None,
+    tokens: int | None = None,
 ) -> tuple[Ranged, Renamed]:
     """A checkpoint's tensors that the base has, and those that it lacks (the head); by canonical name.
 

@@ -108,9 +108,11 @@ def write_as_is(path: Path, tensors: Ranged, team: Team = ALONE) -> None:
     write_in_pieces(path, layout, tensors.read, team=team)
 
 
-def _fill(writer: SafetensorsWriter | CheckpointWriter, layout: Layout, read: _Read, team: Team) -> None:
+def _fill(
+    writer: SafetensorsWriter | CheckpointWriter, layout: Layout, read: _Read, team: Team, label: str | None = None
+) -> None:
     pieces = element_pieces({name: shape for name, (_, shape) in layout.items()})
-    in_threads(lambda piece: writer.write(piece[0], read(*piece), piece[1]), pieces, team=team)
+    in_threads(lambda piece: writer.write(piece[0], read(*piece), piece[1]), pieces, label, team=team)
     writer.close()
 
 
@@ -181,6 +183,18 @@ class CheckpointWriter:
             write_json(self._folder / "model.safetensors.index.json", index)
 
 
-def write_checkpoint(folder: Path, layout: Layout, read: _Read, team: Team = ALONE) -> None:
-    """Write a model's weights in HF's format as `write_in_pieces` writes a file; a collective."""
-    _fill(CheckpointWriter(folder, layout, team=team), layout, read, team)
+def write_checkpoint(
+    folder: Path,
+    tensors: Ranged,
+    team: Team = ALONE,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    label: str | None = None,
+) -> None:
+    """Write a model's weights in HF's format as `write_in_pieces` writes a file; a collective.
+
+    Args:
+        tensors: by the names that they have in the files.
+        label: as for `in_threads`.
+    """
+    layout = {name: (tensors.stored(name).dtype, tensors.shape(name)) for name in tensors.names}
+    _fill(CheckpointWriter(folder, layout, max_shard_bytes, team), layout, tensors.read, team, label)
