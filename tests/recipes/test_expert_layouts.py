@@ -13,9 +13,10 @@ import torch
 from decoders import make_decoder
 from experts import fused
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from processes import finish, start
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from worlds import make_upgraded
+from worlds import make_corpus, make_upgraded
 
 from recyclable import carry
 from recyclable.cli import main
@@ -107,6 +108,23 @@ def test_a_delta_from_one_layout_goes_onto_a_base_in_the_other(
         assert all(torch.equal(found[n].view(torch.int32), tuned[n].view(torch.int32)) for n in tuned), "bit for bit"
     digests = [(store / f"from-{way}tuned" / "delta.safetensors").read_bytes() for way in ("", "fused-")]
     assert digests[0] == digests[1]
+
+
+def test_ranks_read_their_own_ranges_of_either_layout_and_train_alike(world: Path, tmp_path: Path) -> None:
+    corpus = str(make_corpus(tmp_path / "corpus") / "train.txt")
+    settings = {"corpus": corpus, "max_steps": 2, "train_batch_size": 2, "max_length": 16, "eval_every": 1}
+    settings |= {"learning_rate": 1e-3, "save_every": 0, "max_heldout_sequences": 4}
+    layouts = ("base", "fused-base")
+    trained = [{**settings, "base": str(world / name), "out": str(tmp_path / f"up-{name}")} for name in layouts]
+    runs = [{"base": str(world / name)} for name in layouts] + [{"pretrain": each} for each in trained]
+    folder = tmp_path / "ranks"
+    finish(start(folder, runs, nproc=2, script="expert_ranks.py"), folder)
+    found = [json.loads((folder / f"{n}-{rank}.json").read_text()) for n in range(len(runs)) for rank in range(2)]
+    assert found == [""] * len(found), next(filter(None, found))
+    records = [json.loads((Path(each["out"]) / "lineage.json").read_text()) for each in trained]
+    assert records[0]["fingerprint"] == records[1]["fingerprint"] and records[0]["heldout"] == records[1]["heldout"]
+    outs = [plain(Path(each["out"])) for each in trained]
+    assert torch.equal(*outs) and not torch.allclose(outs[0], plain(world / "base"), atol=1e-3)
 
 
 def adapter(world: Path, base: str, folder: Path, **config: Any) -> torch.Tensor:
