@@ -117,8 +117,6 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 REFUSED = {
-    "gte": "transformers converts gte checkpoints as it loads them",
-    "nomic_bert": "transformers converts nomic_bert checkpoints as it loads them",
     "perceiver": "the base lacks decoder.decoder.",  # of the classifier's own, under the backbone's name
 }
 """Families whose tuned weights are refused, and how the line begins that says so."""
