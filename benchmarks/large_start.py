@@ -5,8 +5,8 @@
 Checkpoints of a 7B Llama's shape (and of a 70B's) in bf16 shards of 5 GB are sparse files: holes, which read as zeros and
 take no disk, and a few values of their own in every tensor, where ranges of ranks begin and end, so that what each rank
 has can be checked. A rank of ZeRO-3 starts in a process of its own; PyTorch's fake process group stands for the others.
-It goes the way of every verb: `carrying`, `models`, `training.zero.materialize`, and then hashes alone all that the other
-ranks would have, and compares the digests with lineage and manifest.
+It goes the way of every verb: `carrying`, `models`, `training.zero.materialize`; every rank hashes what it reads, and rank 0
+then hashes alone all that the others would have, and compares the digests with lineage and manifest.
 
 Memory is RssAnon of /proc/self/status, sampled every 2 ms, above the same process with everything imported: the process's
 own pages, without the page cache. Rows, on 4 ranks in bf16:
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -123,7 +124,8 @@ def make_world(folder: Path, shape: dict[str, Any], ranks: int) -> Path:
 def make_base(folder: Path, shape: dict[str, Any], ranks: int) -> None:
     """A Llama in bf16, nearly all of it holes, and a tokenizer of a few words."""
     import torch
-    from tokenizers import BertWordPieceTokenizer
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
     from recyclable.weights.files import CheckpointWriter
@@ -139,7 +141,7 @@ def make_base(folder: Path, shape: dict[str, Any], ranks: int) -> None:
     model.config.dtype = torch.bfloat16
     model.config.save_pretrained(folder)
     words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(_WORDS))]
-    backend = BertWordPieceTokenizer({word: i for i, word in enumerate(words)}, unk_token="<unk>")._tokenizer
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **tokens).save_pretrained(folder)
 
@@ -163,7 +165,9 @@ def _structure(shape: dict[str, Any]) -> Any:
 
     from recyclable.models.build import auto_class, structure
 
-    return structure(LlamaConfig(**shape, max_position_embeddings=4096, tie_word_embeddings=False), auto_class("CausalLM"))
+    return structure(
+        LlamaConfig(**shape, max_position_embeddings=4096, tie_word_embeddings=False), auto_class("CausalLM")
+    )
 
 
 def _write_delta(folder: Path, old: Any, prints: dict[str, str], ranks: int) -> None:
@@ -209,7 +213,9 @@ def _write_manifest(folder: Path, old: Any, prints: dict[str, str], **about: Any
     from recyclable.weights.manifest import Manifest
 
     known = {"method": "tune", "metrics": {}, "history": [], "settings": {"seed": 20, "max_length": 128}}
-    write_manifest(folder, Manifest(task=_TASK, base={"name": str(old.folder), "fingerprint": prints}, **known, **about))
+    write_manifest(
+        folder, Manifest(task=_TASK, base={"name": str(old.folder), "fingerprint": prints}, **known, **about)
+    )
 
 
 # ---- what a rank does --------------------------------------------------------------------------------------------
@@ -227,6 +233,7 @@ def start(world: Path, what: str, rank: int, ranks: int) -> dict[str, Any]:
     from recyclable.weights.base import Base
     from recyclable.weights.fingerprint import fingerprint
 
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(ranks))
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
     deepspeed.init_distributed(verbose=False)
     torch.set_num_threads(1)
@@ -240,7 +247,7 @@ def start(world: Path, what: str, rank: int, ranks: int) -> dict[str, Any]:
         module, verified = _unread(world, what)
         zero.materialize(module, ds_config)
         seconds, after = time.perf_counter() - begin, most[0]
-        if ranks == RANKS:  # of all that it did not read, too
+        if rank == 0 and ranks == RANKS:  # of all that it did not read, too
             verified()
     share = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in module.parameters())
     _check(module, world, what, rank, ranks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,8 +32,7 @@ PIECE = 16 * LEAF
 _ELEMENTS = PIECE // 4
 _MAX_THREADS = 8
 
-Leaves = dict[str, dict[int, bytes]]
-"""Tensor name -> number of the leaf -> its BLAKE3 digest."""
+_DIGEST = 32  # bytes of a leaf's digest
 T = TypeVar("T")
 S = TypeVar("S", bound=Source, covariant=True)
 
@@ -40,6 +40,42 @@ S = TypeVar("S", bound=Source, covariant=True)
 def file_digest(path: Path) -> str:
     """Digest (hex) of any bit of a file: the hash tree of a safetensors file, the SHA-256 of any other."""
     return Digested(SafetensorsFile(path)).file_digest() if path.suffix == ".safetensors" else sha256_file(path)
+
+
+class Leaves:
+    """The digests of a tensor's leaves as they become known: 33 bytes a leaf, so 18 MB for 140 GB."""
+
+    def __init__(self, nbytes: int) -> None:
+        count = -(-nbytes // LEAF)
+        self._digests, self._known = bytearray(count * _DIGEST), bytearray(count)
+
+    def __setitem__(self, leaf: int, digest: bytes) -> None:
+        self._digests[leaf * _DIGEST : (leaf + 1) * _DIGEST] = digest
+        self._known[leaf] = 1
+
+    def all_known(self, first: int, last: int) -> bool:
+        """Whether those of leaves [first, last) are."""
+        return self._known.find(0, first, last) < 0
+
+    def runs(self) -> list[tuple[int, bytes]]:
+        """(first leaf, digests one behind the other) of every run of known ones."""
+        found, begin = [], self._known.find(1)
+        while begin >= 0:
+            end = self._known.find(0, begin)
+            end = len(self._known) if end < 0 else end
+            found.append((begin, bytes(self._digests[begin * _DIGEST : end * _DIGEST])))
+            begin = self._known.find(1, end)
+        return found
+
+    def add(self, runs: Iterable[tuple[int, bytes]]) -> None:
+        """Take over those that somebody else knows."""
+        for first, digests in runs:
+            self._digests[first * _DIGEST : first * _DIGEST + len(digests)] = digests
+            self._known[first : first + len(digests) // _DIGEST] = b"\1" * (len(digests) // _DIGEST)
+
+    def joined(self) -> bytes:
+        """All digests, in order."""
+        return bytes(self._digests)
 
 
 class Digested(Source, Generic[S]):
@@ -51,7 +87,7 @@ class Digested(Source, Generic[S]):
 
     def __init__(self, source: S) -> None:
         self.source = source
-        self.leaves: Leaves = {name: {} for name in source.names}
+        self.leaves = {name: Leaves(source.stored(name).nbytes) for name in source.names}
 
     @property
     def names(self) -> list[str]:
@@ -80,16 +116,18 @@ class Digested(Source, Generic[S]):
             (name, piece)
             for name in self.names
             for piece in _pieces(self.stored(name).nbytes)
-            if any(leaf not in self.leaves[name] for leaf in range(piece[0] // LEAF, -(-piece[1] // LEAF)))
+            if not self.leaves[name].all_known(piece[0] // LEAF, -(-piece[1] // LEAF))
         ]
         in_threads(lambda task: self._hash(task[0], *task[1]), missing[team.rank :: team.size], threads=threads)
         if missing:
             self._merge(team)
 
     def _merge(self, team: Team) -> None:
-        for leaves in team.gather(self.leaves):
-            for name, hashed in leaves.items():
-                self.leaves[name].update(hashed)
+        if team.size == 1:
+            return
+        for known in team.gather({name: leaves.runs() for name, leaves in self.leaves.items()}):
+            for name, runs in known.items():
+                self.leaves[name].add(runs)
 
     def tensor_digests(self, threads: int | None = None) -> dict[str, str]:
         """Name -> digest (hex) of every tensor; completes what is missing."""
@@ -100,9 +138,9 @@ class Digested(Source, Generic[S]):
         self.read_bytes(name, start, stop)
 
     def _tensor_digest(self, name: str) -> str:
-        stored, leaves = self.stored(name), self.leaves[name]
+        stored = self.stored(name)
         digest = hashlib.sha256(f"{name}|{stored.dtype}|{stored.shape}|".encode())
-        digest.update(b"".join(leaves[i] for i in range(len(leaves))))
+        digest.update(self.leaves[name].joined())
         return digest.hexdigest()
 
     def file_digest(self: Digested[SafetensorsFile]) -> str:
@@ -145,14 +183,38 @@ def in_threads(
         team: the tasks are shared out to its members, and every one gets all results; a collective.
     """
     tasks = list(tasks)
-    with _one_torch_thread(), ThreadPoolExecutor(threads or min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(work, task) for task in tasks[team.rank :: team.size]]
+    own = tasks[team.rank :: team.size]
+    results: list[Any] = [None] * len(own)
+    threads = min(threads or min(_MAX_THREADS, os.cpu_count() or 1), max(1, len(own)))
+    lock, failures = threading.Lock(), []
+    with (
+        _one_torch_thread(),
+        tqdm(total=len(own), desc=label, disable=None if label else True, leave=False) as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        todo = iter(range(len(own)))
+
+        def go_on() -> None:  # one task after the other: a future for each would be 100 MB for a model of 140 GB
+            while True:
+                with lock:
+                    number = None if failures else next(todo, None)
+                if number is None:
+                    return
+                try:
+                    results[number] = work(own[number])
+                except BaseException as error:
+                    failures.append((number, error))
+                with lock:
+                    bar.update()
+
         try:
-            bar = tqdm(futures, label, disable=None if label else True, leave=False)
-            parts = team.gather([future.result() for future in bar])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+            for worker in [pool.submit(go_on) for _ in range(threads)]:
+                worker.result()
+        except BaseException as error:  # as when a person ends it
+            failures.append((-1, error))
+    if failures:
+        raise min(failures, key=lambda failure: failure[0])[1]
+    parts = team.gather(results)
     return [parts[i % team.size][i // team.size] for i in range(len(tasks))]
 
 

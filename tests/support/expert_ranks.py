@@ -38,9 +38,10 @@ def started(folder: str) -> None:
         read.append((name, stop - start))
         return whole(self, name, start, stop)
 
-    model, _ = language_model(Base(folder), "CausalLM", 1, None)
-    with patch.object(SafetensorsFile, "read_bytes", counted), patch.object(digest, "LEAF", 64):
-        zero.materialize(model, DS_CONFIG)
+    with patch.object(digest, "LEAF", 64):
+        model, _ = language_model(Base(folder), "CausalLM", 1, None)
+        with patch.object(SafetensorsFile, "read_bytes", counted):
+            zero.materialize(model, DS_CONFIG)
     plain = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
     kept = 0
     for name, parameter in model.named_parameters():
