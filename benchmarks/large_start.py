@@ -2,16 +2,16 @@
 
     python benchmarks/large_start.py [--quick] [--json] [--scratch DIR]
 
-Checkpoints of a 7B Llama's shape (and of a 70B's) in bf16 shards of 5 GB are sparse files: holes, which read as zeros and
-take no disk, and a few values of their own in every tensor, where ranges of ranks begin and end, so that what each rank
-has can be checked. A rank of ZeRO-3 starts in a process of its own; PyTorch's fake process group stands for the others.
-It goes the way of every verb: `carrying`, `models`, `training.zero.materialize`; every rank hashes what it reads, and rank 0
-then hashes alone all that the others would have, and compares the digests with lineage and manifest.
+Checkpoints of a 7B Llama's shape (and of a 70B's) in bf16 shards of 5 GB are sparse files: holes, which read as zeros
+and take no disk, and a few values of their own in every tensor, where the ranges of ranks begin and end, so that what
+each rank has can be checked. A rank of ZeRO-3 starts in a process of its own; PyTorch's fake process group stands for
+the others. It goes the way of every verb: `carrying`, `models`, `training.zero.materialize`. Every rank hashes what it
+reads; rank 0 then hashes alone all that the others would have, and compares the digests with lineage and manifest.
 
-Memory is RssAnon of /proc/self/status, sampled every 2 ms, above the same process with everything imported: the process's
-own pages, without the page cache. Rows, on 4 ranks in bf16:
-- `full`: the base as a language model; `delta`: an outdated full difference on its upgrade; `lora`: an outdated LoRA on it;
-  `teacher`: the upgrade as student and the base as frozen teacher in one module, a second 7B;
+Memory is RssAnon of /proc/self/status, sampled every 2 ms, above the same process with everything imported: its own
+pages, without the page cache. Rows, on 4 ranks in bf16:
+- `full`: the base as a language model; `delta`: an outdated full difference on its upgrade; `lora`: an outdated LoRA on
+  it; `teacher`: the upgrade as student and the base as frozen teacher in one module, a second 7B;
 - `share_mb`: bytes of the rank's partitions; `peak_mb`: most at any time; `limit_mb`: 1.3 x share + 256 MB.
 Of 70B: the shares by its config alone, starts of 1 and 2 layers on 4 ranks, and of all 80 layers on rank 0 of 64.
 """
@@ -230,8 +230,6 @@ def start(world: Path, what: str, rank: int, ranks: int) -> dict[str, Any]:
 
     import recyclable.recipes.recycle  # noqa: F401  its imports belong to the baseline
     from recyclable.training import zero
-    from recyclable.weights.base import Base
-    from recyclable.weights.fingerprint import fingerprint
 
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(ranks))
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
@@ -268,9 +266,10 @@ def _unread(world: Path, what: str) -> tuple[nn.Module, Any]:
     from torch import nn
 
     from recyclable.carrying.carried import Carried
+    from recyclable.data.examples import model_inputs
     from recyclable.models.language import language_model
     from recyclable.models.tasks import outdated_model
-    from recyclable.objectives.teachers import FrozenModel
+    from recyclable.objectives.token_distillation import TokenTeacher
     from recyclable.tasks.parts.task import task_of
     from recyclable.weights.base import Base
     from recyclable.weights.fingerprint import fingerprint
@@ -280,7 +279,7 @@ def _unread(world: Path, what: str) -> tuple[nn.Module, Any]:
         return outdated_model(carried, task_of(_TASK), 20), carried.verify
     bases = [Base(world / name) for name in (("new", "old") if what == "teacher" else ("old",))]
     models = [language_model(base, "CausalLM", 20, None)[0] for base in bases]
-    both = nn.ModuleList([models[0], *map(FrozenModel, models[1:])])
+    both = nn.ModuleList([models[0], *(TokenTeacher(model, None, model_inputs) for model in models[1:])])
     return both, lambda: [fingerprint(base) for base in bases]
 
 

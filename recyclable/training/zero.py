@@ -25,6 +25,7 @@ from torch import nn
 
 from recyclable import distributed
 from recyclable.weights.checkpoint_files import Ranged
+from recyclable.weights.digest import element_ranges
 from recyclable.weights.sources import Read, Unread, become, fill, held, is_unread, read_into
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -186,7 +187,8 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
             rank, world, size = distributed.rank(), distributed.world_size(), parameter.numel()
             start, stop = size * rank // world, size * (rank + 1) // world
             values = parameter.detach().reshape(-1)[start:stop]
-        yield name, start, values.detach().float().cpu()
+        for begin, end in element_ranges(start, start + values.numel()):
+            yield name, begin, values[begin - start : end - start].detach().float().cpu()
 
 
 def load_trainable(module: nn.Module, tensors: Ranged) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -117,12 +117,24 @@ def _normal(seed: int, numel: int, std: float, start: int, stop: int) -> torch.T
     Torch draws one element after the other, then the last 16 of a tensor whose size is no multiple of 16 anew: so no
     piece but the last may have such a size, and the last one has 16 elements at least.
     """
-    generator, result, begin = torch.Generator().manual_seed(seed), torch.empty(stop - start), 0
+    generator, known, result = torch.Generator(), _states(seed, numel), torch.empty(stop - start)
+    begin = start // _DRAWN_TOGETHER * _DRAWN_TOGETHER
+    while begin not in known:
+        begin -= _DRAWN_TOGETHER
+    generator.set_state(known[begin])
     while begin < stop:
         end = numel if numel - begin < _DRAWN_TOGETHER + 16 else begin + _DRAWN_TOGETHER
         piece = torch.empty(end - begin).normal_(0.0, std, generator=generator)
         first, last = max(begin, start), min(end, stop)
         if first < last:
             result[first - start : last - start] = piece[first - begin : last - begin]
+        if end < numel:
+            known[end] = generator.get_state()
         begin = end
     return result
+
+
+@lru_cache(maxsize=8)
+def _states(seed: int, numel: int) -> dict[int, torch.Tensor]:
+    """Element -> the state before it is drawn, of a tensor of so many: a large one is not drawn anew for each piece."""
+    return {0: torch.Generator().manual_seed(seed).get_state()}
