@@ -57,7 +57,8 @@ class Rearranged(Source):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements [start, stop) of the flattened tensor, in its stored dtype, as a new flat CPU tensor."""
         planned = self._planned[name]
-        return planned.plan.read(start, planned.numel() if stop is None else stop)
+        stop = planned.numel() if stop is None else stop
+        return planned.plan.read(start, stop) if start < stop else torch.empty(0, dtype=planned.dtype)
 
     def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
         """Bytes [start, stop) of a tensor, uint8; they are those of whole elements."""
@@ -120,16 +121,31 @@ def _converted(files: TensorFiles, structure: Structure) -> dict[str, Planned]:
         made[name] = tensor
     for first, converter in parts.items():
         sources = sorted(source for names in converter.layer_targets.values() for source in names)
-        try:
-            with torch.no_grad():
-                results: dict[str, Any] = converter.convert(first, model=model, config=model.config)
-        except Exception as error:  # whatever an operation makes of tensors without values
-            steps = ", ".join(type(operation).__name__ for operation in converter.operations)
-            of = f"{sources[0]}{f' and {len(sources) - 1} more' if sources[1:] else ''} by {steps}"
-            reason = str(error).partition("\n")[0]
-            raise InputError(files.folder, f"transformers makes {first} of {of}, which cannot be ({reason})") from error
-        for name, result in results.items():
+        for name, tensor in _made(first, converter, sources, model, files.folder).items():
             if name in made:
                 raise InputError(files.folder, f"holds {name} twice: as it is, and as {sources[0]}")
-            made[name] = result[0] if isinstance(result, list) else result
+            if name in wanted and tensor.shape != wanted[name].shape:
+                shapes = f"{tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}"
+                raise InputError(files.folder, f"its {sources[0]} and the like make {name} {shapes}")
+            made[name] = tensor
     return made
+
+
+def _made(
+    first: str, converter: WeightConverter, sources: list[str], model: PreTrainedModel, folder: Path
+) -> dict[str, Planned]:
+    """What a converter makes of the tensors that it has collected, by today's names.
+
+    Args:
+        first: the first of these.
+        sources: the names of those, for messages.
+    """
+    try:
+        with torch.no_grad():
+            results: dict[str, Any] = converter.convert(first, model=model, config=model.config)
+    except Exception as error:  # whatever an operation makes of tensors without values
+        steps = ", ".join(type(operation).__name__ for operation in converter.operations)
+        of = f"{sources[0]}{f' and {len(sources) - 1} more' if sources[1:] else ''} by {steps}"
+        reason = str(error).partition("\n")[0]
+        raise InputError(folder, f"transformers makes {first} of {of}, which cannot be ({reason})") from error
+    return {name: result[0] if isinstance(result, list) else result for name, result in results.items()}

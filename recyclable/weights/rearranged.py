@@ -140,7 +140,7 @@ def _together(pieces: list[torch.Tensor]) -> torch.Tensor:
 
 
 class Planned(torch.Tensor):
-    """A tensor without values that knows how they come about. TypeError for what is done to it beyond rearranging."""
+    """A tensor without values that knows how they come about. ValueError for what is done to it beyond rearranging."""
 
     plan: Plan
 
@@ -163,10 +163,10 @@ class Planned(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _RULES:
-            raise TypeError(f"{func} is no rearrangement")
+            raise ValueError(f"{func} is no rearrangement")
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Planned)]
         if len(dtypes := {str(tensor.dtype) for tensor in inputs}) > 1:
-            raise TypeError(f"of {' and '.join(sorted(dtypes))} together")
+            raise ValueError(f"of {' and '.join(sorted(dtypes))} together")
         args, kwargs = tree_map_only(Planned, _twin, (args, kwargs))
         made = func(*args, **kwargs)  # shapes alone: of twins without values
         several = isinstance(made, list | tuple)
@@ -229,7 +229,7 @@ def _unbind(tensor: Any, dim: int = 0) -> list[Plan]:
 
 def _slice(tensor: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> list[Plan]:
     if step != 1:
-        raise TypeError(f"a slice of every {step} is no rearrangement")
+        raise ValueError(f"a slice of every {step} is no rearrangement")
     begin, stop, _ = slice(start, end).indices(tensor.shape[dim])
     return _cuts(tensor, dim, [stop - begin], begin)
 
