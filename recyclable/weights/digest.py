@@ -186,7 +186,8 @@ def in_threads(
     own = tasks[team.rank :: team.size]
     results: list[Any] = [None] * len(own)
     threads = min(threads or min(_MAX_THREADS, os.cpu_count() or 1), max(1, len(own)))
-    lock, failures = threading.Lock(), []
+    failures: list[tuple[int, BaseException]] = []
+    lock = threading.Lock()
     with (
         _one_torch_thread(),
         tqdm(total=len(own), desc=label, disable=None if label else True, leave=False) as bar,

@@ -157,10 +157,10 @@ class Planned(torch.Tensor):
         stored = tensors.stored(name)
         return Planned.of(Held(tensors, name), stored.shape, stored.dtype)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         if func not in _RULES:
             raise ValueError(f"{func} is no rearrangement")
