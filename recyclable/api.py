@@ -36,6 +36,7 @@ from recyclable.weights import store as stores
 from recyclable.weights.delta import Codec
 from recyclable.weights.hashes import sha256_json
 from recyclable.weights.manifest import read_manifest
+from recyclable.weights.vocabulary import row_count
 
 Run = str | Path | None
 """A run config's file; None: the keys alone."""
@@ -114,6 +115,9 @@ def teacher_loss(
     content = sha256_json(vars(read_manifest(folder)))
     teacher = _teacher(folder, content, None if old_base is None else str(old_base), device)
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    rows, ids = row_count(teacher.model.config), inputs.get("input_ids")
+    if rows is not None and ids is not None and ids.numel() and int(ids.max()) >= rows:
+        raise InputError("batch", f"has token {int(ids.max())}, the teacher {rows} rows: it reads another vocabulary")
     if isinstance(teacher, TokenTeacher):
         inputs = with_positions(inputs, teacher.model)
         if outputs is None:

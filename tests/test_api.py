@@ -136,6 +136,16 @@ def test_a_student_with_other_classes_than_its_teacher_is_refused(world: Path) -
         recyclable.teacher_loss(student, world / "tuned", BATCH)
 
 
+def test_a_teacher_is_told_no_token_that_it_has_no_row_for(world: Path) -> None:
+    student = BertForSequenceClassification.from_pretrained(world / "upgraded", num_labels=3)
+    rows = student.config.vocab_size
+    student.resize_token_embeddings(rows + 1)
+    grown = {**BATCH, "input_ids": BATCH["input_ids"].clone()}
+    grown["input_ids"][0, 1] = rows
+    with pytest.raises(InputError, match=rf"^batch: has token {rows}, the teacher {rows} rows"):
+        recyclable.teacher_loss(student, world / "tuned", grown)
+
+
 def test_a_teacher_is_asked_for_nothing_that_does_not_compare(world: Path) -> None:
     student = BertForSequenceClassification.from_pretrained(world / "upgraded", num_labels=3)
     without = student(**BATCH)

@@ -174,11 +174,16 @@ class Carried:
         by_row, by_column = (frozenset(n for n, dim in dimensions.items() if dim == side) for side in (0, 1))
         return Aligned(differences, by_row, self.rows.old_row, by_column)
 
+    def other_tokens(self) -> Rows | None:
+        """How the rows of the two bases' tokens differ; None where both take the same ids for the same tokens."""
+        if tokenizer_digest(self.new) == tokenizer_digest(self.old):
+            return None
+        rows = align(self.old, self.new)
+        return None if rows.unchanged else rows
+
     def require_same_tokens(self, hint: str) -> None:
         """InputError where the two bases take the same ids for other tokens."""
-        if tokenizer_digest(self.new) == tokenizer_digest(self.old):
-            return
-        if not (rows := align(self.old, self.new)).unchanged:
+        if (rows := self.other_tokens()) is not None:
             raise InputError(self.new.folder, f"has another vocabulary than {self.old.folder} ({rows}): {hint}")
 
     def require_same_shapes(self) -> None:

@@ -68,6 +68,41 @@ class TaskExamples(Examples, Protocol):
         ...
 
 
+OTHERS = "others."
+"""Marks the entries of a batch that a teacher reads, where it has another tokenizer than its student."""
+
+
+class ReadTwice:
+    """Labelled texts as a student reads them, whose batches bring along what its teacher reads of the same texts.
+
+    Args:
+        own, others: the same examples, in the same order.
+    """
+
+    def __init__(self, own: TaskExamples, others: TaskExamples) -> None:
+        self._own, self._others = own, others
+        self.labels, self.lengths, self.asked, self.remark = own.labels, own.lengths, own.asked, own.remark
+        self.digest = others.digest  # what a teacher's answer is known by
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def readable_by(self, config: PretrainedConfig, prompts: int = 0) -> ReadTwice:
+        """Itself; as the student's examples have it."""
+        self._own.readable_by(config, prompts)
+        return self
+
+    def batch(self, items: list[Item]) -> Batch:
+        others = self._others.batch(items)
+        return {**self._own.batch(items), **{OTHERS + name: tensor for name, tensor in others.items()}}
+
+
+def as_teacher_reads(batch: Batch) -> Batch:
+    """The part of a batch that is a teacher's; all of it where both read the same."""
+    theirs = {name.removeprefix(OTHERS): tensor for name, tensor in batch.items() if name.startswith(OTHERS)}
+    return theirs or batch
+
+
 def model_inputs(batch: Batch) -> Batch:
     """What a model's forward takes: no targets, so that no model computes a loss, and nothing that bears a dot."""
     return {name: tensor for name, tensor in batch.items() if name not in _NO_INPUTS and "." not in name}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from recyclable.errors import InputError
 from recyclable.models.build import auto_class, draw, unread
-from recyclable.weights.base import Base, read_config
+from recyclable.weights.base import Base
 
 
 def language_model(
@@ -18,7 +20,7 @@ def language_model(
         head: transformers' AutoModelFor... that has it, e.g. `MaskedLM`.
         fresh_head: draw the head even where the base has one.
     """
-    config = read_config(base.folder)
+    config = copy.deepcopy(base.config)
     if type(config) not in auto_class(head)._model_mapping:
         raise InputError(base.folder, f"is {config.model_type!r}, which has no AutoModelFor{head} in transformers")
     model, missing, other_shape = unread(auto_class(head), base, config, dropout)

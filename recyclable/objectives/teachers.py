@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from recyclable.architectures.pooling import ends_tell, last_places
-from recyclable.data.examples import Batch, model_inputs
+from recyclable.data.examples import Batch, as_teacher_reads, model_inputs
 from recyclable.tasks.parts.kind import TaskKind, of_text
 
 SIGNAL_PREFIX = "teacher."
@@ -79,6 +79,7 @@ class OnlineTeacher(FrozenModel[Signals]):
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> Signals:
+        batch = as_teacher_reads(batch)
         told = self.model(**model_inputs(batch), output_hidden_states=self.with_states)
         states = compared_states(told, batch, self.model.config) if self.with_states else None
         logits = self.kind.answers(told.logits, batch)

@@ -81,6 +81,7 @@ def card_of_upgrade(title: str, record: dict[str, Any], config: PretrainedConfig
         rows={
             "corpus": f"{corpus['train']} (digest {corpus['digest'][:12]})",
             "old text": f"{replay['corpus']['train']}, {replay['share']:.0%} of the sequences" if replay else None,
+            "new pieces of the vocabulary": _grown(record.get("extend_vocabulary")),
             "tokens": record["tokens"],
             "steps": record["steps"],
             "teacher": named(record["teacher"]) if record["teacher"] else None,
@@ -89,6 +90,14 @@ def card_of_upgrade(title: str, record: dict[str, Any], config: PretrainedConfig
             _numbers({f"{of} {when}": scores for of, told in heldout.items() for when, scores in told.items()})
         ),
     )
+
+
+def _grown(told: dict[str, Any] | None) -> str | None:
+    """What a vocabulary grew by."""
+    if told is None:
+        return None
+    before, after = (told["tokens_per_text"][when] for when in ("before", "after"))
+    return f"{told['learned']} (ids {told['first']} on), {before:.1f} -> {after:.1f} tokens per text"
 
 
 def _told(carried: Carried, base: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from recyclable.objectives.apart import Apart
 from recyclable.objectives.objective import Objective
 from recyclable.recipes.cards import card_of_upgrade
 from recyclable.recipes.pretrain_text import NEW, OLD, Text, read_text
+from recyclable.recipes.pretrain_vocabulary import Start, starting
 from recyclable.report.model_card import write_card
 from recyclable.training import rundir
 from recyclable.training.engine import set_attention
@@ -53,13 +54,28 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
     read_generation(parent.folder)  # is handed on: broken, it is refused now
     Reader.of(parent).require_length(kind.max_length)
     teacher = _teacher(kind, parent, tokenizer)
-    text = read_text(kind, parent, tokenizer)
-    apart = _apart(kind, parent, text, ds_config)
+    with starting(kind, parent, tokenizer, resume) as start:
+        return _trained(kind, parent, start, teacher, ds_config, resume)
+
+
+def _trained(
+    kind: LMKind,
+    parent: Base,
+    start: Start,
+    teacher: PreTrainedModel | None,
+    ds_config: dict[str, Any],
+    resume: bool,
+) -> dict[str, Any]:
+    """The run itself, and the lineage it writes."""
+    base = start.base
+    text = read_text(kind, base, start.tokenizer)
+    apart = _apart(kind, base, text, ds_config)
     teachers = _apart(kind, Base(locate(kind.teacher)), text, ds_config) if kind.teacher else None
-    model, fresh = kind.model(parent)
+    model, fresh = kind.model(base)
     with rundir.claim(kind, kind.out, lineage.FILE, resume) as unfinished:
         if not unfinished:
             return _lineage(kind.out)
+        start.record(kind.out)
 
         def evaluate(engine: Any) -> dict[str, float]:
             scores: dict[str, float] = {}
@@ -83,11 +99,11 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
 
         alone = kind.head_phase() if fresh else None
         if alone and not list((kind.out / "checkpoints").glob("step-*/complete.json")):
-            head = _trained_head(kind, alone, parent, apart, trained)
+            head = _trained_head(kind, alone, base, apart, trained)
             start_from(model, head, {name: name for name in head.names})
         objective = kind.objective(model, teacher, apart, teachers)
         outcome = trained(objective, kind, kind.out, resume, f"pretrain {kind.out.name}")
-        _save(model, outcome, parent, kind, alone.max_steps if alone else 0, text, apart)
+        _save(model, outcome, parent, start, kind, alone.max_steps if alone else 0, text, apart)
         rundir.clear_scratch(kind.out)
         return _lineage(kind.out)
 
@@ -128,13 +144,13 @@ def _teacher(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _trained_head(
-    kind: LMKind, alone: TrainSettings, parent: Base, apart: Apart | None, trained: Callable[..., Outcome]
+    kind: LMKind, alone: TrainSettings, base: Base, apart: Apart | None, trained: Callable[..., Outcome]
 ) -> SafetensorsFile:
     """A fresh head's weights, by the model's names, after training alone.
 
     It trains on a model of its own, because ZeRO leaves a model it has partitioned unusable for a second engine.
     """
-    model, fresh = kind.model(parent)
+    model, fresh = kind.model(base)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in fresh)
     scratch = kind.out / "head"
@@ -152,6 +168,7 @@ def _save(
     model: PreTrainedModel,
     outcome: Outcome,
     parent: Base,
+    start: Start,
     config: LMKind,
     head_steps: int,
     text: Text,
@@ -162,7 +179,7 @@ def _save(
     All ranks write the weights and hash them together.
     """
     dtype, team = getattr(torch, config.dtype), distributed.Ranks()
-    trained, kept = SafetensorsFile(outcome.tensors), untrained_tensors(parent, model)
+    trained, kept = SafetensorsFile(outcome.tensors), untrained_tensors(start.base, model)
     shapes = {n: source.shape(n) for source in (trained, kept) for n in source.names}
 
     def read(name: str, start: int, stop: int) -> torch.Tensor:
@@ -171,9 +188,10 @@ def _save(
     values = Computed({name: (dtype, shape) for name, shape in shapes.items()}, read)
     write_checkpoint(config.out, as_saved(model, values), team)
     if distributed.is_main():
-        parent.config.architectures, parent.config.dtype = [type(model).__name__], dtype
-        parent.config.save_pretrained(config.out)
-        copy_tokenizer(parent.folder, config.out)
+        saved = start.base.config
+        saved.architectures, saved.dtype = [type(model).__name__], dtype
+        saved.save_pretrained(config.out)
+        copy_tokenizer(start.tokenizer_folder, config.out, saved)
         _save_generation_config(model, parent.folder, config.out)
     distributed.barrier()
     child = Base(config.out)
@@ -192,13 +210,14 @@ def _save(
         "heldout": {"before": _heldout(first, NEW), "after": _heldout(last, NEW)},
         "apart": None if apart is None else str(apart.way),
         "config": config.model_dump(mode="json"),
+        **start.told,
     }
     if config.replay is not None:
         old = {**config.replay.corpus.model_dump(), "digest": text.digests[OLD]}
         record["replay"] = {"corpus": old, "share": config.replay.share}
         record["heldout_replay"] = {"before": _heldout(first, OLD), "after": _heldout(last, OLD)}
     if distributed.is_main():
-        write_card(card_of_upgrade(config.out.name, record, parent.config, type(model).__name__), config.out)
+        write_card(card_of_upgrade(config.out.name, record, start.base.config, type(model).__name__), config.out)
         write_json(config.out / lineage.FILE, record)
         remember(config.out, stamp(config.out), record["fingerprint"])
     distributed.barrier()

@@ -201,7 +201,7 @@ def test_rows_follow_their_tokens_into_a_grown_vocabulary(chain: Chain, tmp_path
     assert "dropped tokens: 5 (w190" in capsys.readouterr().out
 
 
-def test_recycling_tells_of_tokens_too_and_no_teacher_reads_those_of_another_vocabulary(
+def test_recycling_tells_of_tokens_too_and_a_teacher_reads_with_its_own_tokenizer(
     chain: Chain, tmp_path: Path, capsys
 ) -> None:
     settings = {
@@ -219,7 +219,12 @@ def test_recycling_tells_of_tokens_too_and_no_teacher_reads_those_of_another_voc
     assert "dropped tokens: 5 (w190" in capsys.readouterr().out
     assert AdaptedWeights(tmp_path / "out").manifest.recycled_from["vocabulary"]["dropped"] == WORDS[-5:]
     training = ["max_steps=1", "learning_rate=1e-3"]
-    assert main(["recycle", str(config), "method=distill", *training, f"out={tmp_path / 'no'}"]) == 2
+    for teacher in ("cached", "online"):
+        told = [f"out={tmp_path / teacher}", f"teacher={teacher}", "method=distill", *training]
+        assert main(["recycle", str(config), *told]) == 0
+    once, every_step = (load_file(tmp_path / teacher / "delta.safetensors") for teacher in ("cached", "online"))
+    assert all(torch.allclose(once[name], every_step[name], atol=1e-6) for name in once)
+    assert main(["recycle", str(config), "method=interpolate", *training, f"out={tmp_path / 'no'}"]) == 2
     assert f"{settings['base']}: has another vocabulary than {chain.bases[0]}" in capsys.readouterr().err
 
 

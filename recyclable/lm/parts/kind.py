@@ -66,6 +66,9 @@ class LMKind(TrainSettings):
     corpus: CorpusSettings
     replay: ReplaySettings | None = None
     """Old text beside the new: {corpus, share}; the held-out loss is then told on both."""
+    extend_vocabulary: int | None = Field(None, gt=0)
+    """So many new pieces are learned from the corpus and added to the base's tokenizer; old ones keep their ids. Each
+    starts as the mean of the old pieces it is made of. null: the vocabulary stays. Not with a teacher."""
     attention: Literal["documents", "full"] = "full"
     """documents: of the documents that share a sequence none sees another; full: they do."""
     max_heldout_sequences: int | None = Field(None, gt=0)
@@ -91,6 +94,12 @@ class LMKind(TrainSettings):
             self.require_unset(("alpha", "beta", "temperature", "divergence", "mixing"), "without a teacher")
         if self.divergence != "jensen_shannon":
             self.require_unset(("mixing",), f"with divergence {self.divergence}")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_knows_all_pieces(self) -> LMKind:
+        if self.teacher is not None and self.extend_vocabulary is not None:
+            raise ValueError("teacher is given, but knows none of the pieces of extend_vocabulary: leave one out")
         return self
 
     @classmethod

@@ -14,7 +14,7 @@ from recyclable.methods.parts.method import Method
 if TYPE_CHECKING:
     from torch import nn
 
-    from recyclable.data.examples import Examples
+    from recyclable.data.examples import Examples, TaskExamples
     from recyclable.methods.parts.scene import Scene
     from recyclable.objectives.objective import Objective
     from recyclable.tasks.parts.kind import TaskKind
@@ -41,6 +41,25 @@ class LearnsFromLabels(Method, LearnSettings):
         return scene.data.train
 
 
+def read_twice(scene: Scene, max_length: int | None) -> TaskExamples:
+    """The training texts as student and teacher read them, each with its own tokenizer.
+
+    Raises InputError where the teacher sees less of a text than the student is asked about.
+    """
+    import torch
+
+    from recyclable.data.examples import ReadTwice
+    from recyclable.tasks.parts.task_data import tokenised
+
+    own, others = scene.data.train, tokenised(scene.task, scene.data.drawn, scene.carried.at_home.reader, max_length)
+    if not torch.equal(own.labels, others.labels):
+        problem = (
+            f"is {max_length}: the old tokenizer of {scene.carried.old.folder} cuts off words that the new one keeps"
+        )
+        raise InputError("max_length", f"{problem}, and a teacher says nothing of them")
+    return ReadTwice(own, others)
+
+
 class Distils(LearnsFromLabels):
     """Labels and a teacher: the old base with the old weights (arXiv 2305.08702, section 5.2)."""
 
@@ -58,6 +77,10 @@ class Distils(LearnsFromLabels):
         super().require(scene)
         if scene.kind.over_vocabulary:
             self._require_text(scene)
+        self._require_read(scene)
+
+    def _require_read(self, scene: Scene) -> None:
+        """InputError where the teacher cannot read what the student reads."""
         scene.carried.require_same_tokens("a teacher reads the student's tokens; methods init and apply need none")
         theirs = scene.carried.at_home.reader
         scene.data.train.readable_by(theirs.config_for(scene.kind.model_class_for(theirs.config)), theirs.prompts)
@@ -115,6 +138,14 @@ class LearnsFromTeacher(Distils):
             raise InputError("teacher_cache", f"{self.teacher_cache} is a file, expected a directory or none yet")
         require_writable("teacher_cache", self.teacher_cache)
 
+    def _require_read(self, scene: Scene) -> None:
+        """Where both bases' tokens differ, the teacher reads the texts with its own tokenizer; not where answers are
+        text, which it tells token by token.
+        """
+        if scene.kind.over_vocabulary or scene.carried.other_tokens() is None:
+            return super()._require_read(scene)
+        read_twice(scene, self.max_length)
+
     def _require_text(self, scene: Scene) -> None:
         """Nor is such a teacher's answer kept: a probability per token of the vocabulary and predicted token."""
         super()._require_text(scene)
@@ -148,8 +179,11 @@ class LearnsFromTeacher(Distils):
 
     def examples(self, scene: Scene) -> Examples:
         """With the answers of a cached teacher."""
+        train: TaskExamples = scene.data.train
+        if not scene.kind.over_vocabulary and scene.carried.other_tokens() is not None:
+            train = read_twice(scene, self.max_length)
         if self.online(scene.kind):
-            return scene.data.train
+            return train
         from recyclable.objectives.teachers import OnlineTeacher
         from recyclable.training.teaching import taught
 
@@ -166,4 +200,4 @@ class LearnsFromTeacher(Distils):
             "top_k": self.teacher_top_k,
             "states": self.beta > 0,
         }
-        return taught(scene.data.train, teacher, key, self.teacher_cache, self, scene.ds_config)
+        return taught(train, teacher, key, self.teacher_cache, self, scene.ds_config)

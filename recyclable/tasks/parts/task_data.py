@@ -22,6 +22,8 @@ class TaskData:
     train: TaskExamples
     dev: TaskExamples
     test: TaskExamples | None
+    drawn: Split
+    """The training texts, of which `train` is what the model reads."""
     metric: str
     """The dev score that selects the best step."""
 
@@ -46,7 +48,7 @@ def task_data(settings: TaskSettings, task: Task, reader: Reader) -> TaskData:
         raise InputError("metric", f"is {metric!r}, expected {' or '.join(selecting)} for {task.problem}")
     texts = {name: tokenised(task, split, reader, settings.max_length, name) for name, split in splits.items()}
     task.kind.require_learnable(texts["train"])
-    return TaskData(task, texts["train"], texts["dev"], texts.get("test"), metric)
+    return TaskData(task, texts["train"], texts["dev"], texts.get("test"), splits["train"], metric)
 
 
 def _few(split: Split, shots: int, settings: TaskSettings, task: Task, name: str) -> Split:

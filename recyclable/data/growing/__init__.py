@@ -1,0 +1,1 @@
+"""Vocabularies that grow: new pieces learned from text, added to a tokenizer whose old pieces keep their ids."""
