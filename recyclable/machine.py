@@ -36,6 +36,8 @@ _ZERO_KEYS = """
 """
 KNOWN_KEYS = frozenset(_KEYS.split())
 KNOWN_ZERO_KEYS = frozenset(_ZERO_KEYS.split())
+CHECKPOINTING_KEYS = frozenset({"cpu_checkpointing"})
+"""What is read of DeepSpeed's section `activation_checkpointing`, which turns gradient checkpointing on."""
 PRECISION_KEYS = frozenset({"fp16", "bf16", "bfloat16", "torch_autocast", "data_types"})
 """What decides the precision of weights and arithmetic."""
 _TRAINING_KEYS = frozenset(
@@ -90,6 +92,7 @@ def merge(
     train_batch_size: int,
     max_grad_norm: float,
     world_size: int,
+    gradient_checkpointing: bool | None = None,
     run: str | Path = "run.yaml",
     on_cpu: bool | None = None,
 ) -> dict[str, Any]:
@@ -99,6 +102,7 @@ def merge(
         where: the ds_config's file, for messages.
         train_batch_size: examples per optimizer step over all ranks, from the run config.
         max_grad_norm: global norm gradients are clipped to, from the run config; 0 leaves them alone.
+        gradient_checkpointing: from the run config; None leaves it to the ds_config.
         run: the run config's file, for messages.
         on_cpu: whether training runs on the CPU; None looks at this machine.
 
@@ -114,6 +118,7 @@ def merge(
         )
     _same(config, "train_batch_size", train_batch_size, "train_batch_size", where, run)
     _same(config, "gradient_clipping", max_grad_norm, "max_grad_norm", where, run)
+    _settle_checkpointing(config, gradient_checkpointing, where, run)
     micro, steps = _batch(config, where, run, train_batch_size, world_size)
     config.update(
         train_batch_size=train_batch_size,
@@ -140,6 +145,16 @@ def without_training(ds_config: dict[str, Any], world_size: int) -> dict[str, An
 def zero_stage(config: dict[str, Any]) -> int:
     """The ZeRO stage of a config, 0 to 3."""
     return (config.get("zero_optimization") or {}).get("stage", 0)
+
+
+def recomputes(config: dict[str, Any]) -> bool:
+    """Whether layers compute again in the backward pass (gradient checkpointing)."""
+    return "activation_checkpointing" in config
+
+
+def saves_on_host(config: dict[str, Any]) -> bool:
+    """Whether layers that compute again keep their inputs in host memory (activation offload)."""
+    return recomputes(config) and config["activation_checkpointing"].get("cpu_checkpointing", False)
 
 
 def is_bf16(config: dict[str, Any]) -> bool:
@@ -229,6 +244,27 @@ def _checked_stage(config: dict[str, Any], where: str | Path) -> int:
     if type(stage) is not int or not 0 <= stage <= 3:
         raise InputError(where, f"zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3")
     return stage
+
+
+def _settle_checkpointing(config: dict[str, Any], wanted: bool | None, where: str | Path, run: str | Path) -> None:
+    """Have the section in the config where layers are to compute again."""
+    section = config.get("activation_checkpointing", {})
+    if not isinstance(section, dict):
+        raise InputError(where, f"activation_checkpointing is {section!r}, expected an object such as {{}}")
+    for key, value in section.items():
+        if key not in CHECKPOINTING_KEYS:
+            read = ", ".join(sorted(CHECKPOINTING_KEYS))
+            raise InputError(where, f"activation_checkpointing key {key!r} is read by nothing here, expected {read}")
+        if not isinstance(value, bool):
+            raise InputError(where, f"activation_checkpointing.{key} is {value!r}, expected true or false")
+    if recomputes(config) and wanted is False:
+        raise InputError(
+            where,
+            f"activation_checkpointing is given, but gradient_checkpointing in {run} is false: "
+            "make them equal or remove one of them",
+        )
+    if wanted:
+        config.setdefault("activation_checkpointing", {})
 
 
 def _same(config: dict[str, Any], key: str, value: float, field: str, where: str | Path, run: str | Path) -> None:

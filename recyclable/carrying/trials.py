@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from recyclable import distributed
 from recyclable.analysis import strength
 from recyclable.analysis.measure import BATCH
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.putting import Placement
 from recyclable.carrying.scaling import Strength
 from recyclable.data.examples import TaskExamples
-from recyclable.machine import without_training
 from recyclable.objectives.of_task import task_objective
 from recyclable.tasks.parts.kind import Scores
 from recyclable.tasks.parts.task import Task
 from recyclable.training import zero
 from recyclable.training.asking import Asked
-from recyclable.training.engine import frozen, in_fp32
+from recyclable.training.engine import frozen, in_fp32, to_ask
 from recyclable.training.evaluation import predict
 from recyclable.weights.differences import Differences
 
@@ -50,7 +48,7 @@ class Trials:
 
     def materialize(self, ds_config: dict[str, Any]) -> None:
         """Read what is unread, in fp32, to where `ds_config` wants it; a collective."""
-        zero.materialize(self.objective, without_training(in_fp32(ds_config), distributed.world_size()))
+        zero.materialize(self.objective, to_ask(in_fp32(ds_config)))
 
     @contextmanager
     def asked(self, ds_config: dict[str, Any]) -> Iterator[None]:

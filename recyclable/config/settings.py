@@ -96,15 +96,26 @@ class TrainSettings(RunSettings):
     """Gradients are clipped to this global norm; 0 leaves them alone."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Replaces every dropout rate of the base; null keeps the base's own."""
-    attn_implementation: Literal["eager", "sdpa"] | None = None
-    """How the trained model computes attention; null: as transformers chooses. On a CPU in bf16 and with short
-    sequences, sdpa's backward pass takes several times as long as eager's."""
+    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = (
+        None
+    )
+    """How the trained model computes attention; null: flash-attention where it is installed, the GPU and the model can
+    and products are in bf16 or fp16, else sdpa, else eager. On a CPU in bf16 and with short sequences, sdpa's backward
+    pass takes several times as long as eager's."""
+    gradient_checkpointing: bool | None = None
+    """Layers keep their inputs alone and compute again in the backward pass: far less memory, a third more time, the
+    same result; null: as the ds_config says (`activation_checkpointing`)."""
     eval_every: int | None = Field(None, gt=0)
     """Steps between evaluations; null: about 50 in the run. Step 0 and the last step are always evaluated."""
     save_every: int = Field(500, ge=0)
     """Steps between checkpoints; 0 writes none."""
     log_every: int = Field(10, gt=0)
     """Steps between logged training losses."""
+
+    @property
+    def packs_apart(self) -> bool:
+        """Whether documents share a sequence and none may see another, for which flash-attention is not tried."""
+        return False
 
     def evaluation_interval(self) -> int:
         """Steps between evaluations, `eval_every` or a fiftieth of the run."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from recyclable.data.examples import Batch, model_inputs
 from recyclable.objectives.distillation import kd_sum, patient_sum
-from recyclable.objectives.objective import Objective
+from recyclable.objectives.objective import Ask, Objective
 from recyclable.objectives.teachers import FrozenModel, OnlineTeacher, Signals, compared_states
 from recyclable.objectives.weight_path import WeightPath
 from recyclable.tasks.parts.kind import TaskKind
@@ -117,8 +117,12 @@ class AlongPath(Objective):
         if point.number is None:
             return found
         self._path.require_all_mixed()
-        self._path.go_to(1.0)
         return {f"{term}_{point.number}": value for term, value in found.items()}
+
+    def forward(self, batch: Batch, predict: bool = False, ask: Ask | None = None, **of_pass: Any) -> Any:
+        """The student itself, unless a pass says otherwise; it stays at a pass's point for that one's backward."""
+        self._path.go_to(1.0)
+        return super().forward(batch, predict, ask, **of_pass)
 
     @abstractmethod
     def compared(self, batch: Batch, told: Any, own: bool) -> dict[str, torch.Tensor]:

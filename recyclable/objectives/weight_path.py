@@ -6,12 +6,14 @@ x: place on the path, 0 at the fixed end, 1 at the student's own weights.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from recyclable.architectures.recomputing import is_recomputed
 from recyclable.errors import InputError
 
 
@@ -97,9 +99,11 @@ class WeightPath:
                 name, *view = packed
                 return mix(name).as_strided(*view)
 
+            # a layer that computes again mixes again by itself
+            hooks = nullcontext() if is_recomputed() else torch.autograd.graph.saved_tensors_hooks(pack, unpack)
             vars(module).update(mixed)  # found before the parameters of the same names
             try:
-                with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                with hooks:
                     return forward(*args, **kwargs)
             finally:
                 for name in mixed:

@@ -113,7 +113,7 @@ def _apart(kind: LMKind, base: Base, text: Text, ds_config: dict[str, Any]) -> A
     if kind.attention == "full":
         return None
     tried, _ = kind.model(base)
-    set_attention(tried, kind)
+    set_attention(tried, kind, ds_config)
     found = prove(tried, text.training.batch([(0, 0)]), kind.causal, ds_config, base.folder)
     distributed.say(f"documents that share a sequence are kept apart in {base.folder} by {found.way}")
     return found

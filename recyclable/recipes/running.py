@@ -8,6 +8,7 @@ from typing import Any
 
 from recyclable import distributed, machine
 from recyclable.config.settings import Settings, TrainSettings
+from recyclable.training.nvme import prepare
 
 
 def run_recipe(
@@ -19,7 +20,8 @@ def run_recipe(
         run: the run config's file, for messages.
         where: the ds_config's file, for messages.
 
-    Raises InputError, before `out` is touched, where the batch does not come out whole over micro-batches and ranks.
+    Raises InputError, before `out` is touched, where the batch does not come out whole over micro-batches and ranks, or
+    the machine lacks what offloading to NVMe needs.
     """
     recipe = import_module(f"recyclable.recipes.{verb}")
     for each in getattr(recipe, "runs", lambda only: [only])(settings):
@@ -31,5 +33,7 @@ def run_recipe(
                 train_batch_size=each.train_batch_size,
                 max_grad_norm=each.max_grad_norm,
                 world_size=distributed.world_size(),
+                gradient_checkpointing=each.gradient_checkpointing,
             )
+    prepare(ds_config, where)
     return getattr(recipe, verb)(settings, ds_config, resume)

@@ -11,6 +11,7 @@ import deepspeed
 
 from recyclable import distributed
 from recyclable.errors import InputError
+from recyclable.training.swapped import is_swapped, load_states, save_states
 from recyclable.weights.durable import sync, write_json
 from recyclable.weights.hashes import sha256_file
 from recyclable.weights.strict_json import read_json
@@ -27,7 +28,10 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, state: dict[str, Any])
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     distributed.barrier()
-    engine.save_checkpoint(str(aside), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
+    if is_swapped(engine.optimizer):
+        save_states(engine.optimizer, aside)
+    else:
+        engine.save_checkpoint(str(aside), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
     distributed.barrier()
     if distributed.is_main():
         files = {str(p.relative_to(aside)): sha256_file(p) for p in sorted(aside.rglob("*")) if p.is_file()}
@@ -64,7 +68,10 @@ def load_latest(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, An
                 raise InputError(steps[-1] / name, "is missing, but the checkpoint's list has it")
             if sha256_file(steps[-1] / name) != digest:
                 raise InputError(steps[-1] / name, "was changed after it was written (SHA-256 differs)")
-    engine.load_checkpoint(str(steps[-1]), tag=_TAG, load_module_strict=False)
+    if is_swapped(engine.optimizer):
+        load_states(engine.optimizer, steps[-1])
+    else:
+        engine.load_checkpoint(str(steps[-1]), tag=_TAG, load_module_strict=False)
     return state
 
 
@@ -76,4 +83,5 @@ def _shape_of_run(engine: deepspeed.DeepSpeedEngine) -> dict[str, int | str]:
     """What decides how DeepSpeed cuts and names its files."""
     precision = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()
-    return {"ranks": distributed.world_size(), "zero_stage": stage, "precision": precision}
+    found: dict[str, int | str] = {"ranks": distributed.world_size(), "zero_stage": stage, "precision": precision}
+    return {**found, **({"states": "swapped"} if is_swapped(engine.optimizer) else {})}

@@ -11,25 +11,32 @@ from typing import Any
 import deepspeed
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from recyclable import distributed, machine
+from recyclable.architectures import attention
+from recyclable.architectures.recomputing import recompute_layers
 from recyclable.config.settings import TrainSettings
 from recyclable.objectives.objective import Objective
-from recyclable.training import zero
+from recyclable.training import nvme, zero
 from recyclable.training.optimizer import build_optimizer
 
 
-def materialize(objective: nn.Module, settings: TrainSettings, ds_config: dict[str, Any]) -> None:
-    """Read what is unread of an objective to where its engine will want it (`training.zero.materialize`)."""
-    zero.materialize(objective, _merged(settings, ds_config))
+def materialize(objective: Objective, settings: TrainSettings, ds_config: dict[str, Any]) -> None:
+    """Have an objective compute as settings and ds_config say, and read what is unread of it to where its engine will
+    want it (`training.zero.materialize`). Twice is once."""
+    nvme.prepare(ds_config, "ds_config")
+    config = _merged(settings, ds_config)
+    set_attention(objective.student, settings, ds_config)
+    if machine.recomputes(config):
+        recompute_layers(objective.student, machine.saves_on_host(config))
+    zero.materialize(objective, config)
 
 
-def set_attention(model: nn.Module, settings: TrainSettings) -> None:
-    """Have a model compute attention as the settings say, if they do."""
-    for module in model.modules() if settings.attn_implementation else ():
-        if isinstance(module, PreTrainedModel):
-            module.set_attn_implementation(settings.attn_implementation)
+def set_attention(model: nn.Module, settings: TrainSettings, ds_config: dict[str, Any]) -> None:
+    """Have a model compute attention as the settings say; else the fastest way that model and machine have."""
+    machine_here = attention.Machine() if settings.packs_apart else attention.this_machine()
+    half = "16" in machine.precision(ds_config) or machine.autocast(ds_config) is not None
+    attention.set_attention(model, settings.attn_implementation, half, machine_here)
 
 
 @contextmanager
@@ -37,7 +44,6 @@ def engine_for(
     objective: Objective, settings: TrainSettings, ds_config: dict[str, Any], out: Path
 ) -> Iterator[deepspeed.DeepSpeedEngine]:
     """An engine that trains `objective`; TensorBoard files go to out/tensorboard unless ds_config says otherwise."""
-    set_attention(objective.student, settings)
     materialize(objective, settings, ds_config)
     config = _merged(settings, ds_config)
     # To DeepSpeed each pass over a batch is an accumulation step of its own: the last one of a step is its boundary.
@@ -47,10 +53,11 @@ def engine_for(
         zero.gather_with(module, parameter)
     config.setdefault("tensorboard", {"enabled": True, "output_path": str(out), "job_name": "tensorboard"})
     with _ended(
-        deepspeed.initialize(model=objective, optimizer=build_optimizer(objective, settings, config), config=config)[0]
+        deepspeed.initialize(model=objective, optimizer=build_optimizer(objective, settings), config=config)[0], config
     ) as engine:
         if distributed.world_size() == 1 and machine.zero_stage(config) == 0 and not machine.is_bf16(config):
             engine.enable_backward_allreduce = False  # it would copy every gradient to add up one rank's
+        distributed.say(f"attention: {attention.attention_of(objective.student)}")
         yield engine
 
 
@@ -59,16 +66,22 @@ def in_fp32(ds_config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in ds_config.items() if name not in machine.PRECISION_KEYS}
 
 
+def to_ask(ds_config: dict[str, Any]) -> dict[str, Any]:
+    """The complete DeepSpeed config of an engine that only computes."""
+    nvme.prepare(ds_config, "ds_config")
+    return machine.without_training(nvme.with_own_folder(ds_config), distributed.world_size())
+
+
 @contextmanager
 def frozen(module: nn.Module, ds_config: dict[str, Any]) -> Iterator[tuple[Callable[..., Any], torch.device | str]]:
     """A module to call without training it, its weights in the precision that an engine would hold them in; its device.
 
     Under ZeRO-3 it is partitioned over the ranks, else whole on each.
     """
-    config = machine.without_training(ds_config, distributed.world_size())
+    config = to_ask(ds_config)
     zero.materialize(module, config)
     if machine.zero_stage(config) == 3:
-        with _ended(deepspeed.initialize(model=module, config=config)[0]) as engine:
+        with _ended(deepspeed.initialize(model=module, config=config)[0], config) as engine:
             engine.eval()
             yield engine, engine.device
     else:
@@ -78,19 +91,21 @@ def frozen(module: nn.Module, ds_config: dict[str, Any]) -> Iterator[tuple[Calla
 
 
 @contextmanager
-def _ended(engine: deepspeed.DeepSpeedEngine) -> Iterator[deepspeed.DeepSpeedEngine]:
+def _ended(engine: deepspeed.DeepSpeedEngine, config: dict[str, Any]) -> Iterator[deepspeed.DeepSpeedEngine]:
     try:
         yield engine
     finally:
         engine.destroy()
         gc.collect()  # ZeRO's hooks and partitions refer to each other
+        nvme.clear(config)
 
 
 def _merged(settings: TrainSettings, ds_config: dict[str, Any]) -> dict[str, Any]:
     return machine.merge(
-        ds_config,
+        nvme.with_own_folder(ds_config),
         where="ds_config",
         train_batch_size=settings.train_batch_size,
         max_grad_norm=settings.max_grad_norm,
         world_size=distributed.world_size(),
+        gradient_checkpointing=settings.gradient_checkpointing,
     )

@@ -23,7 +23,7 @@ _PATIENCE_S = 5
 # Checkpoints, and weights of a later step than 0.
 _PROGRESS = ("checkpoints/step-*/complete.json", "best-*[1-9]*.safetensors", "*/best-*[1-9]*.safetensors")
 # These say where and how often, not what is computed: they may differ when a run is resumed.
-_FREE = {"out", "log_every", "save_every", "eval_batch_size", "teacher_cache"}
+_FREE = {"out", "log_every", "save_every", "eval_batch_size", "teacher_cache", "gradient_checkpointing"}
 
 
 @contextmanager

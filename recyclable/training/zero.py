@@ -24,6 +24,8 @@ from deepspeed.utils import safe_get_local_fp32_param
 from torch import nn
 
 from recyclable import distributed
+from recyclable.errors import InputError
+from recyclable.training.swapped import is_swapped, own_masters
 from recyclable.weights.checkpoint_files import Ranged
 from recyclable.weights.digest import element_ranges
 from recyclable.weights.sources import Read, Unread, become, fill, held, is_unread, read_into
@@ -64,20 +66,14 @@ def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
     and no rank allocates a whole tensor. Below, a rank reads every parameter whole, in the precision and on the device
     that it will have. Parameters that have values already are partitioned from them. Does nothing where none is unread.
 
-    Three ways to store ZeRO-3's partitions need whole parameters on the way (NVMe, ZeRO++'s second partition on each
-    host and its quantized frozen weights): with them it is as below ZeRO-3, and DeepSpeed partitions.
+    Two ways to store ZeRO-3's partitions need whole parameters on the way (ZeRO++'s second partition on each host and
+    its quantized frozen weights): with them it is as below ZeRO-3, and DeepSpeed partitions.
     """
     if not is_unread(module):
         return
     config = DeepSpeedConfig(copy.deepcopy(ds_config))
     zero = config.zero_config
-    parameters_on_nvme = zero.offload_param is not None and zero.offload_param.device == OffloadDeviceEnum.nvme
-    if (
-        zero.stage < 3
-        or parameters_on_nvme
-        or zero.zero_hpz_partition_size > 1
-        or zero.zero_quantized_nontrainable_weights
-    ):
+    if zero.stage < 3 or zero.zero_hpz_partition_size > 1 or zero.zero_quantized_nontrainable_weights:
         half = torch.bfloat16 if config.bfloat16_config.enabled else torch.float16
         precise = not (config.bfloat16_config.enabled or config.float16_config.enabled)
         in_memory = "cpu" if zero.stage == 3 else get_accelerator().current_device_name()
@@ -91,7 +87,7 @@ def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
         buffer.data = buffer.data.to(init.local_device)
     init._keep_in_fp32(module)
     whole = [parameter for parameter in module.parameters() if not is_zero_param(parameter)]
-    read_into([_partition(init, parameter) for parameter in whole])
+    read_into([left for parameter in whole if (left := _partition(init, parameter))])
 
 
 @contextmanager
@@ -121,10 +117,11 @@ def gather_with(module: nn.Module, parameter: nn.Parameter) -> None:
     deepspeed.zero.register_external_parameter(module, parameter)
 
 
-def _partition(init: deepspeed.zero.Init, parameter: nn.Parameter) -> tuple[torch.Tensor, Read, int]:
+def _partition(init: deepspeed.zero.Init, parameter: nn.Parameter) -> tuple[torch.Tensor, Read, int] | None:
     """Turn a parameter into one of ZeRO-3's; returns its partition on this rank, without padding, as `read_into` wants.
 
-    What `Init._partition_param` does, but for the copy from a whole tensor.
+    What `Init._partition_param` does, but for the copy from a whole tensor. A partition on NVMe is read and written at
+    once, one at a time in memory: there is nothing left to read then.
     """
     read = parameter.read if isinstance(parameter, Unread) else held(parameter)
     shape, trained = parameter.shape, parameter.requires_grad
@@ -133,20 +130,38 @@ def _partition(init: deepspeed.zero.Init, parameter: nn.Parameter) -> tuple[torc
     init._convert_to_deepspeed_param(parameter)
     assert _is_partitioned(parameter)
     aligned = init._aligned_size(parameter)
-    partition = torch.zeros(aligned // parameter.ds_zero_partition_world_size, dtype=init.dtype, device=_home(init))
-    if init.pin_memory:
-        partition = get_accelerator().pin_memory(partition)
+    size = aligned // parameter.ds_zero_partition_world_size
+    on_nvme = init.param_swapper is not None and init.param_swapper.swappable_tensor(numel=size)
+    if on_nvme:
+        partition = torch.empty(0, dtype=init.dtype)
+        partition.data = _buffer(init.param_swapper, parameter, size).zero_()
+    else:
+        partition = torch.zeros(size, dtype=init.dtype, device=_home(init))
+        if init.pin_memory:
+            partition = get_accelerator().pin_memory(partition)
     parameter.ds_tensor, parameter.ds_numel_aligned = partition, aligned
-    parameter.ds_tensor.ds_numel = partition.numel()
+    parameter.ds_tensor.ds_numel = size
     parameter.ds_tensor.status = PartitionedParamStatus.AVAILABLE
-    parameter.ds_tensor.final_location = None
-    parameter.partition()  # has its partition already: lets go of the rest
+    parameter.ds_tensor.final_location = OffloadDeviceEnum.nvme if on_nvme else None
     start, stop = _own_range(parameter)
-    return partition[: stop - start], read, start
+    if on_nvme:
+        read_into([(partition[: stop - start], read, start)])
+        init.param_swapper.swap_out_and_release([parameter])
+    parameter.partition()  # has its partition already: lets go of the rest
+    return None if on_nvme else (partition[: stop - start], read, start)
+
+
+def _buffer(swapper: Any, parameter: nn.Parameter, size: int) -> torch.Tensor:
+    """Memory for a partition on its way to NVMe."""
+    if size > swapper.elements_per_buffer:
+        problem = f"is {swapper.elements_per_buffer}, expected at least a rank's share of the largest tensor, {size}"
+        raise InputError("zero_optimization.offload_param.buffer_size", problem)
+    return swapper.get_buffer(parameter, size)
 
 
 def _home(init: deepspeed.zero.Init) -> torch.device | str:
-    return "cpu" if init.remote_device == OffloadDeviceEnum.cpu else init.local_device
+    in_memory = init.remote_device in (OffloadDeviceEnum.cpu, OffloadDeviceEnum.nvme)  # what is too small for NVMe
+    return "cpu" if in_memory else init.local_device
 
 
 def _own_range(parameter: Partitioned) -> tuple[int, int]:
@@ -172,6 +187,13 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
     All ranks together have every element once. Under mixed precision the values are the optimizer's fp32 master copy,
     not the rounded one that the model computes with. Works inside an engine only.
     """
+    if (optimizer := _optimizer(module)) is not None and is_swapped(optimizer):
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        for parameter, values in own_masters(optimizer):
+            if parameter in names:
+                start, stop = _own_range(parameter)
+                yield names[parameter], start, values[: stop - start].float().cpu()
+        return
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -191,6 +213,11 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
             yield name, begin, values[begin - start : end - start].detach().float().cpu()
 
 
+def _optimizer(module: nn.Module) -> Any:
+    """ZeRO-3's, inside an engine; else None."""
+    return next((p._z3_optimizer for p in module.parameters() if hasattr(p, "_z3_optimizer")), None)
+
+
 def load_trainable(module: nn.Module, tensors: Ranged) -> None:
     """Read values, by name, into the trainable parameters that the model computes with (`overwrite`)."""
     trainable = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
@@ -206,11 +233,18 @@ def overwrite(values: Iterable[tuple[nn.Parameter, Read]]) -> None:
     for parameter, read in values:
         if _is_partitioned(parameter):
             if parameter.ds_tensor.status != PartitionedParamStatus.AVAILABLE:  # on NVMe
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                    parameter.data.copy_(read(0, parameter.ds_numel).view(parameter.ds_shape))
+                _overwrite_on_nvme(parameter, read)
                 continue
             start, stop = _own_range(parameter)
             targets.append((parameter.ds_tensor.data[: stop - start], read, start))
         if not _is_partitioned(parameter) or parameter.ds_status == ZeroParamStatus.AVAILABLE:
             targets.append((parameter.data.view(-1), read, 0))
     read_into(targets)
+
+
+def _overwrite_on_nvme(parameter: Any, read: Read) -> None:
+    """Read this rank's range of a parameter into its file."""
+    start, stop = _own_range(parameter)
+    parameter.nvme_swapper.swap_in([parameter], async_op=False)
+    read_into([(parameter.ds_tensor.data[: stop - start], read, start)])
+    parameter.nvme_swapper.swap_out_and_release([parameter])

@@ -49,7 +49,7 @@ def test_without_warmup_the_first_step_has_the_full_rate_and_a_warmup_longer_tha
 def test_biases_norms_and_frozen_weights_are_kept_out_of_weight_decay():
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Linear(2, 2))
     module[2].requires_grad_(False)
-    decayed, rest = build_optimizer(module, settings(weight_decay=0.1), {}).param_groups
+    decayed, rest = build_optimizer(module, settings(weight_decay=0.1)).param_groups
     assert decayed["weight_decay"] == 0.1 and decayed["params"] == [module[0].weight]
     assert rest["weight_decay"] == 0.0
     assert {id(p) for p in rest["params"]} == {id(module[0].bias), id(module[1].weight), id(module[1].bias)}
