@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         carry_tokenizer,
         evaluate,
         generate,
+        plan,
         pretrain,
         probe,
         recycle,
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
         tune,
     )
 
-__all__ = ["Store", "apply", "carry", "carry_tokenizer", "evaluate", "generate", "pretrain", "probe", "recycle"]
-__all__ += ["study", "teacher_loss", "tune"]
+__all__ = ["Store", "apply", "carry", "carry_tokenizer", "evaluate", "generate", "plan", "pretrain", "probe"]
+__all__ += ["recycle", "study", "teacher_loss", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,26 +19,18 @@ from recyclable.errors import InputError
 Config = TypeVar("Config", bound=Settings)
 
 
-def read_run_file(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+def read_run_file(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
     """What a YAML run config says, with `key=value` overrides applied (dots reach into sections); not checked yet.
+
+    Without a path it is the overrides alone.
 
     Environment variables are expanded. Raises InputError for a missing file, broken YAML, anything but a mapping, an
     override that is none, a variable that is not set.
     """
-    path = Path(path)
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror}); expected a YAML run config") from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise InputError(path, f"broken YAML: {explained(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(path, f"holds {type(content).__name__}, expected a mapping of settings")
+    content = {} if path is None else _read(Path(path))
     for override in overrides:
         _override(content, override)
-    return _expand(content, path)
+    return _expand(content, path or "key=value")
 
 
 def load_config(cls: type[Config], path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -80,6 +72,21 @@ class _Loader(PlainLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a file."""
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror}); expected a YAML run config") from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except yaml.YAMLError as error:
+        raise InputError(path, f"broken YAML: {explained(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(path, f"holds {type(content).__name__}, expected a mapping of settings")
+    return content
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -28,9 +28,9 @@ class Spans:
 
     def most(self, length: int) -> int:
         """How many spans a text of so many tokens has."""
-        return self._counts(length)[1]
+        return self.counts(length)[1]
 
-    def _counts(self, length: int) -> tuple[int, int]:
+    def counts(self, length: int) -> tuple[int, int]:
         """Tokens taken out, and spans, of a text of so many tokens; (0, 0) of one too short for either."""
         if length < 2:
             return 0, 0
@@ -39,7 +39,7 @@ class Spans:
 
     def lengths(self, length: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Lengths of what is kept before each span, and of the spans: two int64 arrays of one size."""
-        noise, spans = self._counts(length)
+        noise, spans = self.counts(length)
         kept = _segments(length - noise + 2, spans + 1, random)
         kept[0] -= 1  # a span may stand first, or last
         return kept[:-1], _segments(noise, spans, random)

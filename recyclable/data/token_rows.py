@@ -60,6 +60,12 @@ def batch_of(rows: Sequence[TokenRow], pad: int, max_length: int | None) -> Batc
     return {**inputs, "positions": torch.tensor(positions).long(), "targets": torch.tensor(targets).long()}
 
 
+def full_batch(rows: int, length: int, has_encoder: bool) -> Batch:
+    """The largest batch of so many rows: as many tokens as they may have, all of them told; its values mean nothing."""
+    ids, source = [0] * length, [0] * length if has_encoder else None
+    return batch_of([TokenRow(ids, range(1, length), source)] * rows, 0, length)
+
+
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token to pad with, whichever there is."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

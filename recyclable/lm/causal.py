@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from recyclable.data.examples import Examples
+    from recyclable.data.examples import Batch, Examples
     from recyclable.data.layout import Layout
     from recyclable.data.packing import Joined, Packed
     from recyclable.weights.base import Base
@@ -62,3 +62,9 @@ class Causal(GenerativeLM):
         from recyclable.data.blocks import CausalBlocks
 
         return CausalBlocks(packed, indices, self.attention == "documents")
+
+    def full_batch(self, rows: int) -> Batch:
+        """Every token but the first is told."""
+        from recyclable.data.token_rows import full_batch
+
+        return self.whole_documents(full_batch(rows, self.max_length, has_encoder=False))

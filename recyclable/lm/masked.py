@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from recyclable.data.examples import Examples
+    from recyclable.data.examples import Batch, Examples
     from recyclable.data.packing import Joined, Packed
     from recyclable.weights.base import Base
 
@@ -53,6 +53,19 @@ class Masked(LMKind):
 
         apart = self.attention == "documents"
         return MaskedBlocks(packed, tokenizer, self.mlm_probability, self.seed, indices, apart)
+
+    def full_batch(self, rows: int) -> Batch:
+        """As many tokens are masked as hardly ever are: three standard deviations more than on average."""
+        import math
+
+        import torch
+
+        tokens, chance = rows * self.max_length, self.mlm_probability
+        masked = min(tokens, math.ceil(tokens * chance + 3 * math.sqrt(tokens * chance * (1 - chance))))
+        ids = torch.zeros(rows, self.max_length, dtype=torch.long)
+        targets = torch.zeros(masked, dtype=torch.long)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "positions": targets, "targets": targets}
+        return self.whole_documents(batch)
 
     def head(self) -> HeadSettings:
         """By the settings that masked models have had from the first."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from recyclable.data.corruption import Spans as Taken
-    from recyclable.data.examples import Examples
+    from recyclable.data.examples import Batch, Examples
     from recyclable.data.packing import Joined, Packed
     from recyclable.weights.base import Base
 
@@ -68,6 +68,16 @@ class Spans(GenerativeLM):
         assert start is not None and isinstance(end, int), "required before"
         apart = self.attention == "documents"
         return SpanBlocks(packed, self._taken(tokenizer), end, start, self.seed, indices, apart)
+
+    def full_batch(self, rows: int) -> Batch:
+        """Sequences of one document each."""
+        from recyclable.data.corruption import Spans as Taken
+        from recyclable.data.token_rows import TokenRow, batch_of
+
+        noise, spans = Taken(self.noise_density, self.mean_span_length, ()).counts(self.max_length)
+        told, read = noise + spans + 1, self.max_length - noise + spans
+        row = TokenRow([0] * (told + 1), range(1, told + 1), [0] * read)
+        return self.whole_documents(batch_of([row] * rows, 0, None))
 
     def _taken(self, tokenizer: PreTrainedTokenizerBase) -> Taken:
         from recyclable.data.corruption import Spans as Taken

@@ -7,6 +7,7 @@ student itself, is always one of the points.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -73,7 +74,8 @@ class Interpolate(StartsOutdated, Distils):
         """A straight path must lead from the teacher's weights, and from the second model's."""
         super().require(scene)
         scene.carried.require_same_shapes()
-        if (second := self._second(scene)) is not None:
+        if self.second_weights is not None:
+            second = self._second(scene)
             scene.data.train.readable_by(second.new.config, second.reader.prompts)
             second.verify()
         if not scene.head and not any(self.beta_by_point or [self.beta]):
@@ -94,13 +96,10 @@ class Interpolate(StartsOutdated, Distils):
     def objective(self, student: nn.Module, scene: Scene) -> Objective:
         """Labels, and the teacher at every point of the path."""
         from recyclable.carrying.places import label_heads
-        from recyclable.models.tasks import outdated_model
         from recyclable.objectives.interpolation import Places
         from recyclable.objectives.of_task import interpolated_objective
-        from recyclable.tasks.parts.task import task_of
 
         places = Places(self.points(), self.interpolation_draws or 0, self.interpolation_margin, self.seed)
-        second, theirs = self._second(scene), task_of(scene.carried.weights.manifest.task)
         return interpolated_objective(
             student,
             scene.kind,
@@ -109,22 +108,21 @@ class Interpolate(StartsOutdated, Distils):
             share=self.task_share,
             alphas=self.alpha_by_point or [self.alpha] * (len(places) + 1),
             betas=self.beta_by_point or [self.beta] * (len(places) + 1),
-            second=None if second is None else outdated_model(second, theirs, self.seed),
+            second=scene.teacher(self.seed, partial(self._second, scene)) if self.second_weights else None,
             left_out=() if scene.head else label_heads(student).values(),
             temperature=self.temperature,
             reduction=self.kd_reduction,
             logits=scene.head,
         )
 
-    def _second(self, scene: Scene) -> Carried | None:
+    def _second(self, scene: Scene) -> Carried:
         """The second fixed model's weights on their own base, which must be of the first one's kind."""
         from recyclable.carrying.carried import Carried, require_same_shapes
         from recyclable.carrying.labels import require_same_rows
         from recyclable.tasks.parts.task import task_of
         from recyclable.weights.adapted import require_same_model, require_same_tuning
 
-        if self.second_weights is None or self.second_base is None:
-            return None
+        assert self.second_weights is not None and self.second_base is not None, "they go together"
         first = scene.carried
         second = Carried.open(self.second_weights, self.second_base, self.second_base, store=self.store)
         require_same_tuning(second.weights, first.weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ def _apart(kind: LMKind, base: Base, text: Text, ds_config: dict[str, Any]) -> A
     tried, _ = kind.model(base)
     set_attention(tried, kind, ds_config)
     found = prove(tried, text.training.batch([(0, 0)]), kind.causal, ds_config, base.folder)
+    del tried
+    gc.collect()  # a model that ZeRO has partitioned refers to itself: it would stay beside the one that is trained
     distributed.say(f"documents that share a sequence are kept apart in {base.folder} by {found.way}")
     return found
 

@@ -24,4 +24,9 @@ def kind_of(base: Any) -> str:
         config = read_json(locate(base) / "config.json") if isinstance(base, str) else {}
     except InputError:  # whoever opens it says so
         return DEFAULT
+    return claimed(config)
+
+
+def claimed(config: dict[str, Any]) -> str:
+    """The name of the kind that a base with this config.json is; the default where none claims it."""
     return next((name for name in LM_KINDS.names() if LM_KINDS.get(name).claims(config)), DEFAULT)

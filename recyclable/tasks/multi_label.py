@@ -89,6 +89,10 @@ class MultiLabel(TaskKind):
         """Texts x labels."""
         return batch["labels"].numel()
 
+    def full_targets(self, rows: int, length: int, labels: int) -> Batch:
+        """A 0 or 1 per text and label."""
+        return {"labels": torch.zeros(rows, labels, dtype=torch.long)}
+
     def loss_sum(self, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy of logits and as many zeros and ones, of whatever shape."""
         logits = rows.float().reshape(-1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from recyclable.data.examples import LabelledTexts, TaskExamples
+from recyclable.data.examples import Batch, LabelledTexts, TaskExamples
 from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks.parts import metrics
@@ -51,6 +51,10 @@ class Regression(TaskKind):
     def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> TaskExamples:
         """Texts, `labels` [B] (fp32)."""
         return LabelledTexts(split, tokenizer, max_length)
+
+    def full_targets(self, rows: int, length: int, labels: int) -> Batch:
+        """A number per text."""
+        return {"labels": torch.zeros(rows)}
 
     def loss_sum(self, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Squared error of [R, 1]."""

@@ -102,6 +102,11 @@ class Tokens(TaskKind):
         """How many they are."""
         return int((batch["labels"] >= 0).sum())
 
+    def full_targets(self, rows: int, length: int, labels: int) -> Batch:
+        """A word per token."""
+        tags = torch.zeros(rows, length, dtype=torch.long)
+        return {"labels": tags, POSITIONS: torch.zeros_like(tags)}
+
     def loss_sum(self, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy."""
         return F.cross_entropy(rows.float(), targets, reduction="sum")

@@ -37,7 +37,8 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, state: dict[str, Any])
         files = {str(p.relative_to(aside)): sha256_file(p) for p in sorted(aside.rglob("*")) if p.is_file()}
         for name in files:
             sync(aside / name)
-        write_json(aside / _MARK, {**state, **_shape_of_run(engine), "files": files})
+        micro = {"micro_batch": engine.train_micro_batch_size_per_gpu()}
+        write_json(aside / _MARK, {**state, **micro, **_shape_of_run(engine), "files": files})
         if final.exists():  # a resumed run repeats the steps after its checkpoint
             shutil.rmtree(final)
         os.replace(aside, final)
@@ -45,6 +46,12 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, state: dict[str, Any])
         for old in _steps(folder)[:-1]:
             shutil.rmtree(old)
     distributed.barrier()
+
+
+def micro_batch(folder: Path) -> int | None:
+    """The micro-batch that the last complete checkpoint was written with; None without one, or where it is not told."""
+    steps = _steps(folder)
+    return read_json(steps[-1] / _MARK).get("micro_batch") if steps else None
 
 
 def load_latest(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, Any] | None:

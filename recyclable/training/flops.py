@@ -5,18 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# Dense bf16 peak in FLOP/s by a part of the device's name, from the vendors' data sheets.
-_PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "B200": 2250e12,
-    "MI300X": 1307e12,
-}
+from recyclable.planning.devices import by_torch_name
 
 
 def flops_per_token(objective: nn.Module, passes: int = 1) -> float:
@@ -42,5 +31,5 @@ def peak_flops() -> float | None:
     """Dense bf16 FLOP/s of this rank's device, None for a CPU or an unknown accelerator."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    known = by_torch_name(torch.cuda.get_device_name())
+    return None if known is None else known.flops

@@ -17,8 +17,8 @@ from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
 from recyclable.data.order import Item, Order, Steps, share_of_step
 from recyclable.objectives.objective import Objective
-from recyclable.training import checkpoint
-from recyclable.training.engine import engine_for
+from recyclable.training import checkpoint, micro_batch
+from recyclable.training.engine import engine_for, materialize
 from recyclable.training.evaluation import to_device
 from recyclable.training.monitor import Monitor
 from recyclable.training.optimizer import learning_rate
@@ -75,6 +75,7 @@ def train(
     Args:
         evaluate: scores of the engine's model; run at step 0, every `eval_every` steps and at the end.
         select: the score whose highest value decides which step's weights are kept; None keeps the last.
+        ds_config: where it names no micro-batch, one is found that fits (`training.micro_batch`).
         final: run once, on the kept weights, when training is over.
         lengths: tokens of each example, to put those of like length into one step; None takes them as they come.
         order: which examples make up which step; None: `Order` by seed and lengths.
@@ -82,7 +83,12 @@ def train(
     """
     progress = Progress()
     checkpoints = out / "checkpoints"
+    materialize(objective, settings, ds_config)
+    known = checkpoint.micro_batch(checkpoints) if resume else None
+    ds_config, found = micro_batch.find(objective, examples, settings, ds_config, known)
     with engine_for(objective, settings, ds_config, out) as engine:
+        if found is not None:
+            micro_batch.verify(engine, objective, found)
         monitor = Monitor(engine, settings, label)
         if resume and (state := checkpoint.load_latest(engine, checkpoints)):
             progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})

@@ -176,6 +176,11 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def bytes_held(parameter: nn.Parameter) -> int:
+    """Bytes of a parameter that this rank has taken."""
+    return (0 if parameter.is_meta else parameter.nbytes) + getattr(getattr(parameter, "ds_tensor", None), "nbytes", 0)
+
+
 def trainable_shapes(module: nn.Module) -> Shapes:
     """Name -> (fp32, full shape) of the trainable parameters, whether partitioned or not."""
     return {name: (torch.float32, full_shape(p)) for name, p in module.named_parameters() if p.requires_grad}

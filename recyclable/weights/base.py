@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from recyclable.architectures.names import canonical_name, model_prefix
 from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import Renamed, Source
+from recyclable.weights.checkpoint_files import Ranged, Renamed
 from recyclable.weights.digest import Digested
 from recyclable.weights.layouts import model_files
 from recyclable.weights.locate import inside
@@ -24,8 +24,8 @@ _CHUNK = 1 << 22  # elements compared at a time
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The model config of a directory; InputError when it is missing or broken."""
-    file = folder / "config.json"
+    """The model config of a directory, or that file itself; InputError when it is missing or broken."""
+    file = folder if folder.is_file() else folder / "config.json"
     if not file.is_file():
         wanted = "expected a model directory in Hugging Face format"
         raise InputError(folder, f"has no config.json, {wanted}{inside(folder, file.name)}")
@@ -61,14 +61,17 @@ class Base(Renamed):
     """The tensors that identify a base: backbone, and a pre-trained untied LM head. Heads and pooler are left out.
 
     The pooler is left out because masked-LM pre-training neither uses nor changes it: it travels with the head.
+
+    Args:
+        files: tensors that take the place of those in the directory.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, files: Ranged | None = None) -> None:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.prefix = model_prefix(self.config)
         self.structure = Structure(self.config)
-        files = model_files(self.folder, self.structure)
+        files = model_files(self.folder, self.structure) if files is None else files
         self.structure.parted = self._parted(files)
         prefixed = any(name.startswith(self.prefix + ".") for name in files.names)
         stored_name: dict[str, str] = {}
@@ -87,7 +90,7 @@ class Base(Renamed):
         """What is wrong with a base without these tensors of its backbone."""
         return InputError(self.folder, f"lacks {len(names)} backbone tensors: {', '.join(names)}")
 
-    def _parted(self, files: Source) -> bool:
+    def _parted(self, files: Ranged) -> bool:
         """Whether the files hold an output embedding of its own that the class would tie: then they win.
 
         So it is in transformers, and with T5 1.1, Flan-T5, mT5 and UMT5.

@@ -27,6 +27,19 @@ def locate(base: str | Path) -> Path:
     return _fetched(str(base), [*_WANTED, *others]) if others else found
 
 
+def locate_config(base: str | Path) -> Path:
+    """Where a base's config.json alone lies: its directory, or a JSON file; of a hub name nothing else is fetched.
+
+    InputError when there is none.
+    """
+    place = Path(base)
+    if place.is_dir() or place.suffix == ".json" and place.is_file():
+        return place
+    if place.exists() or place.is_absolute() or str(base).startswith(".") or str(base).count("/") > 1:
+        raise InputError(base, "is no model: expected a directory with config.json, that file, or a hub name")
+    return _fetched(str(base), ["config.json"])
+
+
 def inside(folder: Path, *files: str) -> str:
     """Where any of these files lies in a directory that lacks them, at most two deeper, for a message; else nothing."""
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from recyclable.data.examples import Examples
+    from recyclable.data.examples import Batch, Examples
     from recyclable.data.layout import Layout
     from recyclable.data.packing import Joined, Packed
     from recyclable.objectives.apart import Apart
@@ -124,8 +124,19 @@ class LMKind(TrainSettings):
         """Some of the packed sequences, as batches are made of them."""
 
     @abstractmethod
+    def full_batch(self, rows: int) -> Batch:
+        """The largest batch of so many sequences, for who asks what it would take; its values mean nothing."""
+
+    @abstractmethod
     def head(self) -> HeadSettings:
         """What becomes of the head."""
+
+    def whole_documents(self, batch: Batch) -> Batch:
+        """A batch in which each row is one document, if batches of this run say which tokens belong together."""
+        if self.attention == "full":
+            return batch
+        sides = [side for side in ("", "decoder_") if f"{side}input_ids" in batch]
+        return {**batch, **{f"{side}documents": 0 * batch[f"{side}input_ids"] for side in sides}}
 
     def model(self, base: Base) -> tuple[PreTrainedModel, list[str]]:
         """The base with its head, unread, and the names of the parameters drawn fresh."""

@@ -99,11 +99,7 @@ class Distils(LearnsFromLabels):
 
     def teaching(self, scene: Scene) -> nn.Module:
         """The old base with the old weights, unread."""
-        from recyclable.models.tasks import outdated_model
-        from recyclable.tasks.parts.task import task_of
-
-        carried = scene.carried
-        return outdated_model(carried.at_home, task_of(carried.weights.manifest.task), self.seed)
+        return scene.teacher(self.seed)
 
 
 class LearnsFromTeacher(Distils):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from recyclable.config.settings import Settings
 from recyclable.data.decoding import Decoding
 from recyclable.data.examples import Batch, TaskExamples
+from recyclable.data.token_rows import full_batch
 from recyclable.tasks.parts.columns import Columns
 
 if TYPE_CHECKING:
@@ -172,6 +173,23 @@ class TaskKind(ABC):
     def count(self, batch: Batch) -> int:
         """R, known from the batch alone."""
         return len(batch["labels"])
+
+    def full_batch(self, rows: int, length: int, labels: int, config: PretrainedConfig) -> Batch:
+        """The largest batch of so many rows, for who asks what it would take; its values mean nothing.
+
+        Args:
+            length: tokens that a text is cut to.
+            labels: how many classes there are.
+            config: of the model that reads it.
+        """
+        if self.over_vocabulary:
+            return full_batch(rows, length, bool(config.is_encoder_decoder))
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.full_targets(rows, length, labels)}
+
+    def full_targets(self, rows: int, length: int, labels: int) -> Batch:
+        """What such a batch has beside its texts."""
+        return {"labels": torch.zeros(rows, dtype=torch.long)}
 
     @abstractmethod
     def loss_sum(self, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

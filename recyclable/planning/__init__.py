@@ -1,0 +1,1 @@
+"""What a run will take before it is run: memory and time, from a model's structure alone."""

@@ -1,0 +1,320 @@
+"""Runs an objective forward and backward without memory, and follows what it would have held meanwhile.
+
+Nothing is estimated: the very module that a run trains computes on tensors that have shapes and no values (torch's
+FakeTensor), and every storage is counted from the operation that makes it until nobody refers to it any more.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PreTrainedModel
+
+from recyclable.architectures import recomputing
+from recyclable.data.examples import Batch
+from recyclable.kernels import chunked
+from recyclable.objectives.objective import Objective
+from recyclable.objectives.teachers import Teacher
+from recyclable.objectives.vocabulary_loss import VocabularyLoss
+
+LOGITS, TEACHER, REST, HOST = range(4)
+"""Whose a storage is: made inside the loss over a vocabulary, inside a teacher, or anywhere else; or in host memory."""
+DEVICE = [LOGITS, TEACHER, REST]
+
+
+class Use(NamedTuple):
+    """A module begins to compute."""
+
+    moment: int
+    parameters: tuple[str, ...]
+    """With these, by the objective's names."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was held at each moment of one micro-batch, the model's weights and finished gradients apart.
+
+    T moments: every operation, and every time a parameter's gradient is complete.
+    """
+
+    held: np.ndarray
+    """Bytes [T, 4], of `LOGITS`, `TEACHER`, `REST` and `HOST`."""
+    done: np.ndarray
+    """Bytes [T] of the gradients that are complete by then, as if none were ever given up."""
+    forward: int
+    """How many of the moments belong to the forward pass."""
+    order: tuple[tuple[str, int], ...]
+    """(parameter, moment at which its gradient is complete)."""
+    uses: tuple[Use, ...]
+    """Of parameters by modules, forward and backward, in their order."""
+    flops: int
+    """Of matrix products and attention, a multiplication and an addition as two."""
+
+    @property
+    def saved(self) -> int:
+        """Bytes that the forward pass leaves for the backward pass."""
+        return int(self.held[self.forward - 1].sum())
+
+    def peak(self, kept: float = 1.0) -> int:
+        """The most bytes at once, where that share of each finished gradient stays."""
+        return int((self.held.sum(1) + kept * self.done).max())
+
+
+@dataclass
+class _Follow(TorchDispatchMode):
+    """Counts storages from the operation that makes them until they are freed, and FLOP."""
+
+    owner: int = REST
+    flops: int = 0
+    finished: int = 0
+    held: list[int] = field(default_factory=lambda: [0] * 4)
+    moments: list[tuple[int, ...]] = field(default_factory=list)
+    _known: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in _FLOPS:
+            self.flops += _FLOPS[packet](*args, **kwargs, out_val=found)
+        for tensor in tree_iter(found):
+            if isinstance(tensor, torch.Tensor):
+                self.follow(tensor)
+        self.note()
+        return found
+
+    def follow(self, tensor: torch.Tensor, counted: bool = True) -> None:
+        """Count a tensor's storage, once, as the present owner's; or know it and never count it."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size, owner = storage.nbytes() if counted else 0, self.owner
+
+        def freed(_: Any) -> None:
+            del self._known[key]
+            self.held[owner] -= size
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.held[owner] += size
+
+    def note(self) -> None:
+        """A moment."""
+        now = (*self.held, self.finished)
+        if not self.moments or self.moments[-1] != now:
+            self.moments.append(now)
+
+
+_ATEN = torch.ops.aten
+_FLOPS = {
+    **flop_registry,
+    _ATEN.addmm_: flop_registry[_ATEN.addmm],
+    # as torch counts them on other devices; it forgets the CPU's
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query.shape, key.shape, value.shape
+    ),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, *_, **__: (
+        sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+    ),
+}
+
+
+def trace(
+    objective: Objective,
+    batch: Batch,
+    *,
+    precision: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+    on_cpu: bool = True,
+    training: bool = True,
+) -> Trace:
+    """Follow one micro-batch through an objective; neither is changed, and no memory is taken.
+
+    Args:
+        objective: its parameters may be on the meta device.
+        batch: of the shapes that a run has. Whether it has padding is looked at, since models skip masks without.
+        precision: of the weights.
+        autocast: what products are computed in, where that is not the weights' precision.
+        on_cpu: else kernels of a GPU are stood in for by the CPU's, which keep the same for the backward pass.
+        training: else one evaluation: no gradients, no dropout.
+    """
+    of_pass = objective.passes(0)[-1] if training else {}
+    mask = batch.get("attention_mask")
+    unpadded = mask is not None and not mask.is_meta and bool(mask.all())
+    modes = {module: module.training for module in objective.modules()}
+    follow = _Follow()
+    order: list[tuple[str, int]] = []
+    uses: list[Use] = []
+    with FakeTensorMode(allow_non_fake_inputs=True), _hooks(objective, follow, uses), _kernels(on_cpu, follow):
+        own = _without_memory(objective, precision)
+        told = {name: torch.empty_like(tensor, device="cpu") for name, tensor in batch.items()}
+        for tensor in (*own.values(), *told.values()):
+            follow.follow(tensor, counted=False)
+        for tensor, name in {tensor: name for name, tensor in reversed(own.items())}.items() if training else ():
+            if tensor.requires_grad:
+                tensor.register_post_accumulate_grad_hook(_taking(name, follow, order))
+        cast = nullcontext() if autocast is None else torch.autocast("cpu", autocast)
+        try:
+            objective.train(training)
+            with (
+                _reparametrize_module(objective, own, tie_weights=True),
+                _masks_dropped(objective) if unpadded else nullcontext(),
+                torch.set_grad_enabled(training),
+                follow,
+            ):
+                with cast:
+                    sums = objective(told, **of_pass)
+                    loss = sum(objective.weights[term] * value for term, value in sums.items())
+                del sums
+                forward = len(follow.moments)
+                if training:
+                    loss.backward()
+                del loss
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+    moments = np.array(follow.moments, dtype=np.int64).reshape(-1, 5)
+    return Trace(moments[:, :4], moments[:, 4], forward, tuple(order), tuple(uses), follow.flops)
+
+
+def _without_memory(objective: Objective, precision: torch.dtype) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, tied ones the same tensor, in the precision that an engine would give them."""
+    made: dict[torch.Tensor, torch.Tensor] = {}
+    for tensor in (*objective.parameters(), *objective.buffers()):
+        dtype = precision if tensor.is_floating_point() else tensor.dtype
+        empty = torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=dtype, device="cpu")  # of ZeRO-3's whole
+        is_parameter = isinstance(tensor, nn.Parameter)
+        made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    named = (*objective.named_parameters(remove_duplicate=False), *objective.named_buffers(remove_duplicate=False))
+    return {name: made[tensor] for name, tensor in named}
+
+
+def _taking(name: str, follow: _Follow, order: list[tuple[str, int]]) -> Any:
+    """What notes a complete gradient, and takes it away."""
+
+    def take(parameter: torch.Tensor) -> None:
+        if parameter.grad is None:  # of what the loss does not depend on
+            return
+        follow.finished += parameter.grad.nbytes
+        parameter.grad = None
+        follow.note()
+        order.append((name, len(follow.moments) - 1))
+
+    return take
+
+
+@contextmanager
+def _hooks(objective: Objective, follow: _Follow, uses: list[Use]) -> Iterator[None]:
+    """While it lasts, modules say when they compute, and whose is what is made inside."""
+    borrowed: dict[nn.Module, list[nn.Parameter]] = {}
+    for module, parameter in objective.borrowed():
+        borrowed.setdefault(module, []).append(parameter)
+    names = {parameter: name for name, parameter in objective.named_parameters()}
+    handles: list[Any] = []
+    with ExitStack() as stack:
+        for module in objective.modules():
+            own = [names[p] for p in (*module._parameters.values(), *borrowed.get(module, ())) if p is not None]
+            if own:
+                handles += _uses(module, tuple(own), follow, uses)
+            if isinstance(module, VocabularyLoss):
+                stack.enter_context(_owned(module, "forward", LOGITS, follow))
+            elif isinstance(module, Teacher):
+                stack.enter_context(_owned(module, "signals", TEACHER, follow))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _uses(module: nn.Module, own: tuple[str, ...], follow: _Follow, uses: list[Use]) -> list[Any]:
+    """Hooks that note when a module computes with parameters, forward and backward."""
+
+    def note(*_: Any) -> None:
+        uses.append(Use(len(follow.moments), own))
+
+    def computed(_: nn.Module, __: Any, found: Any) -> None:
+        for tensor in tree_iter(found):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(note)
+                return
+
+    return [module.register_forward_pre_hook(note), module.register_forward_hook(computed)]
+
+
+@contextmanager
+def _owned(module: nn.Module, method: str, owner: int, follow: _Follow) -> Iterator[None]:
+    """While it lasts, what is made inside a method of a module is the owner's."""
+    original = getattr(module, method)
+
+    def owning(*args: Any, **kwargs: Any) -> Any:
+        before, follow.owner = follow.owner, owner
+        try:
+            return original(*args, **kwargs)
+        finally:
+            follow.owner = before
+
+    setattr(module, method, owning)
+    try:
+        yield
+    finally:
+        delattr(module, method)
+
+
+@contextmanager
+def _masks_dropped(objective: Objective) -> Iterator[None]:
+    """While it lasts, models are not told masks that hide nothing: they would look, and there are no values here."""
+
+    def without(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = kwargs.get("attention_mask")
+        of_padding = isinstance(mask, torch.Tensor) and mask.dim() == 2  # one that keeps documents apart has more
+        return args, {**kwargs, "attention_mask": None} if of_padding else kwargs
+
+    models = [module for module in objective.modules() if isinstance(module, PreTrainedModel)]
+    handles = [model.register_forward_pre_hook(without, with_kwargs=True) for model in models]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _kernels(on_cpu: bool, follow: _Follow) -> Iterator[None]:
+    """While it lasts, losses over a vocabulary take chunks of the size that they would take there, and what layers
+    save in host memory is the host's, where that is not the device's."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        before, follow.owner = follow.owner, HOST
+        try:
+            return tensor.clone()
+        finally:
+            follow.owner = before
+
+    def saved(**_: Any) -> saved_tensors_hooks:
+        return saved_tensors_hooks(moved, torch.clone)
+
+    size = chunked.chunk_tokens
+    with ExitStack() as stack:
+        chosen = lambda tokens, vocabulary, _: size(tokens, vocabulary, not on_cpu)  # noqa: E731
+        stack.enter_context(patch.object(chunked, "chunk_tokens", chosen))
+        if not on_cpu:
+            stack.enter_context(patch.object(recomputing, "save_on_cpu", saved))
+        yield

@@ -1,0 +1,169 @@
+"""`recyclable plan`: what a run takes on so many devices, memory and time, regime by regime, and the ds_config to use.
+
+Nothing is downloaded but a config, nothing of the model is held: its structure computes without values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recyclable import machine
+from recyclable.architectures.recomputing import recompute_layers
+from recyclable.errors import InputError
+from recyclable.objectives.objective import Objective
+from recyclable.planning import devices
+from recyclable.planning.devices import Device
+from recyclable.planning.fitting import MARGIN, Fit, Fitter
+from recyclable.planning.memory import PARTS
+from recyclable.planning.regimes import Regime, Shape, ds_config, regimes
+from recyclable.planning.states import Sizes
+from recyclable.planning.time import Fleet, seconds
+from recyclable.recipes.plan_settings import PlanSettings, run_settings
+from recyclable.recipes.planned import planned
+
+_EVALUATED = 64
+"""`eval_batch_size` where a run says none."""
+
+
+def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", whole: bool = False) -> dict[str, Any]:
+    """What `--json` prints (docs/planning.md): `model`, `run`, `devices`, `assumed`, `regimes`, `chosen`, `ds_config`.
+
+    Args:
+        run: keys of a run config; `whole`: they are all of one.
+        where: it is, for messages.
+    """
+    made, assumed = run_settings(settings, run, where, whole)
+    fleet = _fleet(settings, assumed)
+    if made.train_batch_size % fleet.ranks:
+        problem = f"is {made.train_batch_size}, expected a multiple of {fleet.ranks} devices"
+        raise InputError("train_batch_size", problem)
+    first = planned(made)
+    assumed += first.assumed
+
+    @cache
+    def objective(recomputes: bool) -> Objective:
+        if not recomputes:
+            return first.objective
+        again = planned(made).objective
+        recompute_layers(again.student)
+        return again
+
+    evaluated = made.eval_batch_size if "eval_batch_size" in made.model_fields_set or whole else None
+    fitter = Fitter(objective, first.batch, made.train_batch_size // fleet.ranks, fleet, evaluated)
+    sizes, config = Sizes.of(first.objective), first.base.config.get_text_config()
+    shape = Shape(config.hidden_size, sum(sizes.all().values()), not fleet.device.on_cpu, not fleet.device.on_cpu)
+    tried: dict[str, dict[str, Any]] = {}
+    rows = []
+    for name, layout in _layouts(settings, made, shape, fleet):
+        fit = fitter.largest(layout)
+        found = _row(name, fit, layout, sizes, fleet, len(first.objective.passes(0)))
+        found["tokens_per_s"] = made.train_batch_size * first.settings.max_length / found["seconds_per_step"]
+        rows.append(found)
+        tried[name] = {**layout, "train_micro_batch_size_per_gpu": fit.rows}
+    fitting = [row for row in rows if row["fits"]]
+    chosen = min(fitting, key=lambda row: row["seconds_per_step"])["name"] if fitting else None
+    if chosen is None and evaluated is not None:
+        assumed.append(f"evaluation of {evaluated} texts at once (eval_batch_size)")
+    return {
+        "model": {
+            "name": str(settings.model or made.base),
+            "type": config.model_type,
+            "parameters": shape.parameters,
+            "trained": sum(sizes.trained.values()),
+            "teacher": sum(sizes.teacher.values()),
+        },
+        "run": {
+            "objective": type(first.objective).__name__,
+            "train_batch_size": made.train_batch_size,
+            "max_length": first.settings.max_length,
+        },
+        "devices": {
+            **asdict(fleet.device),
+            "count": fleet.ranks,
+            "hosts": fleet.hosts,
+            "host_memory": fleet.host_memory,
+        },
+        "margin": MARGIN,
+        "assumed": assumed,
+        "regimes": rows,
+        "chosen": chosen,
+        "ds_config": None if chosen is None else tried[chosen],
+    }
+
+
+def _fleet(settings: PlanSettings, assumed: list[str]) -> Fleet:
+    """The devices that are named, or this machine's."""
+    if settings.devices % settings.hosts:
+        raise InputError("--hosts", f"is {settings.hosts}, expected a divisor of {settings.devices} devices")
+    local = settings.devices // settings.hosts
+    device = _device(settings, local)
+    if settings.device_memory is not None:
+        memory = devices.size(settings.device_memory, "--device-memory")
+        device = Device(**{**asdict(device), "memory": memory})
+    if settings.host_memory is not None:
+        host = devices.size(settings.host_memory, "--host-memory")
+    elif settings.device is None or device.on_cpu:
+        host = devices.free_memory()
+    else:
+        host = device.memory * local
+        assumed.append(f"hosts have {host / 1e9:,.0f} GB of memory for this (--host-memory)")
+    return Fleet(device, settings.devices, settings.hosts, host)
+
+
+def _device(settings: PlanSettings, local: int) -> Device:
+    if settings.device == "cpu" or (settings.device is None and not torch.cuda.is_available()):
+        return devices.this_cpu(local)
+    return devices.this_gpu() if settings.device is None else devices.by_name(settings.device)
+
+
+def _layouts(settings: PlanSettings, made: Any, shape: Shape, fleet: Fleet) -> list[tuple[str, dict[str, Any]]]:
+    """(name, ds_config) of all regimes, or of the one that is asked about."""
+    again, on_cpu = made.gradient_checkpointing, fleet.device.on_cpu
+    if settings.deepspeed_config is None:
+        allowed = [each for each in regimes() if again in (None, each.recomputes) and not (on_cpu and _pointless(each))]
+        return [(each.name, ds_config(each, shape, nvme=settings.nvme_path)) for each in allowed]
+    given = machine.load_ds_config(settings.deepspeed_config)
+    machine.merge(
+        given,
+        where=settings.deepspeed_config,
+        train_batch_size=made.train_batch_size,
+        max_grad_norm=made.max_grad_norm,
+        world_size=fleet.ranks,
+        gradient_checkpointing=again,
+        on_cpu=on_cpu,
+    )
+    return [(Path(settings.deepspeed_config).stem, given)]
+
+
+def _pointless(regime: Regime) -> bool:
+    """Whether nothing is gained on a CPU, whose memory is the host's."""
+    return "cpu" in (regime.optimizer, regime.parameters)
+
+
+def _row(name: str, fit: Fit, layout: dict[str, Any], sizes: Sizes, fleet: Fleet, passes: int) -> dict[str, Any]:
+    """A line of the table."""
+    taken, zero = fit.memory, layout.get("zero_optimization") or {}
+    times = seconds(fit.trace.flops * fit.accumulation * passes, fit.accumulation * passes, sizes, layout, fleet)
+    homes = [(zero.get(section) or {}).get("device", "none") for section in ("offload_optimizer", "offload_param")]
+    return {
+        "name": name,
+        "zero_stage": machine.zero_stage(layout),
+        "checkpointing": machine.recomputes(layout),
+        "optimizer_on": homes[0] if homes[0] != "none" else "device",
+        "parameters_on": homes[1] if homes[1] != "none" else "device",
+        "micro_batch": fit.rows,
+        "accumulation": fit.accumulation,
+        "memory": {part: getattr(taken, part) for part in PARTS},
+        "phase": taken.phase,
+        "device_bytes": taken.device,
+        "host_bytes": taken.host * fleet.local,
+        "nvme_bytes": taken.nvme * fleet.local,
+        "fits": fit.fits,
+        "seconds": asdict(times),
+        "seconds_per_step": times.total,
+    }

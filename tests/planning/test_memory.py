@@ -1,0 +1,131 @@
+"""Predicted memory has the parts that ZeRO's arithmetic says, and moves where the ds_config puts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, PreTrainedModel
+
+from recyclable.models.build import auto_class, structure
+from recyclable.objectives.token_distillation import TokenDistillation, TokenTeacher
+from recyclable.objectives.token_loss import TokenLoss
+from recyclable.planning.gathering import gathered
+from recyclable.planning.memory import PARTS, Memory, memory, traced
+from recyclable.planning.states import Sizes, Zero, in_partition, steady
+
+BF16 = {"bf16": {"enabled": True}}
+
+
+def model(layers: int = 3) -> PreTrainedModel:
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=4, intermediate_size=128, vocab_size=500, num_hidden_layers=layers
+    )
+    return structure(config, auto_class("CausalLM"))
+
+
+def batch(length: int = 64) -> dict[str, torch.Tensor]:
+    ids = torch.zeros(2, length, dtype=torch.long)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "positions": torch.arange(2 * length),
+        "targets": torch.zeros(2 * length, dtype=torch.long),
+    }
+
+
+def predicted(zero: dict[str, Any], ranks: int = 1, *, on_cpu: bool = False, **more: Any) -> Memory:
+    return memory(TokenLoss(model()), batch(), {"zero_optimization": zero, **more}, ranks, on_cpu=on_cpu)
+
+
+PARAMETERS = sum(parameter.numel() for parameter in model().parameters())
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_shares_out_moments_and_fp32_weights(stage: int) -> None:
+    alone, four = (predicted({"stage": stage}, ranks, **BF16).optimizer for ranks in (1, 4))
+    assert alone == pytest.approx(12 * PARAMETERS, rel=1e-3)
+    assert four == pytest.approx(3 * PARAMETERS, rel=1e-2)
+
+
+def test_fp32_without_zero_has_no_second_weights() -> None:
+    assert predicted({"stage": 0}).optimizer == 8 * PARAMETERS
+    assert predicted({"stage": 0}, ranks=4).optimizer == 8 * PARAMETERS
+
+
+def test_the_parts_make_up_the_device_on_a_cpu() -> None:
+    found = predicted({"stage": 2}, on_cpu=True)
+    assert sum(getattr(found, part) for part in PARTS) == found.device == found.host
+    assert found.nvme == 0
+
+
+def test_offload_moves_the_optimizer_to_the_host_or_to_nvme() -> None:
+    here = predicted({"stage": 3}, **BF16)
+    host = predicted({"stage": 3, "offload_optimizer": {"device": "cpu"}}, **BF16)
+    nvme = predicted({"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}, **BF16)
+    assert here.host == here.nvme == 0
+    assert host.host >= 12 * PARAMETERS and host.device < here.device
+    assert nvme.nvme >= 12 * PARAMETERS and nvme.device < here.device
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments() -> None:
+    student = get_peft_model(model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    found = memory(TokenLoss(student), batch(), {"zero_optimization": {"stage": 2}}, 1, on_cpu=True)
+    assert found.optimizer == 12 * trained
+    assert found.weights >= 4 * (PARAMETERS + trained)
+
+
+def test_a_teacher_has_weights_alone() -> None:
+    objective = TokenDistillation(model(), TokenTeacher(model(), None), alpha=0.5, beta=0.0, temperature=1.0)
+    held = steady(Sizes.of(objective), Zero.of({"zero_optimization": {"stage": 1}}, 1, True, False))
+    assert held.device["teacher"] == 4 * PARAMETERS
+    assert held.device["optimizer"] == 12 * PARAMETERS
+
+
+def test_layers_that_compute_again_take_less_and_the_model_forgets_it() -> None:
+    objective = TokenLoss(model(layers=6))
+    plain = traced(objective, batch(256), {}, on_cpu=True)
+    again = traced(objective, batch(256), {"activation_checkpointing": {}}, on_cpu=True)
+    assert again.saved < 0.5 * plain.saved and again.flops > 1.2 * plain.flops
+    assert traced(objective, batch(256), {}, on_cpu=True).saved == plain.saved
+
+
+def test_inputs_kept_on_the_host_are_the_hosts() -> None:
+    offloaded = {"activation_checkpointing": {"cpu_checkpointing": True}}
+    layers, states = 3, 4 * 2 * 64 * 64
+    found = predicted({"stage": 2}, **offloaded)
+    assert found.host == pytest.approx(layers * states, rel=0.5)
+    assert (
+        predicted({"stage": 2}, on_cpu=True, **offloaded).host
+        == predicted({"stage": 2}, on_cpu=True, **offloaded).device
+    )
+
+
+def test_zero_3_gathers_a_layer_at_a_time_where_nothing_is_to_be_kept() -> None:
+    objective = TokenLoss(model())
+    sizes, found = Sizes.of(objective), traced(objective, batch(), {}, on_cpu=False)
+    nothing = {"param_persistence_threshold": 0, "max_live_parameters": 0, "max_reuse_distance": 0}
+    frugal = {"stage": 3, "prefetch_bucket_size": 0, **nothing}
+
+    def most(zero: dict[str, Any], ranks: int = 2) -> int:
+        return int(gathered(sizes, Zero.of({"zero_optimization": zero}, ranks, False, False), found).sum(1).max())
+
+    largest = max(sizes.trained.values())
+    assert most({"stage": 3, **nothing, "max_live_parameters": 10**9, "max_reuse_distance": 10**9}) >= 4 * PARAMETERS
+    assert 4 * largest <= most(frugal) < 2 * 4 * PARAMETERS
+    assert most(frugal) < most({"stage": 3, "param_persistence_threshold": 0})
+    assert most(frugal, ranks=1) == most({"stage": 2}) == 0
+
+
+def test_parts_of_zero_1_and_2_are_ranges_of_each_group() -> None:
+    sizes = Sizes({"a": 6, "b": 4, "c": 2}, {}, {}, frozenset("ab"), frozenset())
+    assert in_partition(sizes, 1) == {"a", "b", "c"}
+    assert in_partition(sizes, 2) == {"a", "b", "c"}  # the second rank: the end of a, all of b, half of c
+
+
+def test_settings_are_deepspeeds_with_its_defaults() -> None:
+    zero = Zero.of({"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 7}, **BF16}, 8, False, False)
+    assert (zero.size, zero.summed, zero.prefetch, zero.reduce_bucket) == (2, 2, 7, 500_000_000)

@@ -1,0 +1,115 @@
+"""A trace without memory finds what a real forward and backward hold, and leaves the objective as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig, LlamaConfig, PreTrainedModel
+
+from recyclable.models.build import auto_class, structure
+from recyclable.objectives.token_distillation import TokenDistillation, TokenTeacher
+from recyclable.objectives.token_loss import TokenLoss
+from recyclable.planning.trace import HOST, LOGITS, REST, TEACHER, trace
+
+ROWS, LENGTH = 3, 32
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100}
+
+
+def decoder(layers: int = 2) -> PreTrainedModel:
+    return structure(LlamaConfig(num_hidden_layers=layers, **SMALL), auto_class("CausalLM"))
+
+
+def encoder(layers: int = 2) -> PreTrainedModel:
+    return structure(BertConfig(num_hidden_layers=layers, **SMALL), auto_class("MaskedLM"))
+
+
+def batch(told: int = ROWS * LENGTH) -> dict[str, torch.Tensor]:
+    ids = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH) % 90
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "positions": torch.arange(told),
+        "targets": torch.zeros(told, dtype=torch.long),
+    }
+
+
+def saved_by_autograd(model: PreTrainedModel) -> int:
+    """Bytes of what autograd saves of a real forward, each storage once; the weights left out."""
+    model = type(model)(model.config)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        states = model.base_model(**inputs, **({"use_cache": False} if model.config.model_type == "llama" else {}))
+    assert states is not None
+    return sum(storage.nbytes() for key, storage in found.items() if key not in weights)
+
+
+@pytest.mark.parametrize("make", [decoder, encoder])
+def test_what_is_saved_for_the_backward_pass_is_what_autograd_saves(make) -> None:  # type: ignore[no-untyped-def]
+    few = trace(TokenLoss(make()), batch(told=1))
+    assert few.saved == pytest.approx(saved_by_autograd(make()), rel=0.08)
+
+
+def test_each_like_layer_takes_the_same() -> None:
+    two, three, six = (trace(TokenLoss(decoder(layers)), batch()) for layers in (2, 3, 6))
+    for of in (lambda t: t.saved, lambda t: t.peak(0), lambda t: t.flops, lambda t: int(t.done[-1])):
+        assert of(six) == of(three) + 3 * (of(three) - of(two))
+
+
+def test_flops_are_those_of_three_products_a_weight_and_token() -> None:
+    objective = TokenLoss(decoder())
+    weights = sum(p.numel() for n, p in objective.named_parameters() if p.dim() == 2 and "embed" not in n)
+    attention = 2 * (2 * 2 * ROWS * LENGTH * LENGTH * SMALL["hidden_size"])  # layers x (two products)
+    assert trace(objective, batch()).flops == pytest.approx(6 * weights * ROWS * LENGTH + 3.5 * attention, rel=0.01)
+
+
+def test_gradients_come_once_each_and_all_is_given_back_at_the_end() -> None:
+    objective = TokenLoss(decoder())
+    found = trace(objective, batch())
+    trained = dict(objective.named_parameters())
+    assert {name for name, _ in found.order} == set(trained) and len(found.order) == len(trained)
+    assert found.done[-1] == 4 * sum(p.numel() for p in trained.values())
+    assert found.held[-1].sum() < 100  # a scalar or two
+    assert found.peak(1) >= found.peak(0)
+
+
+def test_the_objective_stays_as_it_was() -> None:
+    objective = TokenLoss(decoder())
+    objective.student.train(False)
+    before = {name: id(parameter) for name, parameter in objective.named_parameters()}
+    trace(objective, batch())
+    assert {name: id(parameter) for name, parameter in objective.named_parameters()} == before
+    assert all(parameter.is_meta and parameter.grad is None for parameter in objective.parameters())
+    assert not objective.student.training
+    assert "forward" not in vars(objective.over_vocabulary)
+
+
+def test_a_teacher_and_logits_are_told_apart() -> None:
+    alone = trace(TokenLoss(encoder()), batch())
+    objective = TokenDistillation(
+        encoder(), TokenTeacher(encoder(), None), alpha=0.5, beta=0.0, temperature=1.0, term="mlm"
+    )
+    taught = trace(objective, batch())
+    assert alone.held[:, TEACHER].max() == 0 and taught.held[:, TEACHER].max() > 0
+    assert alone.held[:, LOGITS].max() >= 4 * ROWS * LENGTH * SMALL["vocab_size"]
+    assert taught.held[:, LOGITS].max() > alone.held[:, LOGITS].max()
+    assert taught.held[:, REST].max() >= alone.held[:, REST].max() and taught.held[:, HOST].max() == 0
+
+
+def test_half_the_precision_takes_about_half() -> None:
+    full, half = (trace(TokenLoss(decoder()), batch(), precision=p) for p in (torch.float32, torch.bfloat16))
+    assert full.done[-1] == 2 * half.done[-1]
+    assert half.saved < 0.75 * full.saved
+
+
+def test_an_evaluation_keeps_nothing() -> None:
+    found = trace(TokenLoss(decoder()), batch(), training=False)
+    assert not found.order and found.done.max() == 0
+    assert found.peak(0) < trace(TokenLoss(decoder()), batch()).peak(0)

@@ -1,0 +1,86 @@
+"""A micro-batch that nobody named: found, tried, and nothing that is learned differs for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from language_models import save_tiny, short_texts
+from processes import STAGE_3, finish, outcome, start
+
+from recyclable.training import checkpoint
+
+STAGES = (0, 1, 2, 3)
+SHARE = 4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("micro")
+    short_texts(folder / "text.txt", documents=150)
+    save_tiny("gpt2", folder / "base")
+    runs = []
+    for stage in STAGES:
+        machine = {"zero_optimization": {"stage": stage, **(STAGE_3 if stage == 3 else {})}}
+        runs += [
+            {"config": config(folder, f"{stage}-{name}"), "ds_config": machine, **how}
+            for name, how in (
+                ("untried", {}),
+                ("tried", {"short": True}),
+                ("small", {"short": True, "room": 1000}),
+                ("named", {"like": folder / f"{stage}-small"}),
+            )
+        ]
+    runs.append({"config": config(folder, "fails"), "ds_config": machine, "short": True, "fails": True})
+    finish(start(folder / "runs", runs, nproc=2, script="micro_batch_ranks.py"), folder / "runs")
+    return folder
+
+
+def config(folder: Path, out: str) -> dict[str, Any]:
+    return {
+        **{"base": str(folder / "base"), "corpus": str(folder / "text.txt"), "out": folder / out, "dropout": 0.1},
+        **{"max_steps": 3, "train_batch_size": 2 * SHARE, "max_length": 24, "learning_rate": 2e-3, "save_every": 0},
+    }
+
+
+def learned(out: Path) -> tuple[str, Any]:
+    record = json.loads((out / "lineage.json").read_text())
+    return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(), record["heldout"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_whose_micro_batch_was_tried_first_ends_with_the_bytes_of_one_whose_was_not(world: Path, stage: int):
+    assert outcome(world / f"{stage}-untried") == {"found": None, "message": None}
+    assert outcome(world / f"{stage}-tried") == {"found": SHARE, "message": None}
+    assert learned(world / f"{stage}-tried") == learned(world / f"{stage}-untried")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_with_accumulation_too(world: Path, stage: int):
+    assert outcome(world / f"{stage}-small") == {"found": 1, "message": None}
+    assert learned(world / f"{stage}-small") == learned(world / f"{stage}-named")
+
+
+def test_what_was_found_is_told_in_a_line_with_what_it_takes(world: Path):
+    log = (world / "runs" / "log").read_text()
+    assert f"micro-batch: {SHARE} of {SHARE} examples, " in log
+    assert "micro-batch: 1 of 4 examples" in log and "hardly fits" in log
+
+
+def test_one_that_does_not_fit_after_all_names_a_smaller_one_and_leaves_nothing(world: Path):
+    message = outcome(world / "fails")["message"]
+    assert f"put train_micro_batch_size_per_gpu {SHARE // 2} into the ds_config" in message
+    assert not (world / "fails").exists()
+
+
+def test_a_run_that_is_resumed_keeps_the_micro_batch_it_was_started_with(tmp_path: Path):
+    assert checkpoint.micro_batch(tmp_path) is None
+    for step, mark in ((2, {"micro_batch": 8}), (4, {"micro_batch": 2})):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "complete.json").write_text(json.dumps(mark))
+    assert checkpoint.micro_batch(tmp_path) == 2
+    (tmp_path / "step-00000006").mkdir()
+    assert checkpoint.micro_batch(tmp_path) == 2
