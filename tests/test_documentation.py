@@ -121,8 +121,8 @@ def test_commands_are_known_to_the_parser(document: Path) -> None:
 def test_the_readme_names_every_verb_and_an_unknown_one_is_noticed() -> None:
     named = {command.split()[1] for command in commands(ROOT / "README.md")}
     verbs = {"quickstart", "pretrain", "tune", "recycle", "study", "evaluate", "apply", "probe", "store", "lineage"}
-    assert verbs | {"generate", "methods", "tasks", "tunings", "lms"} <= named
-    assert "invalid choice" in refusal("recyclable plan --model M")
+    assert verbs | {"generate", "methods", "tasks", "tunings", "lms", "plan"} <= named
+    assert "invalid choice" in refusal("recyclable plans --model M")
     assert "unrecognized" in refusal("recyclable apply --weights W --base B --out O --strength 2")
     assert "unrecognized" in refusal("recyclable apply --strength 2")
     assert "unrecognized" in refusal("recyclable store export x --foo")

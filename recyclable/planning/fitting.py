@@ -9,6 +9,7 @@ from typing import Any
 from recyclable import machine
 from recyclable.data.examples import Batch
 from recyclable.objectives.objective import Objective
+from recyclable.planning.depth import LAYERS, deepen
 from recyclable.planning.memory import Memory, memory, traced
 from recyclable.planning.time import Fleet
 from recyclable.planning.trace import Trace
@@ -51,6 +52,10 @@ class Fitter:
     share: int
     fleet: Fleet
     evaluated: int | None = None
+    shallow: Callable[[bool, int], Objective] | None = None
+    """(whether layers compute again, how many there are) -> the same with so few; None: all are traced."""
+    layers: int = 0
+    """How many there are in truth."""
     _traces: dict[Any, Trace] = field(default_factory=dict)
 
     def largest(self, ds_config: dict[str, Any]) -> Fit:
@@ -100,8 +105,12 @@ class Fitter:
         again = training and machine.recomputes(ds_config)
         key = rows, again, training, machine.precision(ds_config), machine.autocast(ds_config)
         if key not in self._traces:
-            on_cpu = self.fleet.device.on_cpu
-            self._traces[key] = traced(self.objective(again), self.batch(rows), ds_config, on_cpu, training)
+            batch, on_cpu = self.batch(rows), self.fleet.device.on_cpu
+            found = None
+            if self.shallow is not None and self.layers > LAYERS + 1:
+                few = [traced(self.shallow(again, n), batch, ds_config, on_cpu, training) for n in (LAYERS, LAYERS - 1)]
+                found = deepen(few[0], few[1], self.layers)
+            self._traces[key] = found or traced(self.objective(again), batch, ds_config, on_cpu, training)
         return self._traces[key]
 
 

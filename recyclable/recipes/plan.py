@@ -5,6 +5,7 @@ Nothing is downloaded but a config, nothing of the model is held: its structure 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from recyclable.architectures.recomputing import recompute_layers
 from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
 from recyclable.planning import devices
+from recyclable.planning.depth import layers_alike
 from recyclable.planning.devices import Device
 from recyclable.planning.fitting import MARGIN, Fit, Fitter
 from recyclable.planning.memory import PARTS
@@ -25,6 +27,7 @@ from recyclable.planning.states import Sizes
 from recyclable.planning.time import Fleet, seconds
 from recyclable.recipes.plan_settings import PlanSettings, run_settings
 from recyclable.recipes.planned import planned
+from recyclable.recipes.shallow import with_layers
 
 _EVALUATED = 64
 """`eval_batch_size` where a run says none."""
@@ -46,15 +49,20 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
     assumed += first.assumed
 
     @cache
-    def objective(recomputes: bool) -> Objective:
-        if not recomputes:
+    def objective(recomputes: bool, layers: int | None = None) -> Objective:
+        if layers is None and not recomputes:
             return first.objective
-        again = planned(made).objective
-        recompute_layers(again.student)
-        return again
+        with nullcontext(made) if layers is None else with_layers(made, layers) as settings:
+            found = planned(settings).objective
+        if recomputes:
+            recompute_layers(found.student)
+        return found
 
+    with with_layers(made, 1) as alike:
+        layers = layers_alike({name: tuple(p.shape) for name, p in first.objective.named_parameters()}) if alike else 0
     evaluated = made.eval_batch_size if "eval_batch_size" in made.model_fields_set or whole else None
-    fitter = Fitter(objective, first.batch, made.train_batch_size // fleet.ranks, fleet, evaluated)
+    share = made.train_batch_size // fleet.ranks
+    fitter = Fitter(objective, first.batch, share, fleet, evaluated, objective, layers or 0)
     sizes, config = Sizes.of(first.objective), first.base.config.get_text_config()
     shape = Shape(config.hidden_size, sum(sizes.all().values()), not fleet.device.on_cpu, not fleet.device.on_cpu)
     tried: dict[str, dict[str, Any]] = {}

@@ -33,7 +33,7 @@ def locate_config(base: str | Path) -> Path:
     InputError when there is none.
     """
     place = Path(base)
-    if place.is_dir() or place.suffix == ".json" and place.is_file():
+    if place.is_dir() or (place.suffix == ".json" and place.is_file()):
         return place
     if place.exists() or place.is_absolute() or str(base).startswith(".") or str(base).count("/") > 1:
         raise InputError(base, "is no model: expected a directory with config.json, that file, or a hub name")

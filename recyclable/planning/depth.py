@@ -1,0 +1,128 @@
+"""The trace of a deep model from that of the same model with three layers: what one layer does, the others do.
+
+Exact where layers are alike: the part of the trace that belongs to the middle layer is repeated, forward and backward.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from recyclable.planning.trace import Trace, Use
+
+LAYERS = 3
+"""Of the model that is traced: a first, a middle and a last one."""
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+class _Part(NamedTuple):
+    """The middle layer's moments, in one direction."""
+
+    start: int
+    stop: int
+    stack: str
+    backward: bool
+
+
+def deepen(traced: Trace, shallower: Trace, layers: int) -> Trace | None:
+    """The trace with `layers` layers instead of three; None where it does not show which moments are the middle one's.
+
+    Args:
+        traced: of a model all of whose stacks have three layers.
+        shallower: of the same with two, for what cannot be told from moments.
+    """
+    times, parts = layers - LAYERS, _parts(traced)
+    if not parts or not _disjoint(parts):
+        return None
+    state = _repeated(traced, parts, times)
+
+    def moved(moment: int, again: int = 0) -> int:
+        """Where a moment is now; in a repeated part, in that repetition."""
+        part = next((p for p in parts if p.start <= moment < p.stop), None)
+        shift = sum(times * (p.stop - p.start) for p in parts if p.stop <= moment)
+        return moment + shift + (0 if part is None else again * (part.stop - part.start))
+
+    def copies(moment: int, names: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
+        part = next((p for p in parts if p.start <= moment < p.stop), None)
+        if part is None:
+            return [(moved(moment), tuple(_renamed(name, {LAYERS - 1: layers - 1}) for name in names))]
+        order = range(1, layers - 1)[:: -1 if part.backward else 1]
+        return [
+            (moved(moment, again), tuple(_renamed(name, {1: layer}) for name in names))
+            for again, layer in enumerate(order)
+        ]
+
+    uses = [Use(*each) for use in traced.uses for each in copies(use.moment, use.parameters)]
+    done = [(name, moment) for one, at in traced.order for moment, (name,) in copies(at, (one,))]
+    forward = traced.forward + sum(times * (p.stop - p.start) for p in parts if not p.backward)
+    return replace(
+        traced,
+        held=state[:, :3],
+        done=state[:, 3],
+        forward=forward,
+        order=tuple(sorted(done, key=lambda each: each[1])),
+        uses=tuple(sorted(uses, key=lambda use: use.moment)),
+        flops=traced.flops + times * (traced.flops - shallower.flops),
+    )
+
+
+def _parts(traced: Trace) -> list[_Part]:
+    """The middle layers' moments, of each stack of layers; none where any is not to be seen."""
+    found: dict[tuple[str, bool], dict[int, int]] = {}
+    for moment, names in traced.uses:
+        for name in names:
+            for match in _LAYER.finditer(name):
+                firsts = found.setdefault((name[: match.start()], moment >= traced.forward), {})
+                firsts.setdefault(int(match[1]), moment)
+                break
+    parts = []
+    for (stack, backward), firsts in found.items():
+        if sorted(firsts) != list(range(LAYERS)):
+            return []
+        start, stop = (firsts[1], firsts[0]) if backward else (firsts[1], firsts[2])
+        if not start < stop:
+            return []
+        parts.append(_Part(start, stop, stack, backward))
+    return sorted(parts)
+
+
+def _disjoint(parts: list[_Part]) -> bool:
+    return all(one.stop <= other.start for one, other in itertools.pairwise(parts))
+
+
+def _repeated(traced: Trace, parts: list[_Part], times: int) -> np.ndarray:
+    """Bytes held and done at each moment [T, 4], the parts repeated so many times more."""
+    state = np.concatenate([traced.held, traced.done[:, None]], axis=1)
+    pieces, more, at = [], np.zeros(4, np.int64), 0
+    for part in parts:
+        pieces.append(state[at : part.start] + more)
+        change = state[part.stop - 1] - (state[part.start - 1] if part.start else 0)
+        for again in range(times + 1):
+            pieces.append(state[part.start : part.stop] + more + again * change)
+        more, at = more + times * change, part.stop
+    return np.concatenate([*pieces, state[at:] + more])
+
+
+def layers_alike(shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """How many layers every stack has, by the shapes of all parameters; None where stacks or layers differ."""
+    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for name, shape in shapes.items():
+        if match := _LAYER.search(name):
+            layers = stacks.setdefault(name[: match.start()], {})
+            layers.setdefault(int(match[1]), {})[name[match.end() :]] = shape
+    counts = {len(layers) for layers in stacks.values()}
+    if len(counts) != 1 or any(len({str(each) for each in layers.values()}) > 1 for layers in stacks.values()):
+        return None
+    return counts.pop()
+
+
+def _renamed(name: str, numbers: dict[int, int]) -> str:
+    """A parameter's name with another number of its layer, the first number in it."""
+    match = _LAYER.search(name)
+    if match is None or int(match[1]) not in numbers:
+        return name
+    return f"{name[: match.start()]}.{numbers[int(match[1])]}.{name[match.end() :]}"
