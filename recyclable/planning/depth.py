@@ -1,6 +1,7 @@
 """The trace of a deep model from that of the same model with three layers: what one layer does, the others do.
 
 Exact where layers are alike: the part of the trace that belongs to the middle layer is repeated, forward and backward.
+Of what has no backward pass, a teacher, what its layers leave is taken to stay: too much rather than too little.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def deepen(traced: Trace, shallower: Trace, layers: int) -> Trace | None:
     forward = traced.forward + sum(times * (p.stop - p.start) for p in parts if not p.backward)
     return replace(
         traced,
-        held=state[:, :3],
-        done=state[:, 3],
+        held=state[:, :-1],
+        done=state[:, -1],
         forward=forward,
         order=tuple(sorted(done, key=lambda each: each[1])),
         uses=tuple(sorted(uses, key=lambda use: use.moment)),
@@ -94,13 +95,19 @@ def _disjoint(parts: list[_Part]) -> bool:
     return all(one.stop <= other.start for one, other in itertools.pairwise(parts))
 
 
-def _repeated(traced: Trace, parts: list[_Part], times: int) -> np.ndarray:
-    """Bytes held and done at each moment [T, 4], the parts repeated so many times more."""
+def _change(traced: Trace, part: _Part) -> np.ndarray:
+    """What a part adds to the bytes held, and done."""
     state = np.concatenate([traced.held, traced.done[:, None]], axis=1)
-    pieces, more, at = [], np.zeros(4, np.int64), 0
+    return state[part.stop - 1] - (state[part.start - 1] if part.start else 0)
+
+
+def _repeated(traced: Trace, parts: list[_Part], times: int) -> np.ndarray:
+    """Bytes held, and done, at each moment, the parts repeated so many times more."""
+    state = np.concatenate([traced.held, traced.done[:, None]], axis=1)
+    pieces, more, at = [], np.zeros_like(state[0]), 0
     for part in parts:
         pieces.append(state[at : part.start] + more)
-        change = state[part.stop - 1] - (state[part.start - 1] if part.start else 0)
+        change = _change(traced, part)
         for again in range(times + 1):
             pieces.append(state[part.start : part.stop] + more + again * change)
         more, at = more + times * change, part.stop

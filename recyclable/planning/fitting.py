@@ -41,19 +41,19 @@ class Fitter:
     """Tries micro-batches of one run without running it.
 
     Args:
-        objective: makes a run's objective, whose layers compute again or not; it may be on the meta device.
+        objective: the run's; it may be on the meta device.
         batch: so many rows -> the largest batch of them.
         share: rows of a step that each rank has.
         evaluated: rows of a batch in evaluation; None: no more than in training, which takes less than that.
     """
 
-    objective: Callable[[bool], Objective]
+    objective: Objective
     batch: Callable[[int], Batch]
     share: int
     fleet: Fleet
     evaluated: int | None = None
-    shallow: Callable[[bool, int], Objective] | None = None
-    """(whether layers compute again, how many there are) -> the same with so few; None: all are traced."""
+    shallow: Callable[[int], Objective] | None = None
+    """The same with so few layers, where all are alike; None: all are traced."""
     layers: int = 0
     """How many there are in truth."""
     _traces: dict[Any, Trace] = field(default_factory=dict)
@@ -87,10 +87,9 @@ class Fitter:
     def tried(self, ds_config: dict[str, Any], rows: int) -> Fit:
         """What a micro-batch of so many rows takes."""
         accumulation, on_cpu = self.share // rows, self.fleet.device.on_cpu
-        objective = self.objective(machine.recomputes(ds_config))
         training = self._traced(ds_config, rows, training=True)
         taken = memory(
-            objective,
+            self.objective,
             self.batch(rows),
             ds_config,
             self.fleet.ranks,
@@ -108,9 +107,9 @@ class Fitter:
             batch, on_cpu = self.batch(rows), self.fleet.device.on_cpu
             found = None
             if self.shallow is not None and self.layers > LAYERS + 1:
-                few = [traced(self.shallow(again, n), batch, ds_config, on_cpu, training) for n in (LAYERS, LAYERS - 1)]
+                few = [traced(self.shallow(n), batch, ds_config, on_cpu, training) for n in (LAYERS, LAYERS - 1)]
                 found = deepen(few[0], few[1], self.layers)
-            self._traces[key] = found or traced(self.objective(again), batch, ds_config, on_cpu, training)
+            self._traces[key] = found or traced(self.objective, batch, ds_config, on_cpu, training)
         return self._traces[key]
 
 

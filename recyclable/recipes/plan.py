@@ -5,7 +5,6 @@ Nothing is downloaded but a config, nothing of the model is held: its structure 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 
 from recyclable import machine
-from recyclable.architectures.recomputing import recompute_layers
 from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
 from recyclable.planning import devices
@@ -49,20 +47,16 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
     assumed += first.assumed
 
     @cache
-    def objective(recomputes: bool, layers: int | None = None) -> Objective:
-        if layers is None and not recomputes:
-            return first.objective
-        with nullcontext(made) if layers is None else with_layers(made, layers) as settings:
-            found = planned(settings).objective
-        if recomputes:
-            recompute_layers(found.student)
-        return found
+    def shallow(layers: int) -> Objective:
+        with with_layers(made, layers) as few:
+            assert few is not None, "layers are alike"
+            return planned(few).objective
 
     with with_layers(made, 1) as alike:
         layers = layers_alike({name: tuple(p.shape) for name, p in first.objective.named_parameters()}) if alike else 0
     evaluated = made.eval_batch_size if "eval_batch_size" in made.model_fields_set or whole else None
     share = made.train_batch_size // fleet.ranks
-    fitter = Fitter(objective, first.batch, share, fleet, evaluated, objective, layers or 0)
+    fitter = Fitter(first.objective, first.batch, share, fleet, evaluated, shallow, layers or 0)
     sizes, config = Sizes.of(first.objective), first.base.config.get_text_config()
     shape = Shape(config.hidden_size, sum(sizes.all().values()), not fleet.device.on_cpu, not fleet.device.on_cpu)
     tried: dict[str, dict[str, Any]] = {}

@@ -10,6 +10,8 @@ from pydantic import Field
 from recyclable.architectures.structure import Structure
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
+from recyclable.methods import METHODS
+from recyclable.methods.parts.learning import LearnsFromLabels
 from recyclable.planning.regimes import NVME_PATH
 from recyclable.recipes.pretrain_settings import claimed
 from recyclable.weights.base import read_config
@@ -62,6 +64,8 @@ def run_settings(plan: PlanSettings, content: dict[str, Any], where: object, who
         run = {"task": "task", **run}
     if verb == "recycle":
         run = {"method": "both", "old_base": base, "weights": "weights", **run}
+        if not issubclass(METHODS.get(run["method"], where), LearnsFromLabels):
+            raise InputError("method", f"{run['method']} trains nothing: nothing to plan")
     read = getattr(import_module(f"recyclable.recipes.{verb}_settings"), f"read_{verb}_settings")
     assumed: list[str] = []
     if whole:

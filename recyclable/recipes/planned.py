@@ -64,7 +64,7 @@ class Planned:
 
 
 def planned(settings: Settings) -> Planned:
-    """What a run with these settings would train; InputError where there is no such run."""
+    """What a run with these settings would train; InputError where a base could not."""
     if isinstance(settings, LMKind):
         found = _upgrade(settings)
     elif isinstance(settings, TuneSettings):
@@ -72,7 +72,7 @@ def planned(settings: Settings) -> Planned:
     elif isinstance(settings, LearnsFromLabels):
         found = _recycling(settings)
     else:
-        raise InputError("method", f"{getattr(settings, 'method', settings.reader())} trains nothing: nothing to plan")
+        raise TypeError(f"{type(settings).__name__} is no run that trains")
     set_attention(found.objective.student, found.settings)
     found.objective.to("meta")
     return found

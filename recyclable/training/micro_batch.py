@@ -178,7 +178,7 @@ def _planned(
     if settings.gradient_checkpointing:
         ds_config = {"activation_checkpointing": {}, **ds_config}
     try:
-        fit = Fitter(lambda _: objective, partial(_longest, examples), share, fleet).largest(ds_config)
+        fit = Fitter(objective, partial(_longest, examples), share, fleet).largest(ds_config)
     except Exception as error:  # whatever a family does that has no values to compute with
         reason = str(error).partition("\n")[0][:100]
         distributed.say(f"notice: no plan of the memory could be made ({type(error).__name__}: {reason})")

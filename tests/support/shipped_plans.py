@@ -1,107 +1,60 @@
-"""What `plan` says of each shipped ds_config for GPUs, on the devices and for the model that its README names."""
+"""What the planner says that the shipped ds_configs keep on each device, for the models that their README names."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from shapes import SHAPES, write_shape
+from shapes import write_shape
 
 from recyclable import machine
-from recyclable.architectures.recomputing import recompute_layers
-from recyclable.objectives.objective import Objective
-from recyclable.planning.devices import by_name
-from recyclable.planning.fitting import Fit, Fitter
-from recyclable.planning.time import Fleet
+from recyclable.planning.states import Sizes, Zero, steady
 from recyclable.recipes.planned import planned
 from recyclable.recipes.pretrain_settings import read_pretrain_settings
-from recyclable.recipes.shallow import with_layers
 
-
-class Meant(NamedTuple):
-    """What a file is for."""
-
-    ranks: int
-    gigabytes: int
-    """Of a device."""
-
-
-MEANT = {
-    "125m_zero1": Meant(8, 16),
-    "350m_zero1": Meant(8, 24),
-    "350m_zero1_checkpointing": Meant(8, 16),
-    "1b_zero2": Meant(8, 24),
-    "1b_zero2_checkpointing": Meant(8, 24),
-    "3b_zero2": Meant(8, 40),
-    "3b_zero3": Meant(8, 24),
-    "3b_zero3_checkpointing": Meant(8, 24),
-    "3b_zero3_offload_checkpointing": Meant(2, 24),
-    "7b_zero3": Meant(8, 40),
-    "7b_zero3_checkpointing": Meant(8, 40),
-    "7b_zero3_offload": Meant(8, 24),
-    "7b_zero3_offload_checkpointing": Meant(2, 40),
-    "7b_zero3_nvme_checkpointing": Meant(2, 40),
-    "13b_zero3_checkpointing": Meant(8, 80),
-    "13b_zero3_offload_checkpointing": Meant(8, 40),
-    "13b_zero3_nvme_checkpointing": Meant(8, 40),
-    "34b_zero3_checkpointing": Meant(16, 80),
-    "34b_zero3_offload_checkpointing": Meant(8, 80),
-    "34b_zero3_nvme_checkpointing": Meant(8, 80),
-    "70b_zero3_checkpointing": Meant(32, 80),
-    "70b_zero3_offload_checkpointing": Meant(8, 80),
-    "70b_zero3_nvme_checkpointing": Meant(8, 80),
+RANKS = {
+    "125m_zero1": 8,
+    "350m_zero1": 8,
+    "350m_zero1_checkpointing": 8,
+    "1b_zero2": 8,
+    "1b_zero2_checkpointing": 8,
+    "3b_zero2": 8,
+    "3b_zero3": 8,
+    "3b_zero3_checkpointing": 8,
+    "3b_zero3_offload_checkpointing": 2,
+    "7b_zero3": 8,
+    "7b_zero3_checkpointing": 8,
+    "7b_zero3_offload": 8,
+    "7b_zero3_offload_checkpointing": 2,
+    "7b_zero3_nvme_checkpointing": 2,
+    "13b_zero3_checkpointing": 8,
+    "13b_zero3_offload_checkpointing": 8,
+    "13b_zero3_nvme_checkpointing": 8,
+    "34b_zero3_checkpointing": 16,
+    "34b_zero3_offload_checkpointing": 8,
+    "34b_zero3_nvme_checkpointing": 8,
+    "70b_zero3_checkpointing": 32,
+    "70b_zero3_offload_checkpointing": 8,
+    "70b_zero3_nvme_checkpointing": 8,
 }
+"""Of the runs that the README speaks of; hosts have 8 at most."""
 
 
-def length_of(name: str) -> int:
-    """Tokens per text that a file is planned for."""
-    return 512 if SHAPES[name.partition("_")[0]]["model_type"] == "roberta" else 2048
-
-
-def fit(name: str, ds_config: dict[str, Any]) -> Fit:
-    """One micro-batch of two that make up a step, as the file has it."""
-    meant = MEANT[name]
-    fleet = Fleet(replace(by_name("h100"), memory=meant.gigabytes * 1e9), meant.ranks, -(-meant.ranks // 8), 4e12)
-    share = 2 * ds_config.get("train_micro_batch_size_per_gpu", 32)
-    return _fitter(name.partition("_")[0], share, fleet).largest(ds_config)
-
-
-def _fitter(size: str, share: int, fleet: Fleet) -> Fitter:
-    settings, batch, objective, traces = _run(size)
-    layers = SHAPES[size]["num_hidden_layers"]
-    return Fitter(objective, batch, share, fleet, None, objective, layers, traces)
+def figures(name: str) -> tuple[str, str, str]:
+    """GB that stay on a device, on a host and on its NVMe: the README's figures; nothing where there is nothing."""
+    ranks = RANKS[name]
+    zero = Zero.of(machine.load_ds_config(name), ranks, on_cpu=False, accumulating=True)
+    held, local = steady(sizes(name.partition("_")[0]), zero), min(8, ranks)
+    device = f"{held.device.total() / 1e9:.1f}"
+    return device, *(f"{local * of.total() / 1e9:,.0f}" if of.total() else "" for of in (held.host, held.nvme))
 
 
 @cache
-def _run(size: str) -> tuple[Any, Any, Callable[..., Objective], dict[Any, Any]]:
-    folder = write_shape(size, Path(tempfile.mkdtemp()) / size)
-    masked = SHAPES[size]["model_type"] == "roberta"
-    keys = {"base": str(folder), "lm": "masked" if masked else "causal", "max_length": length_of(size)}
-    settings = read_pretrain_settings(
-        {**keys, "corpus": "c", "out": "o", "max_steps": 1, "learning_rate": 1e-4, "attention": "full"}, size
-    )
-
-    @cache
-    def objective(recomputes: bool, layers: int | None = None) -> Objective:
-        with nullcontext(settings) if layers is None else with_layers(settings, layers) as few:
-            found = planned(few).objective
-        if recomputes:
-            recompute_layers(found.student)
-        return found
-
-    return settings, planned(settings).batch, objective, {}
-
-
-def row(name: str) -> str:
-    """The file's line in ds_configs/README.md."""
-    ds_config = machine.load_ds_config(name)
-    found, meant = fit(name, ds_config), MEANT[name]
-    taken = found.memory
-    host, nvme = (f"{8 * size / 1e9:,.0f}" if size else "" for size in (taken.host * min(8, meant.ranks) / 8, taken.nvme * min(8, meant.ranks) / 8))
-    micro = ds_config["train_micro_batch_size_per_gpu"]
-    return f"| `{name}.json` | {meant.gigabytes} GB x {meant.ranks} | {micro} x {length_of(name)} | {taken.device / 1e9:.1f} | {host} | {nvme} |"
+def sizes(size: str) -> Sizes:
+    """Of a model trained whole on text."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = write_shape(size, Path(folder) / size)
+        keys = {"base": str(base), "lm": "masked" if size in ("125m", "350m") else "causal", "attention": "full"}
+        more = {"corpus": "none", "out": "none", "max_steps": 1, "learning_rate": 1e-4}
+        return Sizes.of(planned(read_pretrain_settings({**keys, **more}, size)).objective)

@@ -1,0 +1,65 @@
+"""A deep model's trace from three of its layers: moment by moment that of all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recyclable.planning.depth import deepen, layers_alike
+from recyclable.planning.memory import memory, traced
+from recyclable.recipes.planned import Planned, planned
+from recyclable.recipes.pretrain_settings import read_pretrain_settings
+
+LAYERS = 6
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 100}
+MODELS = {
+    "causal": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64, **SIZES},
+    "masked": {
+        "model_type": "roberta",
+        "architectures": ["RobertaForMaskedLM"],
+        "max_position_embeddings": 66,
+        **SIZES,
+    },
+}
+
+
+def run(folder: Path, lm: str, layers: int, taught: bool) -> Planned:
+    folder = folder / f"{lm}-{layers}"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**MODELS[lm], "num_hidden_layers": layers}))
+    keys = {"base": str(folder), "corpus": "none", "out": "none", "max_steps": 1, "learning_rate": 1e-4, "lm": lm}
+    return planned(
+        read_pretrain_settings({**keys, "max_length": 16, **({"teacher": str(folder)} if taught else {})}, lm)
+    )
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize(("lm", "taught"), [("causal", False), ("masked", False), ("masked", True)])
+def test_three_layers_tell_of_all(tmp_path: Path, lm: str, taught: bool, again: bool):
+    ds_config = {"zero_optimization": {"stage": 3}, **({"activation_checkpointing": {}} if again else {})}
+    runs = {layers: run(tmp_path, lm, layers, taught) for layers in (2, 3, LAYERS)}
+    two, three, whole = (traced(of.objective, of.batch(2), ds_config, on_cpu=True) for of in runs.values())
+    found = deepen(three, two, LAYERS)
+    if taught:
+        assert (found.held >= whole.held).all() and found.peak() <= 1.1 * whole.peak()
+        return
+    assert np.array_equal(found.held, whole.held) and np.array_equal(found.done, whole.done)
+    assert (found.forward, found.order, found.uses, found.flops) == (
+        whole.forward,
+        whole.order,
+        whole.uses,
+        whole.flops,
+    )
+    last = runs[LAYERS]
+    taken = [memory(last.objective, last.batch(2), ds_config, 2, on_cpu=True, training=t) for t in (found, whole)]
+    assert taken[0] == taken[1]
+
+
+def test_layers_are_alike_by_their_shapes():
+    one, other = {"a.0.w": (2, 3), "a.1.w": (2, 3), "x": (9,)}, {"b.0.w": (4,), "b.1.w": (4,), "b.2.w": (4,)}
+    assert layers_alike(one) == 2 and layers_alike(other) == 3
+    assert layers_alike({**one, **other}) is None
+    assert layers_alike({**one, "a.1.w": (3, 3)}) is None
