@@ -42,20 +42,7 @@ LLAMA = {
     "num_key_value_heads": 4,
     "intermediate_size": 1536,
 }
-QWEN = {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True}
-GEMMA = {
-    "model_type": "gemma3_text",
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "intermediate_size": 1024,
-    "sliding_window": 64,
-    "tie_word_embeddings": True,
-    "vocab_size": 262144,
-}
-
-
+TIED = {**LLAMA, "tie_word_embeddings": True}
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 """glibc keeps freed blocks for later: without this, what was held counts as if it were."""
 
@@ -115,7 +102,7 @@ TWELVE = (
     Configuration(
         "decoder, ZeRO-3, 2 ranks",
         "pretrain",
-        {**QWEN, "num_hidden_layers": 10, "vocab_size": 60000},
+        {**TIED, "num_hidden_layers": 10, "vocab_size": 60000},
         LONG,
         {"stage": 3, **SMALL_BUCKETS},
         {},
@@ -155,7 +142,7 @@ TWELVE = (
     Configuration(
         "262k tokens, decoder, ZeRO-1",
         "pretrain",
-        {**GEMMA, "num_hidden_layers": 6},
+        _llama(6, 262144, hidden_size=256, intermediate_size=1024, num_attention_heads=4, tie_word_embeddings=True),
         {"max_length": 96, "train_batch_size": 8},
         {"stage": 1},
     ),

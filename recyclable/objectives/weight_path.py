@@ -86,11 +86,11 @@ class WeightPath:
                 return torch.lerp(getattr(twin, name), getattr(module, name), x)
 
             mixed = {name: mix(name) for name in _own(module)}
-            name_at = {tensor.untyped_storage().data_ptr(): name for name, tensor in mixed.items()}
+            name_at = {tensor.untyped_storage()._cdata: name for name, tensor in mixed.items()}
 
             def pack(tensor: torch.Tensor) -> Any:
                 """For the backward pass, where a mixed weight comes from in place of its values."""
-                name = name_at.get(tensor.untyped_storage().data_ptr())
+                name = name_at.get(tensor.untyped_storage()._cdata)
                 return tensor if name is None else (name, tensor.size(), tensor.stride(), tensor.storage_offset())
 
             def unpack(packed: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -82,47 +83,67 @@ def _gradients(sizes: Sizes, zero: Zero, trace: Trace) -> tuple[np.ndarray, np.n
         if zero.ranks > 1 or size < FP32:
             buckets[-1] += min(size * _ALLREDUCE, int(trace.done[-1]))
         return gradients, buckets
-    owned = in_partition(sizes, zero.ranks) if zero.stage < 3 else frozenset()
-    waiting, touched, kept, large = 0, 0, 0, 0
+    worst: dict[int, tuple[int, int]] = {}
+    for moment, kept, through in _reduced(sizes, zero, trace):
+        gradients[moment:], buckets[moment:] = kept, through
+        worst[moment] = max(worst.get(moment, (0, 0)), (kept, through), key=sum)
+    for moment, (kept, through) in worst.items():
+        gradients[moment], buckets[moment] = kept, through
     if not zero.on_cpu and zero.stage < 3:
-        buckets[:] = size * zero.reduce_bucket * zero.buckets
-    pending: list[str] = []
-
-    def reduce(moment: int) -> None:
-        nonlocal waiting, kept, large
-        copied = waiting + large
-        if zero.ranks > 1 or zero.stage == 3:
-            # ZeRO-3 puts them side by side by rank; gloo, which has no reduce-scatter, copies that once more
-            buckets[moment] += size * copied * (2 if zero.stage == 3 and zero.on_cpu else 1)
-        if zero.stage < 3 and zero.optimizer_on == "none":
-            kept += sum(sizes.trained[name] for name in pending if name in owned)
-            gradients[moment:] = size * kept
-        pending.clear()
-        waiting = large = 0
-
-    order = trace.order
-    last = moments - 1
-    for name, moment in order:
-        n, moment = sizes.trained[name], moment + 1
-        if zero.stage == 1:
-            moment = last
-        if waiting + large + n > zero.reduce_bucket and waiting + large > 0:
-            reduce(moment)
-        pending.append(name)
-        if n > zero.reduce_bucket:
-            large = n
-        else:
-            waiting += n
-        if zero.on_cpu:
-            touched = max(touched, waiting)
-            buckets[moment:] = size * touched
-        gradients[moment:] = size * (kept + large)
-    if zero.stage == 1:
-        gradients[:-1] += trace.done
-    reduce(last)
+        buckets = np.maximum(buckets, 0) + size * zero.reduce_bucket * zero.buckets
     if zero.stage < 3 and zero.accumulating and zero.optimizer_on == "none":
-        gradients += size * sum(sizes.trained[name] for name in owned)
+        gradients += size * sum(sizes.trained[name] for name in in_partition(sizes, zero.ranks))
     return gradients, buckets
+
+
+def _reduced(sizes: Sizes, zero: Zero, trace: Trace) -> Iterator[tuple[int, int, int]]:
+    """(moment, bytes of gradients, bytes of buckets) from that moment on, as ZeRO reduces gradients bucket by bucket.
+
+    ZeRO-1 waits for the last gradient and then goes through them in the model's order.
+    """
+    owned = in_partition(sizes, zero.ranks) if zero.stage < 3 and zero.optimizer_on == "none" else frozenset()
+    last, size = len(trace.held), zero.size
+    order = list(trace.order)
+    waiting: list[str] = []
+    filled = touched = kept = unreduced = 0
+
+    def now(moment: int, copies: int = 0) -> tuple[int, int, int]:
+        through = (touched if zero.on_cpu else 0) + copies
+        return moment, size * (kept + unreduced), size * through
+
+    def reduce(moment: int) -> Iterator[tuple[int, int, int]]:
+        nonlocal filled, kept, unreduced
+        # Side by side by rank; gloo, which has no reduce-scatter, copies that once more.
+        copies = 2 if zero.stage == 3 and zero.on_cpu else 1 if zero.ranks > 1 or zero.stage == 3 else 0
+        yield now(moment, copies * sum(sizes.trained[name] for name in waiting))
+        kept += sum(sizes.trained[name] for name in waiting if name in owned)
+        yield now(moment)  # what was kept, copied out of the bucket
+        unreduced -= sum(n for n in (sizes.trained[name] for name in waiting) if n > zero.reduce_bucket)
+        waiting.clear()
+        filled = 0
+        yield now(moment)
+
+    if zero.stage == 1:
+        names = {name for name, _ in order}
+        for name, moment in order:
+            unreduced += sizes.trained[name]
+            yield now(moment)
+        order = [(name, last) for group in sizes.groups() for name in group if name in names]
+    for name, moment in order:
+        n = sizes.trained[name]
+        large = n > zero.reduce_bucket
+        if waiting and filled + n > zero.reduce_bucket:
+            yield from reduce(moment - 1)  # the new one is there already
+        waiting.append(name)
+        filled += n
+        if zero.stage == 1:
+            unreduced -= 0 if large else n
+        elif large:
+            unreduced += n
+        if not large:
+            touched = max(touched, filled)
+        yield now(moment if large else moment - 1)  # copied while the original is there
+    yield from reduce(last)
 
 
 def _step(sizes: Sizes, zero: Zero) -> Held:

@@ -1,4 +1,4 @@
-"""What DeepSpeed's ZeRO holds of weights, gradients and optimizer on one rank, moment by moment, as 0.19.8 allocates it.
+"""What DeepSpeed's ZeRO holds of weights, gradients and optimizer on one rank, as 0.19.8 allocates it.
 
 Read from `runtime/zero/stage_1_and_2.py`, `stage3.py`, `partitioned_param_coordinator.py`, `bf16_optimizer.py` and
 `fp16/unfused_optimizer.py`; AdamW has two fp32 moments. On a CPU a buffer takes the pages that were ever written to, on

@@ -62,7 +62,7 @@ class Trace:
     uses: tuple[Use, ...]
     """Of parameters by modules, forward and backward, in their order."""
     flops: int
-    """Of matrix products and attention, a multiplication and an addition as two."""
+    """Of matrix products and attention in all passes over the batch, a multiplication and an addition as two."""
 
     @property
     def saved(self) -> int:
@@ -79,6 +79,7 @@ class _Follow(TorchDispatchMode):
     """Counts storages from the operation that makes them until they are freed, and FLOP."""
 
     owner: int = REST
+    backward: bool = False
     flops: int = 0
     finished: int = 0
     held: list[int] = field(default_factory=lambda: [0] * 4)
@@ -97,7 +98,9 @@ class _Follow(TorchDispatchMode):
         for tensor in tree_iter(found):
             if isinstance(tensor, torch.Tensor):
                 self.follow(tensor)
-        self.note()
+        # Autograd adds gradients up in place, but not those of tensors without values: both addends go at once.
+        if not (self.backward and func is _ATEN.add.Tensor):
+            self.note()
         return found
 
     def follow(self, tensor: torch.Tensor, counted: bool = True) -> None:
@@ -155,7 +158,7 @@ def trace(
         on_cpu: else kernels of a GPU are stood in for by the CPU's, which keep the same for the backward pass.
         training: else one evaluation: no gradients, no dropout.
     """
-    of_pass = objective.passes(0)[-1] if training else {}
+    passes = objective.passes(0) if training else [{}]
     mask = batch.get("attention_mask")
     unpadded = mask is not None and not mask.is_meta and bool(mask.all())
     modes = {module: module.training for module in objective.modules()}
@@ -179,19 +182,27 @@ def trace(
                 torch.set_grad_enabled(training),
                 follow,
             ):
-                with cast:
-                    sums = objective(told, **of_pass)
-                    loss = sum(objective.weights[term] * value for term, value in sums.items())
-                del sums
-                forward = len(follow.moments)
-                if training:
-                    loss.backward()
-                del loss
+                # Passes after the first are alike; what the first leaves to them (a teacher's answers) stays.
+                for of_pass in passes if len(passes) < 2 else (passes[0], passes[-1]):
+                    before, follow.flops, follow.finished = follow.flops, 0, 0
+                    order.clear()
+                    uses.clear()
+                    with cast:
+                        sums = objective(told, **of_pass)
+                        loss = sum(objective.weights[term] * value for term, value in sums.items())
+                    del sums
+                    forward = len(follow.moments)
+                    follow.backward = training
+                    if training:
+                        loss.backward()
+                    follow.backward = False
+                    del loss
         finally:
             for module, mode in modes.items():
                 module.training = mode
     moments = np.array(follow.moments, dtype=np.int64).reshape(-1, 5)
-    return Trace(moments[:, :4], moments[:, 4], forward, tuple(order), tuple(uses), follow.flops)
+    flops = before + follow.flops * max(1, len(passes) - 1)
+    return Trace(moments[:, :4], moments[:, 4], forward, tuple(order), tuple(uses), flops)
 
 
 def _without_memory(objective: Objective, precision: torch.dtype) -> dict[str, torch.Tensor]:
@@ -262,7 +273,7 @@ def _uses(module: nn.Module, own: tuple[str, ...], follow: _Follow, uses: list[U
 @contextmanager
 def _owned(module: nn.Module, method: str, owner: int, follow: _Follow) -> Iterator[None]:
     """While it lasts, what is made inside a method of a module is the owner's."""
-    original = getattr(module, method)
+    original, own = getattr(module, method), method in vars(module)
 
     def owning(*args: Any, **kwargs: Any) -> Any:
         before, follow.owner = follow.owner, owner
@@ -275,7 +286,10 @@ def _owned(module: nn.Module, method: str, owner: int, follow: _Follow) -> Itera
     try:
         yield
     finally:
-        delattr(module, method)
+        if own:
+            setattr(module, method, original)
+        else:
+            delattr(module, method)
 
 
 @contextmanager

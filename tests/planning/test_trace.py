@@ -7,7 +7,9 @@ import torch
 from transformers import BertConfig, LlamaConfig, PreTrainedModel
 
 from recyclable.models.build import auto_class, structure
+from recyclable.objectives.interpolation import Places
 from recyclable.objectives.token_distillation import TokenDistillation, TokenTeacher
+from recyclable.objectives.token_interpolation import TokenInterpolation
 from recyclable.objectives.token_loss import TokenLoss
 from recyclable.planning.trace import HOST, LOGITS, REST, TEACHER, trace
 
@@ -113,3 +115,33 @@ def test_an_evaluation_keeps_nothing() -> None:
     found = trace(TokenLoss(decoder()), batch(), training=False)
     assert not found.order and found.done.max() == 0
     assert found.peak(0) < trace(TokenLoss(decoder()), batch()).peak(0)
+
+
+def test_a_path_of_weights_can_be_traced_and_is_still_one_afterwards() -> None:
+    objective = TokenInterpolation(
+        encoder(),
+        TokenTeacher(encoder(), None),
+        places=Places(points=(0.5,)),
+        share=0.5,
+        alphas=(0.5, 0.5),
+        betas=(0.0, 0.0),
+        temperature=1.0,
+    )
+    mixing = vars(objective.at_points)["forward"]
+    found = trace(objective, batch())
+    assert found.done[-1] == 4 * sum(p.numel() for p in objective.student.parameters())
+    assert vars(objective.at_points)["forward"] is mixing
+
+
+def test_a_tied_embeddings_two_gradients_are_added_in_place() -> None:
+    tied, untied = (
+        structure(
+            LlamaConfig(num_hidden_layers=1, **{**SMALL, "vocab_size": 20_000}, tie_word_embeddings=tie),
+            auto_class("CausalLM"),
+        )
+        for tie in (True, False)
+    )
+    embedding = 4 * 20_000 * SMALL["hidden_size"]
+    found = trace(TokenLoss(tied), batch())
+    assert 2 * embedding <= found.held[found.forward :].sum(1).max() < 3 * embedding
+    assert found.done[-1] == trace(TokenLoss(untied), batch()).done[-1] - embedding
