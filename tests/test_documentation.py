@@ -17,7 +17,7 @@ from recyclable.cli import parser
 from recyclable.commands.parts.status import parse
 from recyclable.config.settings import CorpusSettings
 from recyclable.lm import LM_KINDS
-from recyclable.machine import KNOWN_KEYS, KNOWN_ZERO_KEYS
+from recyclable.machine import CHECKPOINTING_KEYS, KNOWN_KEYS, KNOWN_ZERO_KEYS
 from recyclable.methods import METHODS
 from recyclable.recipes.pretrain_settings import read_pretrain_settings
 from recyclable.recipes.recycle_settings import read_recycle_settings
@@ -61,7 +61,7 @@ def known_keys() -> set[str]:
     settings = [CorpusSettings, StudySettings, StudyBase, StudyEdge, StudyExperiment, StudyMethod]
     settings += [METHODS.get(name) for name in METHODS.names()] + [LM_KINDS.get(name) for name in LM_KINDS.names()]
     settings += [tune_settings(name) for name in TUNINGS.names()]
-    known = {*keys_of_tasks(every_kind()), *KNOWN_KEYS, *KNOWN_ZERO_KEYS}
+    known = {*keys_of_tasks(every_kind()), *KNOWN_KEYS, *KNOWN_ZERO_KEYS, *CHECKPOINTING_KEYS}
     return known | {key for each in settings for key in each.model_fields}
 
 

@@ -77,6 +77,9 @@ def test_the_callers_dict_and_monitor_sections_are_left_alone():
         ({"torch_autocast": {"enabled": True}}, ["torch_autocast.dtype is None", "'bfloat16' or 'float16'"]),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["both"]),
         ({"bf16": True}, ["bf16 is True", "object"]),
+        ({"activation_checkpointing": True}, ["activation_checkpointing is True", "object"]),
+        ({"activation_checkpointing": {"profile": True}}, ["'profile'", "expected cpu_checkpointing"]),
+        ({"activation_checkpointing": {"cpu_checkpointing": 1}}, ["cpu_checkpointing is 1", "true or false"]),
         ({"gradient_allreduce_op": "sum"}, ["gradient_allreduce_op", "'mean'"]),
         ({"train_micro_batch_size_per_gpu": 3}, ["3 x 2 ranks", "train_batch_size 16", "use 2 here", "multiple of 6"]),
         ({"train_micro_batch_size_per_gpu": 32}, ["use 8 here", "multiple of 64"]),
@@ -92,6 +95,21 @@ def test_a_mistake_is_refused_in_one_line_that_names_it(given, words):
 
 def test_a_batch_that_ranks_cannot_share_is_the_runs_mistake():
     assert "run.yaml: train_batch_size 15" in refusal({}, train_batch_size=15)
+
+
+def test_gradient_checkpointing_is_asked_for_on_either_side_and_never_denied_on_the_other():
+    on_host = {"activation_checkpointing": {"cpu_checkpointing": True}}
+    for given, wanted, recomputes, on in (
+        ({}, None, False, False),
+        ({}, False, False, False),
+        ({}, True, True, False),
+        ({"activation_checkpointing": {}}, None, True, False),
+        (on_host, True, True, True),
+    ):
+        config = merged(given, gradient_checkpointing=wanted)
+        assert (machine.recomputes(config), machine.saves_on_host(config)) == (recomputes, on)
+    message = refusal(on_host, gradient_checkpointing=False)
+    assert "activation_checkpointing is given" in message and "gradient_checkpointing in run.yaml is false" in message
 
 
 def test_fp16_passes_on_a_gpu():

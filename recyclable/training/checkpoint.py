@@ -90,5 +90,5 @@ def _shape_of_run(engine: deepspeed.DeepSpeedEngine) -> dict[str, int | str]:
     """What decides how DeepSpeed cuts and names its files."""
     precision = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()
-    found: dict[str, int | str] = {"ranks": distributed.world_size(), "zero_stage": stage, "precision": precision}
-    return {**found, **({"states": "swapped"} if is_swapped(engine.optimizer) else {})}
+    states = "by group" if is_swapped(engine.optimizer) else "whole"
+    return {"ranks": distributed.world_size(), "zero_stage": stage, "precision": precision, "states": states}

@@ -50,6 +50,7 @@ VALUES: Content = {
     "max_grad_norm": 0.5,
     "dropout": 0.2,
     "attn_implementation": "eager",
+    "gradient_checkpointing": True,
     "eval_every": 3,
     "save_every": 4,
     "log_every": 5,

@@ -17,7 +17,7 @@ from recyclable.errors import InputError
 from recyclable.training.nvme import _missing, prepare
 
 STEPS, INTERRUPTED = 4, 3
-TOLERANCE = 1e-5
+TOLERANCE, IN_BF16 = 1e-5, 1e-3  # relative; a sum of gradients that differs in fp32 may round another way in bf16
 COMPUTE_AGAIN: dict[str, Any] = {"activation_checkpointing": {}}
 INPUTS_ON_HOST: dict[str, Any] = {"activation_checkpointing": {"cpu_checkpointing": True}}
 # What runs, and on what: dropout is on in the encoders.
@@ -144,7 +144,7 @@ def losses(world: World, *name: Any) -> list[float]:
 
 def assert_as_plain(world: World, ranks: int, what: str, stage: int, saving: str, bits: bool) -> None:
     found, plain = (losses(world, ranks, what, stage, name) for name in (saving, "plain"))
-    assert found == (plain if bits else pytest.approx(plain, rel=TOLERANCE))
+    assert found == (plain if bits else pytest.approx(plain, rel=IN_BF16 if "bf16" in what else TOLERANCE))
 
 
 def assert_resumed(world: World, ranks: int, what: str, stage: int, saving: str) -> None:
