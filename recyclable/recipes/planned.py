@@ -39,6 +39,7 @@ from recyclable.tasks.parts.task_file import describe
 from recyclable.training.engine import set_attention
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
+from recyclable.weights.grown import GrownBase
 from recyclable.weights.reader import Reader
 from recyclable.weights.sources import become
 from recyclable.weights.store import find
@@ -90,6 +91,8 @@ def _upgrade(kind: LMKind) -> Planned:
         way = Way(positions=None, windows=bool(window) and "layer_types" in vars(base.config.get_text_config()))
         apart = Apart(way, kind.causal, window)
         assumed.append("documents that share a sequence are kept apart by a mask")
+    if kind.extend_vocabulary is not None:  # as if no row of padding were there to be used up
+        base = GrownBase(base, base.config.vocab_size, [(0,)] * kind.extend_vocabulary)
     model, _ = kind.model(base)
     return Planned(kind.objective(model, teacher, apart, apart), kind.full_batch, kind, base, tuple(assumed))
 

@@ -22,7 +22,7 @@ from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
 from recyclable.weights.algebra import flat_range
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import Source, Stored
+from recyclable.weights.checkpoint_files import Ranged, Source, Stored
 
 if TYPE_CHECKING:  # importing it takes seconds
     from transformers import PreTrainedModel
@@ -41,7 +41,7 @@ class GrownRows(Source):
     """
 
     def __init__(
-        self, source: Source, places: Mapping[str, int], first: int, parts: Sequence[Sequence[int]], rows: int
+        self, source: Ranged, places: Mapping[str, int], first: int, parts: Sequence[Sequence[int]], rows: int
     ) -> None:
         self.source, self._places, self._first, self._parts, self._rows = source, places, first, parts, rows
 

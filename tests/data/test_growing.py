@@ -87,6 +87,10 @@ def test_texts_of_the_corpus_have_fewer_tokens_and_every_piece_says_what_it_is_m
 
 def test_the_same_text_gives_the_same_pieces_and_a_record_brings_them_back(grown: Grown, tmp_path: Path) -> None:
     assert learn(corpus(NEW), grown.source, load_tokenizer(grown.source), NUMBER) == grown.growth
+    again = tmp_path / "again"
+    again.mkdir()
+    write_grown(grown.source, load_tokenizer(grown.source), grown.growth, grown.config, again)
+    assert all((again / path.name).read_bytes() == path.read_bytes() for path in grown.into.iterdir())
     assert Growth.recorded(tmp_path) is None
     grown.growth.write(tmp_path)
     assert Growth.recorded(tmp_path) == grown.growth

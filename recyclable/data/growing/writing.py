@@ -51,7 +51,7 @@ def _extend(model: dict[str, Any], growth: Growth, known: dict[str, int], source
     """Put the new pieces into what tokenizer.json calls `model`."""
     ids = dict(zip(growth.pieces, growth.rows, strict=True))
     if growth.model != "Unigram":  # with added tokens that it has not: they get ids behind the model's pieces
-        model["vocab"] = {**known, **model["vocab"], **ids}
+        model["vocab"] = _by_id({**known, **model["vocab"], **ids})
     if growth.model == "BPE":
         pairs = not model["merges"] or isinstance(model["merges"][0], list)
         model["merges"] += [list(pair) if pairs else " ".join(pair) for pair in growth.merges]
@@ -75,12 +75,17 @@ def _extend_text_files(into: Path, growth: Growth, known: dict[str, int]) -> dic
         else:
             left_out[lines.name] = f"its {found} lines do not end where the new pieces begin, at {growth.first}"
     if (table := into / "vocab.json").is_file():
-        grown = {**known, **read_json(table), **dict(zip(growth.pieces, growth.rows, strict=True))}
+        grown = _by_id({**known, **read_json(table), **dict(zip(growth.pieces, growth.rows, strict=True))})
         table.write_text(json.dumps(grown, ensure_ascii=False), encoding="utf-8")
     if (pairs := into / "merges.txt").is_file():
         text = pairs.read_text(encoding="utf-8").rstrip("\n")
         pairs.write_text("\n".join([text, *map(" ".join, growth.merges), ""]), encoding="utf-8")
     return left_out
+
+
+def _by_id(vocabulary: dict[str, int]) -> dict[str, int]:
+    """In the order of the ids: a tokenizer tells its pieces in another one each time."""
+    return dict(sorted(vocabulary.items(), key=lambda item: item[1]))
 
 
 def _require_reads(into: Path, config: PretrainedConfig, known: dict[str, int], growth: Growth) -> None:
