@@ -233,6 +233,7 @@ def start(world: Path, what: str, rank: int, ranks: int) -> dict[str, Any]:
 
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(ranks))
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as `distributed.init` has it
     deepspeed.init_distributed(verbose=False)
     torch.set_num_threads(1)
     ds_config = {

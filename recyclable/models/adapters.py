@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 
 from recyclable.adapters.configs import NOTHING, read_adapter_config
 from recyclable.adapters.text_ends import read_at_ends
-from recyclable.carrying.places import adapter_shapes, canonical_names, load, only_parameters, require_same
+from recyclable.carrying.places import PEFT_PREFIX, adapter_shapes, canonical_names, load, only_parameters, require_same
 from recyclable.errors import InputError
 from recyclable.models.build import start_all
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base, reason
 from recyclable.weights.checkpoint_files import Ranged
+from recyclable.weights.layouts import former_modules
 from recyclable.weights.sources import Unread, fill, is_unread, seed_of
 
 
@@ -110,6 +111,12 @@ def require_adapter_fits(
         base: what the model's values would come from.
         fields: as for `attach_same`.
     """
+    former = former_modules((name.removeprefix(PEFT_PREFIX) for name in file.names), base.structure)
+    for module, tensor in former.items():
+        problem = f"was made on {len(former)} modules that a {base.config.model_type} no longer has"
+        raise InputError(
+            folder, f"{problem}, such as {module}: it is a part of {tensor} now, which has no place for it"
+        )
     found = {name: file.shape(name) for name in file.names}
     structure = copy.deepcopy(planned)
     start_all(planned, base, seed=0)

@@ -8,7 +8,7 @@ projections are parted, modules have other names. Its own conversions are applie
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,22 +97,55 @@ def as_saved(model: PreTrainedModel, tensors: Ranged) -> Ranged:
         return Rearranged(revert_weight_conversion(model, planned))
 
 
+def former_modules(names: Iterable[str], structure: Structure) -> dict[str, str]:
+    """Modules of an adapter's tensors that today's model no longer has -> the tensor that they became part of.
+
+    Args:
+        names: without what PEFT puts before them: `model.layers.0.block_sparse_moe.experts.0.w1.lora_A.weight`.
+    """
+    transforms, found = _Transforms(structure), {}
+    for name in names if transforms.converters else ():
+        parts = name.split(".")
+        for module in (".".join(parts[:end]) for end in range(1, len(parts))):
+            today, pattern = transforms.today(f"{module}.weight")
+            if pattern is not None and today in structure.whole_names:
+                found[module] = today
+    return found
+
+
+class _Transforms:
+    """What transformers does to the names of a family's files as it loads them; it keeps state, so one for each use."""
+
+    def __init__(self, structure: Structure) -> None:
+        every = conversions(structure.whole)
+        self.renamings = [each for each in every if isinstance(each, WeightRenaming)]
+        self.converters = [each for each in every if isinstance(each, WeightConverter)]
+        self.owner = {pattern: converter for converter in self.converters for pattern in converter.source_patterns}
+        self._prefix, self._wanted = structure.prefix, structure.whole_names
+
+    def today(self, stored: str) -> tuple[str, str | None]:
+        """Today's name of a stored tensor, or of the first that it is a part of; in that case the pattern that it has.
+
+        A name that is today's own already is left alone.
+        """
+        name, pattern = rename_source_key(stored, self.renamings, self.converters, self._prefix, self._wanted)
+        if name not in self._wanted:
+            plain, _ = rename_source_key(stored, [], [], self._prefix, self._wanted)
+            if plain in self._wanted:
+                return plain, None
+        return name, pattern
+
+
 def _converted(files: TensorFiles, structure: Structure) -> dict[str, Planned]:
     """Today's name -> the tensor, as `convert_and_load_state_dict_in_model` of transformers would make it."""
-    transforms, model = conversions(structure.whole), structure.whole
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
-    owner = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    wanted = structure.whole_names
+    transforms, wanted = _Transforms(structure), structure.whole_names
     made: dict[str, Planned] = {}
     parts: dict[str, WeightConverter] = {}
     for stored in sorted(files.names, key=dot_natural_key):
-        name, pattern = rename_source_key(stored, renamings, converters, structure.prefix, wanted)
-        if name not in wanted and (plain := rename_source_key(stored, [], [], structure.prefix, wanted)[0]) in wanted:
-            name, pattern = plain, None
+        name, pattern = transforms.today(stored)
         tensor = Planned.stored(files, stored)
         if pattern is not None and name in wanted:
-            converter = parts.setdefault(name, copy.deepcopy(owner[pattern]))
+            converter = parts.setdefault(name, copy.deepcopy(transforms.owner[pattern]))
             converter.add_tensor(name, stored, pattern, tensor)
             continue
         name = stored if pattern is not None else name  # of a part that the model does not have
@@ -121,7 +154,7 @@ def _converted(files: TensorFiles, structure: Structure) -> dict[str, Planned]:
         made[name] = tensor
     for first, converter in parts.items():
         sources = sorted(source for names in converter.layer_targets.values() for source in names)
-        for name, tensor in _made(first, converter, sources, model, files.folder).items():
+        for name, tensor in _made(first, converter, sources, structure.whole, files.folder).items():
             if name in made:
                 raise InputError(files.folder, f"holds {name} twice: as it is, and as {sources[0]}")
             if name in wanted and tensor.shape != wanted[name].shape:

@@ -111,6 +111,8 @@ def test_a_delta_from_one_layout_goes_onto_a_base_in_the_other(
 
 
 def test_ranks_read_their_own_ranges_of_either_layout_and_train_alike(world: Path, tmp_path: Path) -> None:
+    if world.name.startswith("qwen3_moe"):
+        pytest.skip("laid out as qwen2_moe is")
     corpus = str(make_corpus(tmp_path / "corpus") / "train.txt")
     settings = {"corpus": corpus, "max_steps": 2, "train_batch_size": 2, "max_length": 16, "eval_every": 1}
     settings |= {"learning_rate": 1e-3, "save_every": 0, "max_heldout_sequences": 4}
@@ -188,5 +190,6 @@ def test_an_adapter_made_on_experts_that_were_modules_is_refused_by_their_names(
             status = main([*map(str, ("store", "add", "--store", tmp_path / "store", *given, "--name", "lora"))])
             said = capsys.readouterr().err.strip().splitlines()
             assert (status, len(said)) == (2, 1), said
-            assert f"experts.0.{parts[0]}" in said[0], said[0][:300]
+            first = f"model.layers.0.{own}.experts.0.{sorted(parts)[0]}: it is a part of model.layers.0.mlp.experts."
+            assert f"was made on 24 modules that a {world.name.rstrip('0')} no longer has, such as {first}" in said[0]
             assert not (tmp_path / "store" / "lora").exists()
