@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from recyclable.models.build import structure
 from recyclable.weights.base import Base, read_config
-from recyclable.weights.checkpoint_files import Ranged, Stored
+from recyclable.weights.checkpoint_files import Source, Stored
 from recyclable.weights.locate import locate_config
 
 
-class _Shapes(Ranged):
+class _Shapes(Source):
     """A structure's parameters, as a checkpoint in fp32 has them."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -27,7 +29,7 @@ class _Shapes(Ranged):
     def stored(self, name: str) -> Stored:
         return Stored(torch.float32, self._shapes[name])
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
         raise NotImplementedError("of a config alone nothing can be read")
 
 
@@ -42,7 +44,8 @@ def config_only(base: str | Path) -> Base:
 
 def _named_model(config: PretrainedConfig) -> PreTrainedModel:
     named = next(iter(config.architectures or []), None)
-    known = getattr(transformers, named or "", None)
-    if isinstance(known, type) and issubclass(known, PreTrainedModel) and known.config_class is type(config):
+    known: Any = getattr(transformers, named or "", None)
+    is_model = isinstance(known, type) and issubclass(known, PreTrainedModel)
+    if is_model and known.config_class is type(config):
         return structure(config, None, named)
     return structure(config, AutoModel)

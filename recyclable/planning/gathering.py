@@ -33,7 +33,7 @@ def gathered(sizes: Sizes, zero: Zero, trace: Trace) -> np.ndarray:
         here.update(wanted)
         while queue and queue[0][0] <= step:
             queue.popleft()
-        ahead = []
+        ahead: list[str] = []
         room = min(zero.max_live - sum(numel[name] for name in here), zero.prefetch)
         while queue and sum(numel[name] for name in ahead) < room:
             _, name = queue.popleft()

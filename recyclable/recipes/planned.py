@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from recyclable.architectures.attention import Machine, set_attention
 from recyclable.architectures.pooling import PAD
 from recyclable.carrying.carried import Carried
 from recyclable.config.settings import Settings, TaskSettings, TrainSettings
@@ -36,7 +37,6 @@ from recyclable.tasks import KINDS
 from recyclable.tasks.parts.kind import TaskKind
 from recyclable.tasks.parts.task import Task
 from recyclable.tasks.parts.task_file import describe
-from recyclable.training.engine import set_attention
 from recyclable.weights.adapted import AdaptedWeights
 from recyclable.weights.base import Base
 from recyclable.weights.grown import GrownBase
@@ -74,7 +74,8 @@ def planned(settings: Settings) -> Planned:
         found = _recycling(settings)
     else:
         raise TypeError(f"{type(settings).__name__} is no run that trains")
-    set_attention(found.objective.student, found.settings)
+    # a trial decides on a machine's own ways, which need no more memory
+    set_attention(found.objective.student, found.settings.attn_implementation, False, Machine())
     found.objective.to("meta")
     return found
 

@@ -142,6 +142,7 @@ def _fleet(objective: Objective) -> Fleet:
     """The ranks with the memory that each of them may take: what is free, and what it has taken for the weights."""
     local = int(os.environ.get("LOCAL_SIZE", distributed.world_size()))
     on_host = free_memory()
+    free: float
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     else:

@@ -195,7 +195,7 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
     if (optimizer := _optimizer(module)) is not None and is_swapped(optimizer):
         names = {parameter: name for name, parameter in module.named_parameters()}
         for parameter, values in own_masters(optimizer):
-            if parameter in names:
+            if parameter in names and _is_partitioned(parameter):
                 start, stop = _own_range(parameter)
                 yield names[parameter], start, values[: stop - start].float().cpu()
         return

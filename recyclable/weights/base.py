@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from recyclable.architectures.names import canonical_name, model_prefix
 from recyclable.architectures.structure import Structure
 from recyclable.errors import InputError
-from recyclable.weights.checkpoint_files import Ranged, Renamed
+from recyclable.weights.checkpoint_files import Renamed, Source
 from recyclable.weights.digest import Digested
 from recyclable.weights.layouts import model_files
 from recyclable.weights.locate import inside
@@ -66,7 +66,7 @@ class Base(Renamed):
         files: tensors that take the place of those in the directory.
     """
 
-    def __init__(self, folder: str | Path, files: Ranged | None = None) -> None:
+    def __init__(self, folder: str | Path, files: Source | None = None) -> None:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.prefix = model_prefix(self.config)
@@ -90,7 +90,7 @@ class Base(Renamed):
         """What is wrong with a base without these tensors of its backbone."""
         return InputError(self.folder, f"lacks {len(names)} backbone tensors: {', '.join(names)}")
 
-    def _parted(self, files: Ranged) -> bool:
+    def _parted(self, files: Source) -> bool:
         """Whether the files hold an output embedding of its own that the class would tie: then they win.
 
         So it is in transformers, and with T5 1.1, Flan-T5, mT5 and UMT5.
