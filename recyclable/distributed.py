@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ from recyclable.weights.team import Team
 
 T = TypeVar("T")
 _turns = 0  # how often main_first ran: every rank counts alike
+_boards = 0  # how many boards were made: likewise
+_POLL_S = 0.02
 
 
 def init() -> None:
@@ -133,6 +136,54 @@ class Ranks(Team):
         values: list[T] = [value] * self.size
         dist.all_gather_object(values, value)
         return values
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` returns here; where it fails on any rank, InputError on every rank. A collective.
+
+    `work` has no collective of its own. What the system says of a file is an InputError, too.
+    """
+    value, problem = None, None
+    try:
+        value = work()
+    except InputError as error:
+        problem = (error.where, str(error).removeprefix(f"{error.where}: "))
+    except OSError as error:
+        problem = (str(error.filename), f"cannot be read ({error.strerror or error})")
+    if found := next(filter(None, Ranks().gather(problem)), None):
+        raise InputError(*found)
+    return cast(T, value)
+
+
+class Board:
+    """Notes that ranks leave for each other in their store, without any collective: for threads beside the main one.
+
+    Every rank makes its boards in the same order.
+    """
+
+    def __init__(self) -> None:
+        global _boards
+        _boards += 1
+        alone = world_size() == 1
+        store = dist.HashStore() if alone else dist.distributed_c10d._get_default_store()
+        self._store = dist.PrefixStore(f"recyclable/board/{_boards}", store)
+
+    def post(self, key: str, note: str) -> None:
+        """Leave a note."""
+        self._store.set(key, note)
+
+    def read(self, key: str, patience_s: float) -> str:
+        """A note, as soon as it is there; TimeoutError when it does not come."""
+        end = time.monotonic() + patience_s
+        while not self._store.check([key]):  # no `wait`, which would keep this process's other threads from the store
+            if time.monotonic() > end:
+                raise TimeoutError(key)
+            time.sleep(_POLL_S)
+        return self._store.get(key).decode()
+
+    def remove(self, key: str) -> None:
+        """Take a note away."""
+        self._store.delete_key(key)
 
 
 @contextlib.contextmanager

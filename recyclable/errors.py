@@ -1,4 +1,4 @@
-"""The one exception for mistakes in what the user gave: shown as one line, exit status 2."""
+"""The exceptions that are shown as one line: for mistakes in what the user gave, and for what ends a run."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ class InputError(Exception):
         self.where = str(where)
         line = " ".join(f"{where}: {problem}".split())
         super().__init__("".join(c if c.isprintable() else "?" for c in line))  # names in files may hold anything
+
+
+class RunError(InputError):
+    """What ends a run under way for a reason outside of it, such as a full disk: shown as one line as well."""
+
+    exit_status = 1

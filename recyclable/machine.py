@@ -15,8 +15,8 @@ from recyclable.resources import ds_config_path
 
 # What DeepSpeed 0.19 reads (tests/test_machine.py watches it read) and a run here can use.
 _KEYS = """
-    activation_checkpointing aio bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile csv_monitor
-    data_types dataloader_drop_last datastates_ckpt disable_allgather disable_python_gc dump_state flops_profiler fp16
+    activation_checkpointing aio bf16 bfloat16 comet comms_logger communication_data_type compile csv_monitor
+    data_types dataloader_drop_last disable_allgather disable_python_gc dump_state flops_profiler fp16
     gradient_accumulation_steps gradient_allreduce_op gradient_clipping gradient_predivide_factor log_level
     managed_gradient_accumulation memory_breakdown prescale_gradients steps_per_print tensorboard timers torch_autocast
     train_batch_size train_micro_batch_size_per_gpu vocabulary_size wall_clock_breakdown wandb
@@ -62,6 +62,8 @@ REFUSED = {
     "sequence_parallel_size": "is not supported, ranks are data-parallel",
     "hybrid_engine": "is not supported, it is for generation during training",
     "autotuning": "is not supported: name the batch and the ZeRO stage yourself",
+    "checkpoint": "is read by nothing, checkpoints are recyclable's own: save_every and the like in the run config",
+    "datastates_ckpt": "is read by nothing, checkpoints are recyclable's own and written in the background",
     "amp": "is no longer in DeepSpeed: use bf16 or torch_autocast",
 }
 

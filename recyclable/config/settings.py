@@ -108,7 +108,11 @@ class TrainSettings(RunSettings):
     eval_every: int | None = Field(None, gt=0)
     """Steps between evaluations; null: about 50 in the run. Step 0 and the last step are always evaluated."""
     save_every: int = Field(500, ge=0)
-    """Steps between checkpoints; 0 writes none."""
+    """Steps between checkpoints; 0 writes none by steps."""
+    save_every_minutes: float | None = Field(None, gt=0)
+    """Minutes between checkpoints, besides; null: by steps alone."""
+    save_total_limit: int = Field(2, ge=1)
+    """How many checkpoints stay, the last ones; should the newest be broken, a run goes on from the one before."""
     log_every: int = Field(10, gt=0)
     """Steps between logged training losses."""
 

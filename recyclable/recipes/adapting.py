@@ -25,6 +25,7 @@ from recyclable.weights.checkpoint_files import Renamed, SafetensorsFile
 from recyclable.weights.delta import Codec, write_delta
 from recyclable.weights.files import write_as_is, write_tensors
 from recyclable.weights.fingerprint import Fingerprint
+from recyclable.weights.hashes import sha256_json
 from recyclable.weights.lineage import described
 from recyclable.weights.manifest import ADAPTER, DELTA, HEAD, MANIFEST, Manifest
 
@@ -47,6 +48,11 @@ class Student:
     """Fields of the model's config that are not its base's, as manifests have them."""
     like: AdaptedWeights | None = None
     """The outdated weights whose tokenizer it has, if any."""
+
+    def reads(self) -> dict[str, str]:
+        """What the run reads, as messages call it -> content digest."""
+        found = {**self.own.told("base"), "task": self.data.task.digest}
+        return found if self.like is None else {**found, "weights": sha256_json(self.like.manifest.files)}
 
     @property
     def kind(self) -> str:
@@ -88,6 +94,7 @@ def learn(
         select=data.metric,
         final=on_test,
         lengths=grouping(data.train, settings),
+        reads=student.reads,
         resume=resume,
         label=f"{label} {settings.out.name}",
     )

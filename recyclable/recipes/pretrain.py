@@ -26,6 +26,7 @@ from recyclable.recipes.pretrain_text import NEW, OLD, Text, read_text
 from recyclable.recipes.pretrain_vocabulary import Start, starting
 from recyclable.report.model_card import write_card
 from recyclable.training import rundir
+from recyclable.training.checkpoint.choosing import written
 from recyclable.training.engine import set_attention
 from recyclable.training.evaluation import mean_losses
 from recyclable.training.loop import Outcome, train
@@ -94,12 +95,18 @@ def _trained(
                 ds_config,
                 out=out,
                 order=text.order,
+                reads=reads,
                 resume=resume,
                 label=label,
             )
 
+        def reads() -> dict[str, str]:
+            parent.hashed.complete(team=distributed.Ranks())
+            replayed = {"replay.corpus": text.digests[OLD]} if OLD in text.digests else {}
+            return {**fingerprint(parent).told("base"), "corpus": text.digests[NEW], **replayed}
+
         alone = kind.head_phase() if fresh else None
-        if alone and not list((kind.out / "checkpoints").glob("step-*/complete.json")):
+        if alone and not (resume and written(kind.out)):
             head = _trained_head(kind, alone, base, apart, trained)
             start_from(model, head, {name: name for name in head.names})
         objective = kind.objective(model, teacher, apart, teachers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,22 @@ from recyclable import distributed
 from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
 from recyclable.data.order import Item, Order, Steps, share_of_step
+from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
-from recyclable.training import checkpoint, micro_batch
+from recyclable.training import best, micro_batch, states
+from recyclable.training.checkpoint.choosing import known_micro_batch, newest_whole
+from recyclable.training.checkpoint.record import Progress, Record
+from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import engine_for, materialize
 from recyclable.training.evaluation import to_device
 from recyclable.training.monitor import Monitor
 from recyclable.training.optimizer import learning_rate
-from recyclable.training.zero import load_trainable, own_pieces, trainable_shapes
-from recyclable.weights.checkpoint_files import SafetensorsFile
-from recyclable.weights.files import SafetensorsWriter
+from recyclable.training.zero import load_trainable
 
 Scores = dict[str, float]
 Evaluate = Callable[[deepspeed.DeepSpeedEngine], Scores]
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; all of it goes into checkpoints."""
-
-    step: int = 0
-    seconds: float = 0.0
-    """Spent on training steps, evaluation left out."""
-    best_step: int = -1
-    best: float | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row per evaluation: step, examples, seconds and the scores."""
+Digests = dict[str, str]
+"""What a run reads, as messages call it -> content digest."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,7 @@ def train(
     final: Evaluate | None = None,
     lengths: np.ndarray | None = None,
     order: Steps | None = None,
+    reads: Callable[[], Digests] = dict,
     resume: bool = False,
     label: str = "",
 ) -> Outcome:
@@ -79,24 +71,26 @@ def train(
         final: run once, on the kept weights, when training is over.
         lengths: tokens of each example, to put those of like length into one step; None takes them as they come.
         order: which examples make up which step; None: `Order` by seed and lengths.
-        resume: go on from the last complete checkpoint under `out`, if there is one.
+        reads: asked once the models are read, the same on every rank; a run is not resumed on other content.
+        resume: go on from the newest whole checkpoint under `out`, if there is one.
     """
-    progress = Progress()
-    checkpoints = out / "checkpoints"
+    saving = (settings.save_every, settings.save_every_minutes, settings.save_total_limit)
     materialize(objective, settings, ds_config)
-    known = checkpoint.micro_batch(checkpoints) if resume else None
-    ds_config, found = micro_batch.find(objective, examples, settings, ds_config, known)
-    with engine_for(objective, settings, ds_config, out) as engine:
-        if found is not None:
-            micro_batch.verify(engine, objective, found)
-        monitor = Monitor(engine, settings, label)
-        if resume and (state := checkpoint.load_latest(engine, checkpoints)):
-            progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+    known = known_micro_batch(out) if resume else None
+    ds_config, tried = micro_batch.find(objective, examples, settings, ds_config, known)
+    with engine_for(objective, settings, ds_config, out) as engine, Saver(out, *saving) as saver:
+        if settings.save_every or settings.save_every_minutes:
+            states.require_known(engine)
+        if tried is not None:
+            micro_batch.verify(engine, objective, tried)
+        monitor, found = Monitor(engine, settings, label), reads()
+        progress = _resumed(engine, out, found) if resume else Progress()
         order = order or Order(len(examples), settings.train_batch_size, settings.seed, lengths)
         with monitor.bar(progress.step):
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)
             while progress.step < settings.max_steps:
+                saver.check()
                 begin = time.perf_counter()
                 losses = train_step(engine, objective, examples, order.step(progress.step), progress.step, settings)
                 progress.seconds += time.perf_counter() - begin
@@ -104,16 +98,47 @@ def train(
                 monitor.step(progress.step, *losses)
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
-                if settings.save_every and progress.step % settings.save_every == 0:
-                    checkpoint.save(engine, checkpoints, vars(progress))
-                    _drop_other_tensors(out, progress.best_step)
-        _drop_other_tensors(out, progress.best_step)
-        kept, scores = _tensors_file(out, progress.best_step), {}
+                if saver.due(progress.step):
+                    saver.save(_record(engine, progress, found), states.copies(engine))
+        saver.wait()
+        kept, scores = best.verified(best.tensors_file(out, progress.best_step), progress.best_digest), {}
+        if distributed.is_main():
+            best.drop(out, {progress.best_step}, settings.max_steps)
         if final:
-            load_trainable(objective.student, SafetensorsFile(kept))
+            load_trainable(objective.student, kept)
             engine.eval()
             scores = final(engine)
-    return Outcome(progress.history, progress.best_step, kept, scores)
+    return Outcome(progress.history, progress.best_step, kept.path, scores)
+
+
+def _resumed(engine: deepspeed.DeepSpeedEngine, out: Path, reads: Digests) -> Progress:
+    """What the newest whole checkpoint says, once the engine has been brought to where it was; a collective."""
+    found = newest_whole(out, states.trained_shapes(engine))
+    if found is None:
+        return Progress()
+    for name, digest in found.record.reads.items():
+        if reads.get(name, digest) != digest:
+            problem = f"is not what the run in {out} began with: digest {reads[name][:12]}, was {digest[:12]}"
+            raise InputError(name, f"{problem}; undo the change, or start anew in another directory")
+    progress = found.record.progress
+    states.restore(engine, found.files)
+    states.set_progress(engine, progress.step, found.record.scaling)
+    distributed.say(f"resumed at step {progress.step}, written on {found.record.ranks} ranks")
+    return progress
+
+
+def _record(engine: deepspeed.DeepSpeedEngine, progress: Progress, reads: Digests) -> Record:
+    """A checkpoint's record of now."""
+    return Record(
+        progress=Progress(**asdict(progress)),
+        reads=reads,
+        layout=states.trained_shapes(engine),
+        scaling=states.scaling(engine),
+        zero_stage=engine.zero_optimization_stage(),
+        precision="bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32",
+        ranks=distributed.world_size(),
+        micro_batch=engine.train_micro_batch_size_per_gpu(),
+    )
 
 
 def train_step(
@@ -171,25 +196,4 @@ def _evaluate(
     last = progress.step == settings.max_steps
     if last if score is None else progress.best is None or score > progress.best:
         progress.best, progress.best_step = score, progress.step
-        _keep_tensors(engine.module, _tensors_file(out, progress.best_step))
-
-
-def _keep_tensors(objective: Objective, path: Path) -> None:
-    """Every rank writes what it keeps of the trainable parameters into one file; a collective."""
-    writer = SafetensorsWriter(path, trainable_shapes(objective.student), team=distributed.Ranks())
-    for name, start, values in own_pieces(objective.student):
-        writer.write(name, values, start)
-    writer.close()
-
-
-def _tensors_file(out: Path, step: int) -> Path:
-    return out / f"best-{step:08d}.safetensors"
-
-
-def _drop_other_tensors(out: Path, step: int) -> None:
-    """Remove the weights of steps that no checkpoint and no result refers to any more."""
-    if distributed.is_main():
-        for path in out.glob("best-*.safetensors"):
-            if path != _tensors_file(out, step):
-                path.unlink()
-    distributed.barrier()
+        progress.best_digest = best.keep(engine.module.student, best.tensors_file(out, progress.step))

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import gethostname
 from tempfile import TemporaryFile
@@ -15,15 +15,21 @@ from tempfile import TemporaryFile
 from recyclable import distributed
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
+from recyclable.training.lock import FILE as LOCK
+from recyclable.training.lock import locked
 from recyclable.weights.durable import missing_directories, remove_empty, write_json
 from recyclable.weights.strict_json import read_json
 
 _RUN = "run.json"
+_OF_A_CLAIM = (LOCK, ".seen-*", f".{_RUN}.partial")  # all that a run leaves that dies before it has begun
 _PATIENCE_S = 5
 # Checkpoints, and weights of a later step than 0.
 _PROGRESS = ("checkpoints/step-*/complete.json", "best-*[1-9]*.safetensors", "*/best-*[1-9]*.safetensors")
 # These say where and how often, not what is computed: they may differ when a run is resumed.
-_FREE = {"out", "log_every", "save_every", "eval_batch_size", "teacher_cache", "gradient_checkpointing"}
+_FREE = {
+    *("out", "log_every", "save_every", "save_every_minutes", "save_total_limit"),
+    *("eval_batch_size", "teacher_cache", "gradient_checkpointing"),
+}
 
 
 @contextmanager
@@ -39,48 +45,62 @@ def claim(
 
     Raises InputError when the directory holds another run, or something else, or is not the same one for all ranks.
     """
-    wanted = json.loads(settings.model_dump_json())
     with _one_line("out", out):
-        is_file, begun = out.exists() and not out.is_dir(), (out / _RUN).is_file()
-        filled = out.is_dir() and any(out.iterdir())
-        made = missing_directories(out)
+        is_file, made = out.exists() and not out.is_dir(), missing_directories(out)
     if is_file:
         raise InputError("out", f"{out} is a file, expected a directory")
-    if begun:
-        if not resume:
-            raise InputError("out", f"{out} holds a run already; resume it with --resume, or name another directory")
-        found = read_json(out / _RUN)
-        if not found:
-            raise InputError(out / _RUN, "is empty, expected the settings of the run; it cannot be resumed")
-        fields = type(settings).model_fields.items()
-        defaults = {name: field.default for name, field in fields if not field.is_required()}
-        found = {**defaults, **found}  # a setting that came after the run was started
-        for key in sorted((wanted.keys() | found.keys()) - _FREE):
-            if wanted.get(key) != found.get(key):
-                raise InputError(key, f"is {wanted.get(key)!r}, but {out} was started with {found.get(key)!r}")
-    elif filled:
-        raise InputError("out", f"{out} is not empty and holds no run of recyclable")
+    begun = _require_own(settings, out, resume)
     distributed.barrier()
     if (out / marker).is_file():
+        clear_scratch(out)  # a run may have died between the two
         yield False
         return
     require_writable("out", out)
-    try:
-        _require_shared(out)
-        if distributed.is_main():
-            write_json(out / _RUN, wanted)
-        distributed.barrier()
-        yield True
-    except BaseException:
-        # on whichever rank fails: the launcher ends the others, rank 0 perhaps before it gets here
-        if not begun and not any(any(out.glob(pattern)) for pattern in (marker, *progress)):
-            for path in out.iterdir() if out.is_dir() else ():
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-            remove_empty(made)
-        raise
+    with ExitStack() as held:
+        with distributed.main_first(), _one_line("out", out):
+            if distributed.is_main():
+                out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(out))
+                begun = _require_own(settings, out, resume)  # nobody else comes in any more
+        try:
+            _require_shared(out)
+            if distributed.is_main():
+                write_json(out / _RUN, json.loads(settings.model_dump_json()))
+            distributed.barrier()
+            yield True
+        except BaseException:
+            # on whichever rank fails: the launcher ends the others, rank 0 perhaps before it gets here
+            if not begun and not any(any(out.glob(pattern)) for pattern in (marker, *progress)):
+                for path in out.iterdir() if out.is_dir() else ():
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
+                remove_empty(made)
+            raise
+
+
+def _require_own(settings: Settings, out: Path, resume: bool) -> bool:
+    """Whether this run was begun in a directory before; InputError where it holds another run, or something else."""
+    with _one_line("out", out):
+        begun = (out / _RUN).is_file()
+        filled = out.is_dir() and any(not any(map(path.match, _OF_A_CLAIM)) for path in out.iterdir())
+    if filled and not begun:
+        raise InputError("out", f"{out} is not empty and holds no run of recyclable")
+    if not begun:
+        return False
+    if not resume:
+        raise InputError("out", f"{out} holds a run already; resume it with --resume, or name another directory")
+    found = read_json(out / _RUN)
+    if not found:
+        raise InputError(out / _RUN, "is empty, expected the settings of the run; it cannot be resumed")
+    fields, wanted = type(settings).model_fields.items(), json.loads(settings.model_dump_json())
+    defaults = {name: field.default for name, field in fields if not field.is_required()}
+    found = {**defaults, **found}  # a setting that came after the run was started
+    for key in sorted((wanted.keys() | found.keys()) - _FREE):
+        if wanted.get(key) != found.get(key):
+            raise InputError(key, f"is {wanted.get(key)!r}, but {out} was started with {found.get(key)!r}")
+    return True
 
 
 def require_writable(field: str, folder: Path) -> None:
@@ -112,6 +132,8 @@ def _require_shared(out: Path) -> None:
     ranks = distributed.Ranks()
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob(".seen-*"):
+            left.unlink()
     mark = out / f".seen-{distributed.broadcast_object(secrets.token_hex(8))}"
     if distributed.is_main():
         mark.touch()

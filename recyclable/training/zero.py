@@ -143,7 +143,7 @@ def _partition(init: deepspeed.zero.Init, parameter: nn.Parameter) -> tuple[torc
     parameter.ds_tensor.ds_numel = size
     parameter.ds_tensor.status = PartitionedParamStatus.AVAILABLE
     parameter.ds_tensor.final_location = OffloadDeviceEnum.nvme if on_nvme else None
-    start, stop = _own_range(parameter)
+    start, stop = own_range(parameter)
     if on_nvme:
         read_into([(partition[: stop - start], read, start)])
         init.param_swapper.swap_out_and_release([parameter])
@@ -164,7 +164,7 @@ def _home(init: deepspeed.zero.Init) -> torch.device | str:
     return "cpu" if in_memory else init.local_device
 
 
-def _own_range(parameter: Partitioned) -> tuple[int, int]:
+def own_range(parameter: Partitioned) -> tuple[int, int]:
     """The elements of one of ZeRO-3's parameters that lie in this rank's partition."""
     size = parameter.ds_tensor.ds_numel
     start = min(parameter.ds_zero_partition_rank * size, parameter.ds_numel)
@@ -196,14 +196,14 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
         names = {parameter: name for name, parameter in module.named_parameters()}
         for parameter, values in own_masters(optimizer):
             if parameter in names and _is_partitioned(parameter):
-                start, stop = _own_range(parameter)
+                start, stop = own_range(parameter)
                 yield names[parameter], start, values[: stop - start].float().cpu()
         return
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         if _is_partitioned(parameter):
-            start, stop = _own_range(parameter)
+            start, stop = own_range(parameter)
             values = safe_get_local_fp32_param(parameter)[: stop - start]
         elif hasattr(parameter, "_hp_mapping"):
             if parameter._hp_mapping is None:  # it lies in other ranks' partitions
@@ -240,7 +240,7 @@ def overwrite(values: Iterable[tuple[nn.Parameter, Read]]) -> None:
             if parameter.ds_tensor.status != PartitionedParamStatus.AVAILABLE:  # on NVMe
                 _overwrite_on_nvme(parameter, read)
                 continue
-            start, stop = _own_range(parameter)
+            start, stop = own_range(parameter)
             targets.append((parameter.ds_tensor.data[: stop - start], read, start))
         if not _is_partitioned(parameter) or parameter.ds_status == ZeroParamStatus.AVAILABLE:
             targets.append((parameter.data.view(-1), read, 0))
@@ -249,7 +249,7 @@ def overwrite(values: Iterable[tuple[nn.Parameter, Read]]) -> None:
 
 def _overwrite_on_nvme(parameter: Any, read: Read) -> None:
     """Read this rank's range of a parameter into its file."""
-    start, stop = _own_range(parameter)
+    start, stop = own_range(parameter)
     parameter.nvme_swapper.swap_in([parameter], async_op=False)
     read_into([(parameter.ds_tensor.data[: stop - start], read, start)])
     parameter.nvme_swapper.swap_out_and_release([parameter])

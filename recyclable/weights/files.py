@@ -48,11 +48,13 @@ class SafetensorsWriter:
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
-        self._start = 8 + len(text)
+        self.header = struct.pack("<Q", len(text)) + text
+        """The bytes before the first tensor."""
+        self._start = len(self.header)
         self._path, self._aside, self._team = path, path.with_name(f".{path.name}.partial"), team
         if team.rank == 0:
             self._file = os.open(self._aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-            self._pwrite(struct.pack("<Q", len(text)) + text, 0)
+            self._pwrite(self.header, 0)
             os.ftruncate(self._file, self._start + offset)
         team.gather(None)
         if team.rank:

@@ -52,6 +52,10 @@ class Fingerprint:
         """For JSON, without what is not known."""
         return {name: digest for name, digest in asdict(self).items() if digest != UNKNOWN}
 
+    def told(self, base: str) -> dict[str, str]:
+        """The digests of what decides what a base computes, by what messages call it."""
+        return {base: self.weights, f"{base}'s tokenizer": self.tokenizer, f"{base}'s config": self.config}
+
     @classmethod
     def recorded(cls, record: Mapping[str, Any], base: Base) -> Fingerprint:
         """What a manifest or lineage recorded, to be compared with the base's own by ==.

@@ -11,8 +11,12 @@ from recyclable.errors import InputError
 _MAX_BYTES = 1 << 26  # longer than any index or dev curve
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; InputError when it cannot be read, is no JSON object, or a key stands in it twice."""
+def read_json(path: Path, finite: bool = False) -> dict[str, Any]:
+    """The object in a file; InputError when it cannot be read, is no JSON object, or a key stands in it twice.
+
+    Args:
+        finite: refuse NaN and Infinity, which are no JSON.
+    """
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise InputError(path, f"has {size} bytes, expected JSON of at most {_MAX_BYTES}")
@@ -21,19 +25,23 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(path, f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(path, f"broken JSON: no UTF-8 at byte {error.start}") from error
-    return parse_json(text, path)
+    return parse_json(text, path, finite)
 
 
-def parse_json(text: str, where: object) -> dict[str, Any]:
+def parse_json(text: str, where: object, finite: bool = False) -> dict[str, Any]:
     """As `read_json`, of text; `where` is named in the error."""
     try:
-        content = json.loads(text, object_pairs_hook=_each_once)
+        content = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_json if finite else None)
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise InputError(where, f"broken JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(where, f"broken JSON: holds {type(content).__name__}, expected an object")
     return content
+
+
+def _no_json(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

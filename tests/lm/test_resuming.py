@@ -19,10 +19,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resuming")
     short_texts(folder / "new.txt", documents=200)
     short_texts(folder / "old.txt", documents=100, first=30)
+    short_texts(folder / "other.txt", documents=200, first=7)
     runs = []
     for family, settings in FAMILIES.items():
         save_tiny(family, folder / family)
-        for out, how in (("whole", {}), ("broken", {"raise_at": 5}), ("broken", {"resume": True})):
+        others = [str(folder / name) for name in ("new.txt", "other.txt")]
+        changed = {"outcome": f"{folder / family}-changed", "replace": others}
+        cases = [("whole", {}), ("broken", {"raise_at": 5}), ("broken", {"resume": True, **changed})]
+        for out, how in (*cases, ("broken", {"resume": True})):
             run = {"verb": "pretrain", "config": config(folder, family, out, settings), **how}
             runs.append({**run, "ds_config": {"zero_optimization": {"stage": 1}}})
     finish(start(folder / "runs", runs), folder / "runs")
@@ -47,3 +51,10 @@ def test_a_run_that_broke_off_ends_with_the_bytes_of_one_that_did_not(world: Pat
     records = [json.loads((out / "lineage.json").read_text()) for out in (whole, broken)]
     told = ["heldout", "heldout_replay"] if family == "gpt2" else ["heldout"]
     assert [records[0][key] for key in told] == [records[1][key] for key in told]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_another_text_in_the_place_of_its_corpus_it_does_not_go_on(world: Path, family: str) -> None:
+    ended = outcome(world / f"{family}-changed")
+    assert ended["error"] == "InputError"
+    assert ended["message"].startswith(f"corpus: is not what the run in {world / family}-broken began with: digest ")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from processes import STAGE_3, TIMEOUT_S, finish, kill, outcome, start
-from worlds import Chain, make_corpus, make_outdated
+from worlds import Chain, make_corpus, make_outdated, make_task
 
 STEPS, SAVE_EVERY = 20, 4
 RAISE_AT = 10  # the last checkpoint is then step 8's
@@ -99,35 +99,38 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("resume"))
 
 
-def flip_a_byte(checkpoint: Path) -> None:
-    file = max((checkpoint / "engine").iterdir(), key=lambda path: path.stat().st_size)
+def flip_a_byte(out: Path) -> None:
+    file = out / "checkpoints" / "step-00000008" / "rank-00000.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
 
 
-def drop_a_file(checkpoint: Path) -> None:
-    max((checkpoint / "engine").iterdir(), key=lambda path: path.stat().st_size).unlink()
-
-
-def half_written(checkpoint: Path) -> None:
+def half_written(out: Path) -> None:
     """What a kill during or after the writing of later checkpoints leaves behind."""
-    for later in (".partial-step-00000012", "step-00000016"):
-        shutil.copytree(checkpoint, checkpoint.parent / later)
-    (checkpoint.parent / "step-00000016" / "complete.json").unlink()
-    flip_a_byte(checkpoint.parent / ".partial-step-00000012")
+    for later in (".partial-step-00000012-0badcafe", "step-00000016"):
+        shutil.copytree(out / "checkpoints" / "step-00000008", out / "checkpoints" / later)
+    (out / "checkpoints" / "step-00000016" / "complete.json").unlink()
+    (out / ".lock").write_text("process 1 on another host")
 
 
-# name -> (what happened to the last checkpoint, settings and ds_config it is resumed with, what the refusal says)
-STAGE_1, BF16 = {"zero_optimization": {"stage": 1}}, {"bf16": {"enabled": True}}
+def drop_all(out: Path) -> None:
+    for file in out.glob("checkpoints/step-*/complete.json"):
+        file.write_text("{}")
+
+
+# name -> (what happened to what the run left, settings it is resumed with)
+GONE_ON_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
+    "half-written": (half_written, {"log_every": 3, "save_every": 5, "save_total_limit": 1}),
+    "changed-file": (flip_a_byte, {"save_every_minutes": 0.0001}),
+}
+# name -> (what happened, settings it is resumed with, what the refusal says)
 REFUSED = {
-    "changed-file": (flip_a_byte, {}, {}, "was changed after it was written"),
-    "missing-file": (drop_a_file, {}, {}, "is missing"),
-    "changed-rate": (None, {"learning_rate": 1e-3}, {}, "learning_rate: is 0.001, but"),
-    "changed-seed": (None, {"seed": 21}, {}, "seed: is 21, but"),
-    "changed-steps": (None, {"max_steps": 30}, {}, "max_steps: is 30, but"),
-    "changed-stage": (None, {}, STAGE_1, "was written with zero_stage 2, this run has 1"),
-    "changed-precision": (None, {}, BF16, "was written with precision fp32, this run has bf16"),
+    "changed-rate": (None, {"learning_rate": 1e-3}, "learning_rate: is 0.001, but"),
+    "changed-seed": (None, {"seed": 21}, "seed: is 21, but"),
+    "changed-steps": (None, {"max_steps": 30}, "max_steps: is 30, but"),
+    "changed-task": (None, {}, "task: is not what the run in"),
+    "all-broken": (drop_all, {}, "none of its 2 checkpoints is whole"),
 }
 
 
@@ -144,13 +147,12 @@ def runs(world: World) -> World:
 
     assert outcome(world.out("raised")) == {"error": "Interrupted", "message": f"at step {RAISE_AT}"}
     second = []
-    for name, damage in {"half-written": half_written, **{name: case[0] for name, case in REFUSED.items()}}.items():
+    for name, (damage, settings, *_) in {**GONE_ON_WITH, **REFUSED}.items():
         shutil.copytree(world.out("raised"), world.out(name))
         if damage:
-            damage(world.out(name) / "checkpoints" / "step-00000008")
-        settings, ds_config = REFUSED[name][1:3] if name in REFUSED else ({"log_every": 3, "save_every": 5}, {})
-        again = world.run("tune", name, settings=settings, resume=True)
-        second.append({**again, "ds_config": {**again["ds_config"], **ds_config}})
+            damage(world.out(name))
+        second.append(world.run("tune", name, settings=settings, resume=True))
+    second[-2]["replace"] = [str(world.task), str(make_task(world.folder / "other-task", seed=5))]
     world.out("foreign").mkdir()
     (world.out("foreign") / "thesis.txt").write_text("the only copy")
     world.before = {name: content(world.out(name)) for name in ("foreign", "raised", *REFUSED)}
@@ -179,12 +181,13 @@ def test_a_run_that_failed_by_itself_ends_with_the_same_bits_and_history(runs):
     assert_same("tune", runs.out("raised"), runs.out("tune-uninterrupted"))
 
 
-def test_half_written_checkpoints_are_ignored_and_how_often_to_save_may_change(runs):
-    assert_same("tune", runs.out("half-written"), runs.out("tune-uninterrupted"))
+@pytest.mark.parametrize("name", GONE_ON_WITH)
+def test_what_is_half_written_or_damaged_is_passed_over_and_when_to_save_may_change(runs, name):
+    assert_same("tune", runs.out(name), runs.out("tune-uninterrupted"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_changed_checkpoint_setting_stage_or_precision_is_refused_and_all_weights_left_as_they_were(runs, name):
+def test_a_changed_setting_or_content_is_refused_and_all_that_the_run_left_stays(runs, name):
     ended, after = runs.refusals[name]
     assert ended["error"] == "InputError"
     assert REFUSED[name][-1] in ended["message"]

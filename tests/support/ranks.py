@@ -37,6 +37,21 @@ def together() -> int:
     d.sum_over_ranks(strided.t()[0].fill_(RANK))
     assert strided.tolist() == [[1, 0], [1, 0]]
     assert d.broadcast_object({"from": RANK}) == {"from": 0}
+    board = d.Board()
+    board.post(f"from {RANK}", f"note {RANK}")
+    assert board.read(f"from {1 - RANK}", 30) == f"note {1 - RANK}"
+    try:
+        board.read("nothing", 0.05)
+        raise AssertionError("a note came that nobody left")
+    except TimeoutError:
+        pass
+    assert d.agreed(lambda: RANK + 1) == RANK + 1
+    for failing in (0, 1):
+        try:
+            d.agreed(lambda failing=failing: Path("missing").stat() if failing == RANK else 0)
+            raise AssertionError("one rank's failure is every rank's")
+        except InputError as error:
+            assert str(error) == "missing: cannot be read (No such file or directory)"
     d.barrier()
     with d.main_first():
         if d.is_main():

@@ -1,9 +1,10 @@
 """One rank of many small training runs in one process group: `train_ranks.py runs.json`, a list of runs.
 
-A run is {verb, config, ds_config, resume, raise_at, slow, look, lora}: `raise_at` makes it fail after that step, as a
-full disk would, `slow` adds so many seconds to each step, `lora` pre-trains a LoRA on the frozen base and keeps it as
-lora.safetensors. What a run ended with is written to `config.out`.json: {} or {error, message}; with `look` also what
-rank 0 held after each step.
+A run is {verb, config, ds_config, resume, raise_at, slow, look, lora, replace, items, outcome}: `raise_at` makes it
+fail after that step, as a full disk would, `slow` adds so many seconds to each step, `lora` pre-trains a LoRA on the
+frozen base and keeps it as lora.safetensors, `replace` has another file in the place of one while it lasts, `items`
+names a file to which each rank adds what it trains on. What a run ended with is written to `outcome`.json (None:
+`config.out`): {} or {error, message}; with `look` also what rank 0 held after each step.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from recyclable import distributed
+from recyclable.data.order import share_of_step
 from recyclable.errors import InputError
 from recyclable.lm.masked import Masked
+from recyclable.training import loop
 from recyclable.training.monitor import Monitor
 from recyclable.weights.sources import fill
 
@@ -46,12 +49,16 @@ def main(file: str) -> int:
         config = getattr(settings, f"read_{verb}_settings")(run["config"], file)
         gc.freeze()  # what was imported is not looked through whenever an engine ends, a quarter of a second each time
         try:
-            with lora_student(recipe) if run.get("lora") else nullcontext():
+            with (
+                lora_student(recipe) if run.get("lora") else nullcontext(),
+                replaced(*run.get("replace", ())),
+                noted(run.get("items")),
+            ):
                 getattr(recipe, verb)(config, run["ds_config"], run.get("resume", False))
         except (InputError, Interrupted) as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
         if distributed.is_main():
-            Path(f"{config.out}.json").write_text(json.dumps(outcome))
+            Path(f"{run.get('outcome', config.out)}.json").write_text(json.dumps(outcome))
     distributed.shutdown()
     gc.unfreeze()  # else Triton's bindings call it leaked
     return 0
@@ -90,6 +97,37 @@ def lora_student(pretrain: Any) -> Iterator[None]:
         patch.object(Masked, "objective", objective),
         patch.multiple(pretrain, _save=keep, _lineage=lambda _: {}),  # no base is written, so there is no lineage
     ):
+        yield
+
+
+@contextmanager
+def replaced(path: str = "", other: str = "") -> Iterator[None]:
+    """While it lasts, `other` is at `path`; one process alone."""
+    if path:
+        Path(path).rename(f"{path}.aside")
+        Path(other).rename(path)
+    try:
+        yield
+    finally:
+        if path:
+            Path(path).rename(other)
+            Path(f"{path}.aside").rename(path)
+
+
+@contextmanager
+def noted(file: str | None) -> Iterator[None]:
+    """While it lasts, a line per step with this rank's micro-batches goes to `file`-rank."""
+    if file is None:
+        yield
+        return
+
+    def share(*arguments: Any) -> Any:
+        found = share_of_step(*arguments)
+        with Path(f"{file}-{distributed.rank()}").open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+        return found
+
+    with patch.object(loop, "share_of_step", share):
         yield
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import kept_states
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from peft import LoraConfig, TaskType, get_peft_model
@@ -37,9 +38,9 @@ from recyclable.objectives.teachers import OnlineTeacher
 from recyclable.recipes.recycle import recycle
 from recyclable.recipes.recycle_settings import read_recycle_settings
 from recyclable.tasks.parts.task import load_task
-from recyclable.training import rundir, zero
+from recyclable.training import best, rundir, zero
 from recyclable.training.engine import engine_for, materialize
-from recyclable.training.loop import _keep_tensors
+from recyclable.training.states import restore
 from recyclable.tunings.full import Full
 from recyclable.weights import digest, sources
 from recyclable.weights.adapted import AdaptedWeights
@@ -166,20 +167,14 @@ def extraction(world: World, kind: str, stage: int, precision: str, **config: An
         map(str, ("extracted", distributed.world_size(), kind, stage, precision, *config.values()))
     )
     with engine_for(objective, settings(), ds, out) as engine:
-        batch = {
-            "input_ids": torch.arange(5, 21).view(2, 8),
-            "attention_mask": torch.ones(2, 8, dtype=torch.long),
-            "labels": torch.tensor([0, 2]),
-        }
         before = gathered(engine)
-        engine.backward(engine(batch)["task"])
-        engine.step()
+        train_once(engine)
         after = gathered(engine)
         assert any(not torch.equal(after[name], before[name]) for name in after)
         if distributed.is_main():
             out.mkdir(exist_ok=True)
         distributed.barrier()
-        _keep_tensors(engine.module, out / "best.safetensors")
+        best.keep(engine.module.student, out / "best.safetensors")
         found = load_file(out / "best.safetensors")
         assert found.keys() == after.keys()
         for name, tensor in found.items():
@@ -220,6 +215,45 @@ class Allocations(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 self.largest = max(self.largest, tensor.untyped_storage().nbytes())
         return result
+
+
+def states(world: World, kind: str, stage: int, precision: str, of: str | None = None, **config: Any) -> None:
+    """After two steps of training, files hold what the optimizer does; an engine that reads them goes on from there.
+
+    Args:
+        of: the case that wrote the files which are read at the start, on whatever ranks; None: none are.
+    """
+    objective, ds = objective_and_config(world, kind, stage, precision, False, config)
+    with engine_for(objective, settings(), ds, world.folder / "out") as engine:
+        steps = int(stage == 0 and precision == "bfloat16")  # there DeepSpeed makes one itself, to have states
+        if of is not None:
+            files = kept_states.read(engine, world.folder / of)
+            restore(engine, files)
+            steps = int(files.steps("student.classifier.bias" if kind == "full" else LORA_HEAD))
+            assert steps >= 2
+            kept_states.assert_held(engine, files, steps)
+        for _ in range(2):
+            train_once(engine)
+        own = world.folder / f"states-{distributed.world_size()}-{name_of(kind, stage, precision, config)}"
+        kept_states.write(engine, own)
+        kept_states.assert_held(engine, kept_states.read(engine, own), steps + 2)
+
+
+def name_of(kind: str, stage: int, precision: str, config: dict[str, Any]) -> str:
+    return "-".join(filter(None, (kind, str(stage), precision, *(sorted(config)))))
+
+
+LORA_HEAD = "student.base_model.model.classifier.modules_to_save.default.bias"
+
+
+def train_once(engine: deepspeed.DeepSpeedEngine) -> None:
+    batch = {
+        "input_ids": torch.arange(5, 21).view(2, 8),
+        "attention_mask": torch.ones(2, 8, dtype=torch.long),
+        "labels": torch.tensor([0, 2]),
+    }
+    engine.backward(engine(batch)["task"])
+    engine.step()
 
 
 def shares(world: World, teacher: bool) -> None:
@@ -343,8 +377,9 @@ def settings() -> TrainSettings:
 def ds_config(stage: int, precision: str, more: dict[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 6 // distributed.world_size(),
-        "zero_optimization": {"stage": stage, **more},
+        "zero_optimization": {"stage": stage, **{key: value for key, value in more.items() if key != "data_types"}},
         "tensorboard": {"enabled": False},
+        **{key: value for key, value in more.items() if key == "data_types"},
     }
     return content | ({"bf16": {"enabled": True}} if precision == "bfloat16" else {})
 
@@ -359,7 +394,7 @@ def objective_and_config(
     return objective, ds_config(stage, precision, more)
 
 
-_ALL = (partitions, extraction, shares, refused, recycled, written_together, not_shared, gone)
+_ALL = (partitions, extraction, states, shares, refused, recycled, written_together, not_shared, gone)
 CASES: dict[str, Callable[..., None]] = {case.__name__: case for case in _ALL}
 
 

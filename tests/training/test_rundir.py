@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import re
+import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
-from recyclable.training import checkpoint, rundir
+from recyclable.training import lock, rundir
 
 
 @pytest.mark.parametrize("place", ["/proc/foo/x", "/dev/null/x", "{tmp}/a\0b", "{tmp}/" + "x" * 300])
@@ -42,15 +45,6 @@ def test_a_damaged_record_of_the_run_is_refused(text: str, tmp_path: Path) -> No
     ):
         pass
     assert (tmp_path / "run.json").read_bytes() == text.encode("latin1")
-
-
-@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"files": []}', '{"files": {}}', "{"])
-def test_a_damaged_list_of_a_checkpoint_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "step-00000001").mkdir()
-    (tmp_path / "step-00000001" / "complete.json").write_text(text)
-    engine: Any = SimpleNamespace()  # the list is refused before anything is asked of it
-    with pytest.raises(InputError, match=r"complete\.json: (broken JSON|files is .* expected the checkpoint's files)"):
-        checkpoint.load_latest(engine, tmp_path)
 
 
 # ---- what a run leaves behind
@@ -143,4 +137,75 @@ def test_a_finished_run_is_told_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(Failure), rundir.claim(One(), tmp_path, "manifest.json", resume=True) as unfinished:
         assert not unfinished
         raise Failure
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "manifest.json"}
+
+
+# ---- one run at a time
+
+
+def claiming(out: Path, resume: bool, told: Any, gate: Any) -> None:
+    """What became of a claim by a process of its own; an admitted one keeps the directory until the gate opens."""
+    try:
+        with rundir.claim(One(), out, "manifest.json", resume):
+            told.put("admitted")
+            gate.wait(60)
+            raise Failure
+    except InputError as error:
+        told.put(str(error))
+    except Failure:
+        pass
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_of_several_runs_in_one_directory_one_is_let_in(begun: bool, tmp_path: Path) -> None:
+    out, here = tmp_path / "out", multiprocessing.get_context("fork")
+    if begun:  # by a run that was killed
+        out.mkdir()
+        (out / "run.json").write_text('{"x": 1}')
+        (out / ".lock").write_text("process 1 on this host")
+    told, gate = here.Queue(), here.Event()
+    claims = [here.Process(target=claiming, args=(out, begun, told, gate)) for _ in range(4)]
+    for claim in claims:
+        claim.start()
+    found = sorted(told.get(timeout=60) for _ in claims)
+    gate.set()
+    for claim in claims:
+        claim.join(60)
+    assert found.pop(0) == "admitted"
+    refused = r"out: .* (is in use by process \d+ on .+: wait for its end, or end it|holds a run already.*)"
+    assert all(re.fullmatch(refused, line) for line in found), found
+    assert {path.name for path in tmp_path.rglob("*")} == ({"out", "run.json"} if begun else set())
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    holder = os.fork()
+    if holder == 0:
+        with lock.locked(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(holder, 0)
+    assert (tmp_path / ".lock").exists()
+    in_use = f"is in use by process {os.getpid()} on "
+    with lock.locked(tmp_path), pytest.raises(InputError, match=in_use), lock.locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_directory_whose_run_died_before_it_began_is_free(resume: bool, tmp_path: Path) -> None:
+    for name in (".lock", ".seen-0123456789abcdef", ".run.json.partial"):
+        (tmp_path / name).write_text("x")
+    with rundir.claim(One(), tmp_path, "manifest.json", resume) as unfinished:
+        assert unfinished
+        assert {path.name for path in tmp_path.iterdir()} == {"run.json", ".lock"}
+        (tmp_path / "manifest.json").write_text("{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "manifest.json"}
+
+
+def test_what_a_run_left_that_died_after_its_result_goes_when_it_is_resumed(tmp_path: Path) -> None:
+    with rundir.claim(One(), tmp_path, "manifest.json", False):
+        (tmp_path / "manifest.json").write_text("{}")
+        (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
+        (tmp_path / "best-00000002.safetensors").write_text("x")
+    with rundir.claim(One(), tmp_path, "manifest.json", resume=True) as unfinished:
+        assert not unfinished
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "manifest.json"}

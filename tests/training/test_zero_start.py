@@ -43,6 +43,30 @@ EXTRACTION = [
         *(("outdated-lora", stage, "bfloat16", {}) for stage in (2, 3)),
     ]
 ]
+ON_HOST = {"offload_optimizer": {"device": "cpu"}}
+LAYOUTS = {
+    **{f"{stage}-{precision}": (stage, precision, {}) for stage in (0, 1, 2) for precision in ("float32", "bfloat16")},
+    **{f"3-{precision}-{'-'.join(sorted(more))}": (3, precision, more)
+       for precision in ("float32", "bfloat16") for more in (NOTHING_WHOLE, SOME_WHOLE)},
+    "1-bfloat16-data_types": (1, "bfloat16", {"data_types": {"grad_accum_dtype": "fp32"}}),
+    "2-float32-offload_optimizer": (2, "float32", ON_HOST),
+    "3-bfloat16-offload_optimizer-offload_param": (3, "bfloat16", {**ON_HOST, "offload_param": {"device": "cpu"}}),
+    "3-float32-sub_group_size": (3, "float32", {"sub_group_size": 1000}),
+}  # fmt: skip
+
+
+def states(ranks_before: int | None, shift: int, kind: str = "full") -> list[dict[str, Any]]:
+    """A case per layout; with ranks that wrote before, each reads what another layout wrote on so many."""
+    cases = []
+    for place, (stage, precision, more) in enumerate(LAYOUTS.values()):
+        written = list(LAYOUTS)[(place + shift) % len(LAYOUTS)]
+        of = {} if ranks_before is None else {"of": f"states-{ranks_before}-{kind}-{written}"}
+        cases.append({"case": "states", "kind": kind, "stage": stage, "precision": precision, **of, **more})
+    return cases
+
+
+LORA_STATES = [case for case in states(None, 0, "lora") if case["stage"] in (2, 3)][:3]
+LORA_AGAIN = [{**case, "of": "states-2-lora-2-float32"} for case in LORA_STATES]
 SHARES = [{"case": "shares", "teacher": teacher} for teacher in (False, True)]
 REFUSED = [
     {"case": "refused", "stage": stage, "damaged": damaged, "said": said, "method": method}
@@ -58,7 +82,7 @@ REFUSED = [
 TOGETHER = [{"case": "written_together"}]
 MOVED = {"case": "recycled", "weights": "outdated-words", "base": "m1-shuffled"}
 CASES = {
-    1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2] + [{**MOVED, "stage": 0}],
+    1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2] + [{**MOVED, "stage": 0}] + states(3, 5) + LORA_AGAIN,
     2: FULL
     + KINDS
     + TEACHER
@@ -66,8 +90,10 @@ CASES = {
     + SHARES
     + REFUSED
     + TOGETHER
+    + states(None, 0)
+    + LORA_STATES
     + [{**MOVED, "stage": 3, **NOTHING_WHOLE}, {"case": "not_shared"}, {"case": "gone"}],
-    3: FULL[6:10:3] + KINDS[:10:2] + TEACHER[2:] + EXTRACTION[4:8] + SHARES + TOGETHER,
+    3: FULL[6:10:3] + KINDS[:10:2] + TEACHER[2:] + EXTRACTION[4:8] + SHARES + TOGETHER + states(2, 3),
 }
 
 
@@ -108,7 +134,7 @@ def flip_bit(file: Path) -> None:
 def found(world: Path) -> dict[int, list[list[str]]]:
     """Ranks -> for each case what went wrong on each rank."""
     problems = {}
-    for ranks in RANKS:
+    for ranks in (2, 3, 1):  # what 2 write 3 read, and what they write one
         folder = world / f"ranks-{ranks}"
         cases = [{**case, "world": str(world)} for case in CASES[ranks]]
         finish(start(folder, cases, nproc=ranks if ranks > 1 else None, script="zero_ranks.py"), folder)

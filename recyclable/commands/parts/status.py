@@ -25,7 +25,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 
 
 def guarded(work: Callable[[], int | None], speaks: bool = True) -> int:
-    """What `work` returns (None: 0), or 2 after one line on standard error for bad input."""
+    """What `work` returns (None: 0), or the error's status after one line on standard error."""
     try:
         return work() or 0
     except InputError as error:
@@ -33,7 +33,7 @@ def guarded(work: Callable[[], int | None], speaks: bool = True) -> int:
             # The launcher ends all ranks with the first that ends, so rank 0, which found the same, speaks before that.
             time.sleep(_PATIENCE_S)
         print(f"recyclable: error: {error}", file=sys.stderr, flush=True)
-        return InputError.exit_status
+        return error.exit_status
 
 
 def one_of_ranks(work: Callable[[], int | None]) -> int:

@@ -28,7 +28,7 @@ class TrainingCommand(RanksCommand):
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file's")
         add_deepspeed_config(parser)
         parser.add_argument("--out", metavar="DIR", help="over the file's `out`")
-        parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
+        parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
         add_json(parser)
         self.add_ranks(parser)
 
