@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from recyclable.errors import InputError
 from recyclable.host import free_port, use_cpu_if_alone
@@ -165,8 +166,8 @@ class Board:
         global _boards
         _boards += 1
         alone = world_size() == 1
-        store = dist.HashStore() if alone else dist.distributed_c10d._get_default_store()
-        self._store = dist.PrefixStore(f"recyclable/board/{_boards}", store)
+        store = HashStore() if alone else dist.distributed_c10d._get_default_store()
+        self._store = PrefixStore(f"recyclable/board/{_boards}", store)
 
     def post(self, key: str, note: str) -> None:
         """Leave a note."""

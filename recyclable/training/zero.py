@@ -164,7 +164,7 @@ def _home(init: deepspeed.zero.Init) -> torch.device | str:
     return "cpu" if in_memory else init.local_device
 
 
-def own_range(parameter: Partitioned) -> tuple[int, int]:
+def own_range(parameter: Any) -> tuple[int, int]:
     """The elements of one of ZeRO-3's parameters that lie in this rank's partition."""
     size = parameter.ds_tensor.ds_numel
     start = min(parameter.ds_zero_partition_rank * size, parameter.ds_numel)

@@ -103,7 +103,7 @@ class Saver:
     def _write(self, record: Record, pieces: list[Piece]) -> None:
         step = record.progress.step
         aside = self._folder / f".partial-step-{step:08d}-{self._token}"
-        told = {"problem": ""}
+        told: dict[str, str | int] = {"problem": ""}
         try:
             told |= self._own_file(aside, pieces)
         except BaseException as error:
