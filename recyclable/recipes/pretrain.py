@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from recyclable.recipes.cards import card_of_upgrade
 from recyclable.recipes.pretrain_text import NEW, OLD, Text, read_text
 from recyclable.recipes.pretrain_vocabulary import Start, starting
 from recyclable.report.model_card import write_card
-from recyclable.training import rundir
+from recyclable.training import rundir, zero
 from recyclable.training.checkpoint.choosing import written
 from recyclable.training.engine import set_attention
 from recyclable.training.evaluation import mean_losses
@@ -123,8 +122,7 @@ def _apart(kind: LMKind, base: Base, text: Text, ds_config: dict[str, Any]) -> A
     tried, _ = kind.model(base)
     set_attention(tried, kind, ds_config)
     found = prove(tried, text.training.batch([(0, 0)]), kind.causal, ds_config, base.folder)
-    del tried
-    gc.collect()  # a model that ZeRO has partitioned refers to itself: it would stay beside the one that is trained
+    zero.let_go(tried)  # it would stay beside the model that is trained
     distributed.say(f"documents that share a sequence are kept apart in {base.folder} by {found.way}")
     return found
 

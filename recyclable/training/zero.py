@@ -112,6 +112,13 @@ def each_layer_alone(computes: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
+def let_go(module: nn.Module) -> None:
+    """Give up a module's partitions: DeepSpeed goes on referring to the parameters of an engine that has ended."""
+    for parameter in module.parameters():
+        if _is_partitioned(parameter):
+            parameter.ds_tensor.data = parameter.ds_tensor.new_empty(0)
+
+
 def gather_with(module: nn.Module, parameter: nn.Parameter) -> None:
     """Make ZeRO-3 gather another module's parameter whenever it gathers this module's own."""
     deepspeed.zero.register_external_parameter(module, parameter)
