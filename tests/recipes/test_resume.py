@@ -216,18 +216,33 @@ def test_a_finished_run_is_not_run_again(runs):
     assert content(runs.out("tune")) == runs.finished
 
 
+# name -> (verb, ZeRO stage, settings, more of the ds_config)
+ACCUMULATED = {"train_micro_batch_size_per_gpu": 2}
+TWO_RANKS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
+    "two-2": ("tune", 2, {}, {}),
+    "two-3": ("tune", 3, {}, {}),
+    "online-3": ("recycle", 3, {"teacher": "online"}, ACCUMULATED),
+    "packed-1": ("pretrain", 1, {}, ACCUMULATED),
+}
+
+
 @pytest.fixture(scope="module")
 def two_ranks(world: World) -> World:
     cases = []
-    for stage in (2, 3):
-        cases.append(world.run("tune", f"two-{stage}-uninterrupted", stage))
-        cases.append(world.run("tune", f"two-{stage}", stage, raise_at=RAISE_AT))
-        cases.append(world.run("tune", f"two-{stage}", stage, resume=True))
+    for name, (verb, stage, settings, more) in TWO_RANKS.items():
+        hows: tuple[tuple[str, dict[str, Any]], ...] = (
+            (f"{name}-uninterrupted", {}),
+            (name, {"raise_at": RAISE_AT}),
+            (name, {"resume": True}),
+        )
+        for out, how in hows:
+            case = world.run(verb, out, stage, settings, **how)
+            cases.append({**case, "ds_config": {**case["ds_config"], **more}})
     folder = world.folder / "two-ranks"
     finish(start(folder, cases, nproc=2), folder)
     return world
 
 
-@pytest.mark.parametrize("stage", (2, 3))
-def test_two_ranks_resume_with_the_same_bits(two_ranks, stage):
-    assert_same("tune", two_ranks.out(f"two-{stage}"), two_ranks.out(f"two-{stage}-uninterrupted"))
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_two_ranks_resume_with_the_same_bits(two_ranks, name):
+    assert_same(TWO_RANKS[name][0], two_ranks.out(name), two_ranks.out(f"{name}-uninterrupted"))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from recyclable.training import best
 from recyclable.training.checkpoint.choosing import FOLDER, newest_whole
@@ -20,6 +19,7 @@ from recyclable.training.checkpoint.record import Progress, RankFile, Record, ra
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.pieces import MOMENTS, WEIGHT, Piece
 from recyclable.weights.digest import file_digest
+from recyclable.weights.files import write_tensors
 
 LAYOUT = {"words.weight": [7, 5], "layer.bias": [3], "scale": []}
 State = dict[str, dict[str, torch.Tensor]]
@@ -48,7 +48,7 @@ def pieces_of(step: int, rank: int = 0, ranks: int = 1) -> list[Piece]:
 def record_of(step: int, out: Path, ranks: int = 1) -> Record:
     """Its record, without files; the best step's weights are written."""
     file = best.tensors_file(out, step)
-    save_file(state_of(step)[WEIGHT], file)
+    write_tensors(file, state_of(step)[WEIGHT])
     progress = Progress(step, 1.5, step, 0.25, file_digest(file), [{"step": step, "loss": 1.0}])
     return Record(progress, {"base": "b" * 64}, LAYOUT, {}, 2, "fp32", ranks)
 
