@@ -50,7 +50,7 @@ def record_of(step: int, out: Path, ranks: int = 1) -> Record:
     file = best.tensors_file(out, step)
     write_tensors(file, state_of(step)[WEIGHT])
     progress = Progress(step, 1.5, step, 0.25, file_digest(file), [{"step": step, "loss": 1.0}])
-    return Record(progress, {"base": "b" * 64}, LAYOUT, {}, 2, "fp32", ranks)
+    return Record(progress, {"base": "b" * 64}, LAYOUT, {}, zero_stage=2, precision="fp32", ranks=ranks, micro_batch=4)
 
 
 def write_checkpoint(out: Path, step: int, ranks: int = 1) -> Path:

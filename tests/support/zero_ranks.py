@@ -10,14 +10,16 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import deepspeed
 import kept_states
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
+from faults import loaded, pieces_of, record_of
 from peft import LoraConfig, TaskType, get_peft_model
 from processes import NOTHING_WHOLE
 from safetensors.torch import load_file, save_file
@@ -29,7 +31,7 @@ from worlds import small_adapter
 from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.config.settings import TrainSettings
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
 from recyclable.models.tasks import outdated_model, task_model
 from recyclable.objectives.distillation import Distillation
 from recyclable.objectives.labelled import LabelledTask
@@ -39,6 +41,8 @@ from recyclable.recipes.recycle import recycle
 from recyclable.recipes.recycle_settings import read_recycle_settings
 from recyclable.tasks.parts.task import load_task
 from recyclable.training import best, rundir, zero
+from recyclable.training.checkpoint import saving
+from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import engine_for, materialize
 from recyclable.training.states import restore
 from recyclable.tunings.full import Full
@@ -256,6 +260,33 @@ def train_once(engine: deepspeed.DeepSpeedEngine) -> None:
     engine.step()
 
 
+def saved_together(world: World) -> None:
+    """All ranks' threads make one checkpoint; a rank whose disk is full is named on every rank, the older one stays."""
+    ranks, rank = distributed.world_size(), distributed.rank()
+    out = world.folder / f"saved-{ranks}"
+    out.mkdir(exist_ok=True)
+    with Saver(out, every=1) as saver:
+        for step in (2, 4):
+            record = distributed.broadcast_object(record_of(step, out, ranks) if rank == 0 else None)
+            assert saver.due(step)
+            saver.save(record, pieces_of(step, rank, ranks))
+    assert loaded(out) == 4
+    full = patch.object(saving, "write_pieces", side_effect=OSError(28, "No space left on device"))
+    saver = Saver(out, every=1)
+    record = distributed.broadcast_object(record_of(6, out, ranks) if rank == 0 else None)
+    with full if rank == ranks - 1 else nullcontext():
+        saver.save(record, pieces_of(6, rank, ranks))
+        try:
+            saver.wait()
+            raise AssertionError("a full disk was not noticed")
+        except RunError as error:
+            wanted = f"checkpoint of step 6 could not be written: No space left on device (rank {ranks - 1} on "
+            assert wanted in str(error), error
+    distributed.barrier()
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    assert loaded(out) == 4
+
+
 def shares(world: World, teacher: bool) -> None:
     """Each rank reads its share of base and delta, and nothing larger than the largest partition is ever in memory."""
     leaf, world_size = 256, distributed.world_size()
@@ -394,7 +425,7 @@ def objective_and_config(
     return objective, ds_config(stage, precision, more)
 
 
-_ALL = (partitions, extraction, states, shares, refused, recycled, written_together, not_shared, gone)
+_ALL = (partitions, extraction, states, saved_together, shares, refused, recycled, written_together, not_shared, gone)
 CASES: dict[str, Callable[..., None]] = {case.__name__: case for case in _ALL}
 
 

@@ -79,7 +79,7 @@ REFUSED = [
         ("outdated-full/head.safetensors", "was changed after it was written", "init"),
     ]
 ]
-TOGETHER = [{"case": "written_together"}]
+TOGETHER = [{"case": "written_together"}, {"case": "saved_together"}]
 MOVED = {"case": "recycled", "weights": "outdated-words", "base": "m1-shuffled"}
 CASES = {
     1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2] + [{**MOVED, "stage": 0}] + states(3, 5) + LORA_AGAIN,
