@@ -44,6 +44,9 @@ _TRAINING_KEYS = frozenset(
     {"tensorboard", "wandb", "csv_monitor", "comet", "train_batch_size", "train_micro_batch_size_per_gpu"}
     | {"gradient_accumulation_steps", "gradient_clipping"}
 )
+_OFFLOAD_DEVICES = ("none", "cpu", "nvme")
+_SIZES = ("_size", "_threshold", "_parameters", "_distance")
+"""How keys of numbers of elements end."""
 _AUTOCAST_DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}
 # Sections DeepSpeed reads that would change what is learned, or need an engine other than the one used here.
 REFUSED = {
@@ -114,6 +117,7 @@ def merge(
     _check_keys(config, where)
     _check_precision(config, where, machine_is_cpu() if on_cpu is None else on_cpu)
     stage = _checked_stage(config, where)
+    _check_offload(config, stage, where)
     if config.get("gradient_allreduce_op", "mean") != "mean":
         raise InputError(
             where, f"gradient_allreduce_op is {config['gradient_allreduce_op']!r}, losses here need 'mean'"
@@ -246,6 +250,30 @@ def _checked_stage(config: dict[str, Any], where: str | Path) -> int:
     if type(stage) is not int or not 0 <= stage <= 3:
         raise InputError(where, f"zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3")
     return stage
+
+
+def _check_offload(config: dict[str, Any], stage: int, where: str | Path) -> None:
+    """What is offloaded must be there to be offloaded, at a stage where DeepSpeed does it."""
+    zero = config.get("zero_optimization") or {}
+    for section, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        found, field = zero.get(section), f"zero_optimization.{section}"
+        if found is None:
+            continue
+        device = found.get("device", "none") if isinstance(found, dict) else None
+        if device not in _OFFLOAD_DEVICES:
+            expected = f'an object with a device of {", ".join(_OFFLOAD_DEVICES)}, such as {{"device": "cpu"}}'
+            raise InputError(where, f"{field} is {found!r}, expected {expected}")
+        wanted = 3 if device == "nvme" else least
+        if device != "none" and stage < wanted:
+            raise InputError(where, f"{field}.device is {device!r} at stage {stage}, expected stage {wanted} or more")
+        if not isinstance(found.get("nvme_path", ""), str):
+            raise InputError(where, f"{field}.nvme_path is {found['nvme_path']!r}, expected a directory")
+    for key, value in zero.items():
+        if key.endswith(_SIZES) and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise InputError(where, f"zero_optimization.{key} is {value!r}, expected a number of elements")
+    if zero.get("round_robin_gradients"):
+        problem = "is true, but DeepSpeed then mistakes which weights are whose where they are saved"
+        raise InputError(where, f"zero_optimization.round_robin_gradients {problem}: remove it")
 
 
 def _settle_checkpointing(config: dict[str, Any], wanted: bool | None, where: str | Path, run: str | Path) -> None:

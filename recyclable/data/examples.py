@@ -81,7 +81,8 @@ class ReadTwice:
 
     def __init__(self, own: TaskExamples, others: TaskExamples) -> None:
         self._own, self._others = own, others
-        self.labels, self.lengths, self.asked, self.remark = own.labels, own.lengths, own.asked, own.remark
+        self.labels, self.asked, self.remark = own.labels, own.asked, own.remark
+        self.lengths = np.maximum(own.lengths, others.lengths)
         self.digest = others.digest  # what a teacher's answer is known by
 
     def __len__(self) -> int:

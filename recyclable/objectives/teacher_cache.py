@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,14 @@ class TeacherCache:
 
 
 class TaughtExamples:
-    """Labelled texts whose batches bring a teacher's outputs along."""
+    """Labelled texts whose batches bring a teacher's outputs along.
 
-    def __init__(self, examples: TaskExamples, cache: TeacherCache) -> None:
-        self._examples, self._cache = examples, cache
+    Args:
+        used: the examples whose answers are kept; there are no batches of others.
+    """
+
+    def __init__(self, examples: TaskExamples, cache: TeacherCache, used: Sequence[int]) -> None:
+        self._examples, self._cache, self.used = examples, cache, used
         self.labels, self.lengths = examples.labels, examples.lengths
         self.digest = examples.digest
 

@@ -19,7 +19,8 @@ from recyclable.errors import InputError
 from recyclable.lm.parts.kind import LMKind
 from recyclable.weights.base import Base
 
-_HELDOUT_SHARE = 0.02
+HELDOUT_SHARE = 0.02
+"""Of the sequences, where no text to hold out is named: the last ones."""
 NEW, OLD = "", "replay_"
 """How scores of the new text and of the old begin."""
 
@@ -85,7 +86,7 @@ def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrai
             heldout = packed(text, f"{where}.heldout")
     cut, first = len(blocks), 0
     if corpus.heldout is None:
-        cut = first = len(blocks) - max(1, round(len(blocks) * _HELDOUT_SHARE))
+        cut = first = len(blocks) - max(1, round(len(blocks) * HELDOUT_SHARE))
         if cut == 0:
             raise InputError(where, "only one sequence, expected another to hold out; or name `heldout`")
     last = min(len(heldout), first + (kind.max_heldout_sequences or len(heldout)))

@@ -18,12 +18,12 @@ from recyclable.data.growing.growth import Growth
 from recyclable.data.growing.learning import learn, require_grows
 from recyclable.data.growing.writing import write_grown
 from recyclable.lm.parts.kind import LMKind
+from recyclable.recipes.pretrain_text import HELDOUT_SHARE
 from recyclable.weights.base import Base
 from recyclable.weights.grown import GrownBase
 from recyclable.weights.vocabulary import load_tokenizer
 
 _TEXTS = 1000
-_LAST = 0.02  # of the documents, where none are held out: what `pretrain_text` sets aside
 _NAMED = "_token_id"
 
 
@@ -77,6 +77,8 @@ def _learned(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> 
     assert kind.extend_vocabulary is not None
     quiet = not sys.stderr.isatty()
     corpus = load_corpus(kind.corpus.train, text_column=kind.corpus.text_column, quiet=quiet)
+    if kind.corpus.heldout is None:
+        corpus = corpus.select(range(_first_left_out(len(corpus))))
     return learn(corpus, parent.folder, tokenizer, kind.extend_vocabulary, _named(parent), quiet)
 
 
@@ -127,9 +129,14 @@ def _texts(kind: LMKind) -> tuple[list[str], bool]:
     corpus = kind.corpus
     source, split = (corpus.train, "train") if corpus.heldout is None else (corpus.heldout, "heldout")
     found = load_corpus(source, text_column=corpus.text_column, split=split)
-    first = 0 if corpus.heldout is not None else len(found) - max(1, round(len(found) * _LAST))
+    first = 0 if corpus.heldout is not None else _first_left_out(len(found))
     places = range(first, len(found), max(1, (len(found) - first) // _TEXTS))[:_TEXTS]
     return list(found.select(places)["text"]), corpus.heldout is not None
+
+
+def _first_left_out(documents: int) -> int:
+    """Where the documents begin that nothing is learned from, as what is made of them is about what is held out."""
+    return documents - max(1, round(documents * HELDOUT_SHARE))
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> int:

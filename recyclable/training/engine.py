@@ -69,7 +69,7 @@ def in_fp32(ds_config: dict[str, Any]) -> dict[str, Any]:
 def to_ask(ds_config: dict[str, Any]) -> dict[str, Any]:
     """The complete DeepSpeed config of an engine that only computes."""
     nvme.prepare(ds_config, "ds_config")
-    return machine.without_training(nvme.with_own_folder(ds_config), distributed.world_size())
+    return machine.without_training(nvme.with_own_folder(ds_config, "asked"), distributed.world_size())
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _ended(engine: deepspeed.DeepSpeedEngine, config: dict[str, Any]) -> Iterato
 
 def _merged(settings: TrainSettings, ds_config: dict[str, Any]) -> dict[str, Any]:
     return machine.merge(
-        nvme.with_own_folder(ds_config),
+        nvme.with_own_folder(ds_config, "trained"),
         where="ds_config",
         train_batch_size=settings.train_batch_size,
         max_grad_norm=settings.max_grad_norm,

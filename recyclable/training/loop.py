@@ -99,6 +99,7 @@ def train(
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
                 if saver.due(progress.step):
+                    saver.wait()  # before another copy is made
                     saver.save(_record(engine, progress, found), states.copies(engine))
         saver.wait()
         kept, scores = best.verified(best.tensors_file(out, progress.best_step), progress.best_digest), {}

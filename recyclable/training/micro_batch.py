@@ -24,6 +24,7 @@ from recyclable.planning.devices import Device, free_memory
 from recyclable.planning.fitting import Fitter
 from recyclable.planning.time import Fleet
 from recyclable.training.evaluation import to_device
+from recyclable.training.states import scaling, set_scaling
 from recyclable.training.zero import bytes_held, full_shape
 
 MICRO, STEPS = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
@@ -91,7 +92,7 @@ def verify(engine: deepspeed.DeepSpeedEngine, objective: Objective, found: Found
     engine.train()
     try:
         batch = to_device(found.largest, engine.device)
-        with _as_before(engine), torch.random.fork_rng():
+        with _as_before(engine), torch.random.fork_rng(_own_gpu()):
             engine.micro_steps = steps - tried
             for number in range(tried):
                 sums = engine(batch, **passes[(number - tried) % len(passes)])
@@ -103,6 +104,10 @@ def verify(engine: deepspeed.DeepSpeedEngine, objective: Objective, found: Found
         raise found.refusal() from error
 
 
+def _own_gpu() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 @contextmanager
 def _as_before(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
     """While it lasts a step takes all the memory that it takes, and leaves the engine as it was.
@@ -112,8 +117,7 @@ def _as_before(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
     """
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     counters = {name: getattr(engine, name) for name in _COUNTERS}
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    scales = {} if scaler is None else dict(vars(scaler))
+    scaled = scaling(engine)
     moments: list[torch.Tensor] = []
 
     def hold(*_: Any, **__: Any) -> None:
@@ -127,14 +131,14 @@ def _as_before(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
         yield
     for name, value in counters.items():
         setattr(engine, name, value)
-    if scaler is not None:
-        vars(scaler).update(scales)
+    set_scaling(engine, scaled)
 
 
 def _longest(examples: Examples, rows: int) -> Batch:
     """A batch of the longest examples there are; the same again where there are fewer."""
     lengths = getattr(examples, "lengths", np.zeros(len(examples)))
-    longest = np.argsort(-lengths, kind="stable")[:rows].tolist()
+    used = np.asarray(getattr(examples, "used", range(len(examples))))  # of others no cached teacher has told
+    longest = used[np.argsort(-lengths[used], kind="stable")[:rows]].tolist()
     return examples.batch([(0, longest[number % len(longest)]) for number in range(rows)])
 
 

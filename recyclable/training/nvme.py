@@ -40,11 +40,15 @@ def prepare(ds_config: dict[str, Any], where: str | Path) -> None:
         raise InputError(where, problem)
 
 
-def with_own_folder(ds_config: dict[str, Any]) -> dict[str, Any]:
-    """The ds_config with a folder of this run's own in each `nvme_path`, so that runs there do not see each other."""
+def with_own_folder(ds_config: dict[str, Any], engine: str) -> dict[str, Any]:
+    """The ds_config with a folder of this run's own in each `nvme_path`, so that runs there do not see each other.
+
+    Args:
+        engine: which of the run's it is for: DeepSpeed empties a folder when it begins, and several may be in use.
+    """
     found = copy.deepcopy(ds_config)
     for settings in _on_nvme(found).values():
-        settings["nvme_path"] = str(Path(settings["nvme_path"]) / _own_name())
+        settings["nvme_path"] = str(Path(settings["nvme_path"]) / f"{_own_name()}-{engine}")
     return found
 
 

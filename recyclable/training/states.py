@@ -110,6 +110,11 @@ def scaling(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
 def set_progress(engine: deepspeed.DeepSpeedEngine, step: int, scaled: Mapping[str, float]) -> None:
     """Have an engine count on from a step, and scale losses on from what they had come to there."""
     engine.global_steps, engine.global_samples = step, step * engine.train_batch_size()
+    set_scaling(engine, scaled)
+
+
+def set_scaling(engine: deepspeed.DeepSpeedEngine, scaled: Mapping[str, float]) -> None:
+    """Have an engine scale losses on from what `scaling` has told; nothing where its scale does not change."""
     scaler = _scaler(engine)
     for name, value in scaled.items() if scaler else ():
         if name in _SCALER and hasattr(scaler, name):

@@ -40,8 +40,9 @@ def taught(
     """
     order = Order(len(examples), settings.train_batch_size, settings.seed, grouping(examples, settings))
     cache = _open(folder, {**key, "precision": [machine.precision(ds_config), machine.autocast(ds_config)]})
-    fill(cache, examples, order.used(settings.max_steps), make, settings.eval_batch_size, ds_config)
-    return TaughtExamples(examples, cache)
+    used = order.used(settings.max_steps)
+    fill(cache, examples, used, make, settings.eval_batch_size, ds_config)
+    return TaughtExamples(examples, cache, used)
 
 
 def grouping(examples: TaskExamples, settings: LearnSettings) -> np.ndarray | None:

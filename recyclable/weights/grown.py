@@ -72,6 +72,8 @@ class GrownRows(Source):
         stored = self.stored(name)
         width = math.prod(stored.shape[self._places[name] + 1 :])
         stop = stored.numel if stop is None else stop
+        if start >= stop:
+            return torch.empty(0, dtype=stored.dtype)
         begin, end = self._first * width, (self._first + len(self._parts)) * width
 
         def means(first: int, last: int) -> torch.Tensor:

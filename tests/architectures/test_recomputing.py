@@ -54,7 +54,8 @@ def test_loss_and_gradients_are_the_same_whatever_is_dropped(make: Any, on_host:
     found = loss_and_gradients(model)
     assert found[0] == wanted[0] and found[1].keys() == wanted[1].keys()
     # what comes together at a layer's input may be added up in another order; another dropout is far from this
-    assert all(torch.allclose(found[1][name], wanted[1][name], rtol=1e-5, atol=1e-6) for name in wanted[1])
+    for name, gradient in wanted[1].items():
+        assert (found[1][name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
 def kept(model: nn.Module) -> int:

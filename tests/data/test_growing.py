@@ -14,7 +14,7 @@ from piece_tokenizers import KINDS, NEW, OLD, bpe_file, save, word_pieces
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, LlamaConfig, PretrainedConfig
 
-from recyclable.data.growing import merges, runs, sentence_piece
+from recyclable.data.growing import merges, runs, sentence_piece, unigram
 from recyclable.data.growing.growth import FILE, Growth
 from recyclable.data.growing.learning import learn
 from recyclable.data.growing.words import count
@@ -210,3 +210,13 @@ def test_a_piece_that_would_make_an_old_one_in_a_new_way_is_left_out_where_text_
     words = {(0, 1): 50, (1, 0): 10}
     assert merges.continued(words, pieces, 2, False, ()).pieces == ["ab", "ba"]
     assert merges.continued(words, pieces, 2, True, ()).pieces == ["ba"]
+
+
+def test_unigram_pieces_come_from_texts_of_more_characters_than_pieces_and_from_words_that_tables_cannot_hold():
+    letters = [chr(0x4E00 + n) for n in range(3000)]
+    pieces = dict(enumerate(letters))
+    words = {(n, (n + 1) % 3000): 2 for n in range(3000)} | {(1, 2, 3): 50}
+    (found,) = unigram.learned(words, pieces, 1, set(letters))
+    assert len(found) > 1 and found in "".join(letters[:5])
+    assert unigram.learned({}, pieces, 5, set(letters)) == {}
+    assert unigram.learned({(0, 1): 9}, {0: "a\t", 1: "b"}, 5, {"a"}) == {}

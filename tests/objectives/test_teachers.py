@@ -230,7 +230,7 @@ class Desk:
             return OnlineTeacher(self.model(), kind, top_k=config.teacher_top_k)
 
         teaching.fill(cache, examples, used, teacher, config.eval_batch_size, {})
-        return TaughtExamples(examples, cache)
+        return TaughtExamples(examples, cache, used)
 
     def files(self) -> list[Path]:
         return sorted(self.root.rglob("*.safetensors"))

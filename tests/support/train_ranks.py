@@ -86,7 +86,7 @@ def lora_student(pretrain: Any) -> Iterator[None]:
     def objective(kind: Masked, model: torch.nn.Module, *more: Any) -> Any:
         return whole(kind, with_lora(model), *more)
 
-    def keep(_: str, outcome: Any, __: Any, config: Any, *___: Any) -> None:
+    def keep(_: str, outcome: Any, __: Any, ___: Any, config: Any, *____: Any) -> None:
         heldout = {when: {"loss": outcome.history[i]["loss"]} for when, i in (("before", 0), ("after", -1))}
         if distributed.is_main():
             shutil.copyfile(outcome.tensors, config.out / "lora.safetensors")

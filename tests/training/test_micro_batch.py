@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import write_checkpoint
 from language_models import save_tiny, short_texts
 from processes import STAGE_3, finish, outcome, start
 
-from recyclable.training import checkpoint
+from recyclable.training.checkpoint.choosing import known_micro_batch
+from recyclable.training.checkpoint.record import MARK, read_record, write_record
 
 STAGES = (0, 1, 2, 3)
 SHARE = 4
@@ -77,10 +80,11 @@ def test_one_that_does_not_fit_after_all_names_a_smaller_one_and_leaves_nothing(
 
 
 def test_a_run_that_is_resumed_keeps_the_micro_batch_it_was_started_with(tmp_path: Path):
-    assert checkpoint.micro_batch(tmp_path) is None
-    for step, mark in ((2, {"micro_batch": 8}), (4, {"micro_batch": 2})):
-        (tmp_path / f"step-{step:08d}").mkdir()
-        (tmp_path / f"step-{step:08d}" / "complete.json").write_text(json.dumps(mark))
-    assert checkpoint.micro_batch(tmp_path) == 2
-    (tmp_path / "step-00000006").mkdir()
-    assert checkpoint.micro_batch(tmp_path) == 2
+    assert known_micro_batch(tmp_path) is None
+    write_checkpoint(tmp_path, 2)
+    newest = write_checkpoint(tmp_path, 4)
+    record = read_record(newest)
+    write_record(newest, dataclasses.replace(record, micro_batch=record.micro_batch + 1))
+    assert known_micro_batch(tmp_path) == record.micro_batch + 1
+    (newest / MARK).unlink()
+    assert known_micro_batch(tmp_path) == record.micro_batch  # of the one before

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -17,6 +18,7 @@ import sentencepiece
 from recyclable.data.growing.words import LONGEST
 
 _ROUNDS = 5
+_BREAKS = re.compile("[\0\t\n\r]")  # what the library's tables cannot hold within a word
 
 
 def learned(
@@ -34,7 +36,11 @@ def learned(
     counts: Counter[str] = Counter()
     for word, times in words.items():
         counts["".join(pieces[row] for row in word)] += times
-    size, found = 1000 + 4 * number, dict[str, float]()
+    counts = Counter({word: times for word, times in counts.items() if not _BREAKS.search(word)})
+    if not counts:
+        return {}
+    characters = len(set().union(*counts))  # each is a piece, and so are the library's own three
+    size, found = 1000 + characters + 4 * number, dict[str, float]()
     for _ in range(_ROUNDS):
         trained = _trained(counts, size)
         found = {piece: score for piece, score in trained.items() if piece not in known and len(piece) > 1}
@@ -53,7 +59,7 @@ def _trained(counts: Mapping[str, int], size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "words.tsv"
         lines = (f"{word}\t{max(1, math.floor(times * scale))}\n" for word, times in sorted(counts.items()))
-        table.write_text("".join(line for line in lines if "\0" not in line), encoding="utf-8")
+        table.write_text("".join(lines), encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
             input=str(table),
             input_format="tsv",

@@ -26,11 +26,6 @@ class GenerativeLM(LMKind):
             self.require_unset(("lm_head_steps", "lm_head_learning_rate"), "with lm_head: keep")
         return self
 
-    @property
-    def packs_apart(self) -> bool:
-        """By `attention`."""
-        return self.attention == "documents"
-
     def head(self) -> HeadSettings:
         """By the settings of its own."""
         return HeadSettings("lm_head", self.lm_head, self.lm_head_steps, self.lm_head_learning_rate)

@@ -127,6 +127,11 @@ class LMKind(TrainSettings):
     def full_batch(self, rows: int) -> Batch:
         """The largest batch of so many sequences, for who asks what it would take; its values mean nothing."""
 
+    @property
+    def packs_apart(self) -> bool:
+        """By `attention`."""
+        return self.attention == "documents"
+
     @abstractmethod
     def head(self) -> HeadSettings:
         """What becomes of the head."""
