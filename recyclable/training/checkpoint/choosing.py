@@ -32,7 +32,7 @@ class Checkpoint:
 def written(out: Path) -> list[Path]:
     """The directories of a run's checkpoints, newest first, whatever has become of them."""
     found = (out / FOLDER).glob("step-*") if (out / FOLDER).is_dir() else ()
-    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), key=_step, reverse=True)
+    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of, reverse=True)
 
 
 def newest_whole(out: Path, layout: Mapping[str, list[int]]) -> Checkpoint | None:
@@ -67,7 +67,8 @@ def known_micro_batch(out: Path) -> int | None:
     return distributed.broadcast_object(found)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's directory is named after."""
     return int(folder.name.removeprefix("step-"))
 
 

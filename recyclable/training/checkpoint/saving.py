@@ -17,7 +17,7 @@ from types import TracebackType
 from recyclable import distributed
 from recyclable.errors import InputError, RunError
 from recyclable.training import best
-from recyclable.training.checkpoint.choosing import FOLDER, written
+from recyclable.training.checkpoint.choosing import FOLDER, step_of, written
 from recyclable.training.checkpoint.rank_file import write_pieces
 from recyclable.training.checkpoint.record import Progress, RankFile, Record, rank_file, read_record, write_record
 from recyclable.training.pieces import Piece
@@ -151,7 +151,7 @@ class Saver:
     def _drop_old(self, now: Progress) -> None:
         """Keep the last few checkpoints up to the one just written, and the best weights that they name."""
         found = written(self._out)
-        kept = [folder for folder in found if folder.name <= f"step-{now.step:08d}"][: self._keep]
+        kept = [folder for folder in found if step_of(folder) <= now.step][: self._keep]
         for folder in found:
             if folder not in kept:
                 self._drop(folder)
