@@ -121,6 +121,11 @@ class TrainSettings(RunSettings):
         """Whether documents share a sequence and none may see another, for which flash-attention is not tried."""
         return False
 
+    @property
+    def writes_checkpoints(self) -> bool:
+        """Whether any is written."""
+        return self.save_every_minutes is not None or 0 < self.save_every <= self.max_steps
+
     def evaluation_interval(self) -> int:
         """Steps between evaluations, `eval_every` or a fiftieth of the run."""
         return self.eval_every or max(1, round(self.max_steps / 50))

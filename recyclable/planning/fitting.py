@@ -52,6 +52,8 @@ class Fitter:
     share: int
     fleet: Fleet
     evaluated: int | None = None
+    saves: bool = False
+    """Whether the run writes checkpoints."""
     shallow: Callable[[int], Objective] | None = None
     """The same with so few layers, where all are alike; None: all are traced."""
     layers: int = 0
@@ -95,6 +97,7 @@ class Fitter:
             self.fleet.ranks,
             on_cpu=on_cpu,
             accumulation=accumulation,
+            saves=self.saves,
             training=training,
             evaluation=None if self.evaluated is None else self._traced(ds_config, self.evaluated, training=False),
         )

@@ -20,7 +20,7 @@ from recyclable.planning.states import Held, Sizes, Zero
 from recyclable.planning.trace import Trace, trace
 
 _RECOMPUTING = "gradient_checkpointing"
-PARTS = ("weights", "gradients", "optimizer", "activations", "teacher", "logits", "buckets", "process")
+PARTS = ("weights", "gradients", "optimizer", "activations", "teacher", "logits", "buckets", "checkpoint", "process")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Memory:
     """What a loss over a vocabulary makes: a chunk's logits, gradients of the last layer."""
     buckets: int
     """What ZeRO copies gradients and weights through."""
+    checkpoint: int
+    """A copy in host memory of weights and moments, from which a checkpoint is written while training goes on."""
     process: int
     """What the allocator keeps beside all that, and on a GPU its runtime."""
     device: int
@@ -91,6 +93,7 @@ def memory(
     evaluated: Batch | None = None,
     training: Trace | None = None,
     evaluation: Trace | None = None,
+    saves: bool = False,
     gives_back: bool | None = None,
 ) -> Memory:
     """Predict the peak of a run; nothing is allocated, parameters may be on the meta device.
@@ -101,6 +104,7 @@ def memory(
         accumulation: micro-batches that make up a step.
         evaluated: the largest batch of an evaluation; None leaves evaluation out.
         training, evaluation: `traced` of the two batches, if there already.
+        saves: whether checkpoints are written.
         gives_back: whether the allocator of a CPU gives back what is freed at once, as glibc does with blocks above
             MALLOC_MMAP_THRESHOLD_ where that is set, at a price; None: as it is set here. Else it keeps some.
     """
@@ -111,7 +115,7 @@ def memory(
         gives_back = "MALLOC_MMAP_THRESHOLD_" in os.environ
     passes = accumulation * len(objective.passes(0))
     zero = Zero.of(ds_config, ranks, on_cpu, accumulating=passes > 1)
-    found = phases(Sizes.of(objective), zero, training, evaluation, gives_back)
+    found = phases(Sizes.of(objective), zero, training, evaluation, saves, gives_back)
     if on_cpu:
         found = {name: Held(held.device + held.host, nvme=held.nvme) for name, held in found.items()}
     phase, held = max(found.items(), key=lambda item: item[1].device.total())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from recyclable.planning.gathering import gathered
-from recyclable.planning.states import FP32, Held, Sizes, Zero, in_partition, share, steady
+from recyclable.planning.states import FP32, Held, Sizes, Zero, copied, in_partition, share, steady
 from recyclable.planning.trace import DEVICE, HOST, LOGITS, REST, TEACHER, Trace
 
 _ALLREDUCE = 500_000_000
@@ -18,8 +18,8 @@ _NORM = 8
 
 _CPU_PROCESS = 55_000_000
 """What a process grows by beside tensors: modules imported late, threads, small blocks. Fitted, docs/planning.md."""
-_KEPT = 0.35
-"""Of what comes and goes, the most that glibc was seen to keep beside it (26 to 30% in a decoder's training)."""
+_KEPT = 1.0
+"""Of what comes and goes, what glibc may keep beside it: 26 to about 70% was seen, most where lengths change."""
 _GPU_RUNTIME = 800_000_000
 """CUDA's context and NCCL's buffers: nominal, not measured here."""
 _GPU_FRAGMENTS = 0.05
@@ -27,17 +27,24 @@ _GPU_FRAGMENTS = 0.05
 
 
 def phases(
-    sizes: Sizes, zero: Zero, training: Trace, evaluation: Trace | None, gives_back: bool = True
+    sizes: Sizes, zero: Zero, training: Trace, evaluation: Trace | None, saves: bool = False, gives_back: bool = True
 ) -> dict[str, Held]:
     """Phase -> bytes at its worst moment.
 
     Args:
+        saves: whether checkpoints are written. One is under way beside whatever comes next, whole at first.
         gives_back: whether a CPU's allocator gives back what is freed, as `memory` has it.
     """
     found = {"start": _start(sizes, zero), "training": _training(sizes, zero, training), "step": _step(sizes, zero)}
     if evaluation is not None:
         found["evaluation"] = _evaluation(sizes, zero, evaluation)
-    return {name: held + Held(_process(held, zero, gives_back)) for name, held in found.items()}
+    for name in found.keys() & {"step", "evaluation"}:
+        found[name].device["buckets"] += zero.size * _stays(sizes, zero, training)
+    for name, held in found.items():
+        if saves and name != "start":
+            held.host["checkpoint"] = copied(sizes, zero)
+        held.device += _process(held, zero, gives_back)
+    return found
 
 
 def _start(sizes: Sizes, zero: Zero) -> Held:
@@ -74,8 +81,9 @@ def _training(sizes: Sizes, zero: Zero, trace: Trace) -> Held:
 def _gradients(sizes: Sizes, zero: Zero, trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of gradients and of buckets at each moment; what `steady` has is left out."""
     moments = len(trace.held) + 1
-    gradients, buckets = np.zeros(moments, dtype=np.int64), np.zeros(moments, dtype=np.int64)
     size = zero.size
+    gradients, buckets = np.zeros(moments, dtype=np.int64), np.zeros(moments, dtype=np.int64)
+    buckets += size * _stays(sizes, zero, trace)
     if zero.stage == 0:
         gradients[:-1], gradients[-1] = trace.done, trace.done[-1]
         if zero.accumulating:
@@ -96,6 +104,17 @@ def _gradients(sizes: Sizes, zero: Zero, trace: Trace) -> tuple[np.ndarray, np.n
     return gradients, buckets
 
 
+def _stays(sizes: Sizes, zero: Zero, trace: Trace) -> int:
+    """Elements of ZeRO-3's bucket whose pages a CPU has: it is there for good, and was filled so far before."""
+    if zero.stage < 3 or not zero.on_cpu:
+        return 0
+    most = filled = 0
+    for n in (sizes.trained[name] for name, _ in trace.order):
+        filled = n if filled + n > zero.reduce_bucket else filled + n
+        most = max(most, filled if n <= zero.reduce_bucket else 0)
+    return most
+
+
 def _reduced(sizes: Sizes, zero: Zero, trace: Trace) -> Iterator[tuple[int, int, int]]:
     """(moment, bytes of gradients, bytes of buckets) from that moment on, as ZeRO reduces gradients bucket by bucket.
 
@@ -105,7 +124,8 @@ def _reduced(sizes: Sizes, zero: Zero, trace: Trace) -> Iterator[tuple[int, int,
     last, size = len(trace.held), zero.size
     order = list(trace.order)
     waiting: list[str] = []
-    filled = touched = kept = unreduced = 0
+    filled = kept = unreduced = 0
+    touched = _stays(sizes, zero, trace)
 
     def now(moment: int, copies: int = 0) -> tuple[int, int, int]:
         through = (touched if zero.on_cpu else 0) + copies

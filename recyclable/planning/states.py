@@ -150,8 +150,7 @@ def steady(sizes: Sizes, zero: Zero) -> Held:
     """What is there from the first step's end to the run's, whatever is being done."""
     held = Held()
     ranks = zero.ranks if zero.stage else 1
-    trained = sum(sizes.trained.values())
-    own = share(sizes.trained, ranks) if zero.stage == 3 else -(-trained // ranks)
+    own = _stepped(sizes, zero, ranks)
     for part, of in (("weights", {**sizes.trained, **sizes.frozen}), ("teacher", sizes.teacher)):
         if zero.stage < 3:
             held.device[part] += zero.size * sum(of.values())
@@ -173,6 +172,16 @@ def steady(sizes: Sizes, zero: Zero) -> Held:
         if not zero.on_cpu:
             held.device["buckets"] += zero.size * zero.reduce_bucket
     return held
+
+
+def copied(sizes: Sizes, zero: Zero) -> int:
+    """What one rank copies for a checkpoint (`training.states.copies`): fp32 weights and moments of its share."""
+    return 3 * FP32 * _stepped(sizes, zero, zero.ranks)
+
+
+def _stepped(sizes: Sizes, zero: Zero, ranks: int) -> int:
+    """Elements of what one of so many ranks has to do in the optimizer's step."""
+    return share(sizes.trained, ranks) if zero.stage == 3 else -(-sum(sizes.trained.values()) // ranks)
 
 
 def in_partition(sizes: Sizes, ranks: int) -> frozenset[str]:

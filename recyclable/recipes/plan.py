@@ -56,7 +56,9 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
         layers = layers_alike({name: tuple(p.shape) for name, p in first.objective.named_parameters()}) if alike else 0
     evaluated = made.eval_batch_size if "eval_batch_size" in made.model_fields_set or whole else None
     share = made.train_batch_size // fleet.ranks
-    fitter = Fitter(first.objective, first.batch, share, fleet, evaluated, shallow, layers or 0)
+    fitter = Fitter(
+        first.objective, first.batch, share, fleet, evaluated, made.writes_checkpoints, shallow, layers or 0
+    )
     sizes, config = Sizes.of(first.objective), first.base.config.get_text_config()
     shape = Shape(config.hidden_size, sum(sizes.all().values()), not fleet.device.on_cpu, not fleet.device.on_cpu)
     tried: dict[str, dict[str, Any]] = {}

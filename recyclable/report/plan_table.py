@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "teacher", "logits", "buckets", "process")
+_PARTS = ("weights", "gradients", "optimizer", "activations", "teacher", "logits", "buckets", "checkpoint", "process")
 
 
 def table(plan: dict[str, Any]) -> str:

@@ -159,7 +159,7 @@ def _fleet(objective: Objective) -> Fleet:
 def _plainly_fits(objective: Objective, row: Batch, share: int, room: float) -> bool:
     """Whether a guess that is far too high leaves most of the memory free, so that no plan is needed.
 
-    Per parameter 24 bytes; per token 16 for each row and column of all matrices, which are what a layer makes and a
+    Per parameter 40 bytes; per token 16 for each row and column of all matrices, which are what a layer makes and a
     loss over a vocabulary; per pair of tokens as many as if each head were 8 wide and kept four matrices in fp32.
     """
     shapes = [full_shape(parameter) for parameter in objective.parameters()]
@@ -168,7 +168,7 @@ def _plainly_fits(objective: Objective, row: Batch, share: int, room: float) -> 
     sides = sum(shape[0] + shape[-1] for shape in matrices)
     pairs = sum(min(shape[0], shape[-1]) for shape in matrices) / 8
     per_row = 16 * length * (sides + length * pairs)
-    return 24 * sum(map(math.prod, shapes)) + share * per_row <= _PLAINLY * room
+    return 40 * sum(map(math.prod, shapes)) + share * per_row <= _PLAINLY * room
 
 
 def _planned(
@@ -183,7 +183,8 @@ def _planned(
     if settings.gradient_checkpointing:
         ds_config = {"activation_checkpointing": {}, **ds_config}
     try:
-        fit = Fitter(objective, partial(_longest, examples), share, fleet).largest(ds_config)
+        saves = settings.writes_checkpoints
+        fit = Fitter(objective, partial(_longest, examples), share, fleet, saves=saves).largest(ds_config)
     except Exception as error:  # whatever a family does that has no values to compute with
         reason = str(error).partition("\n")[0][:100]
         distributed.say(f"notice: no plan of the memory could be made ({type(error).__name__}: {reason})")

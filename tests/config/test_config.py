@@ -59,6 +59,14 @@ def test_about_fifty_evaluations_unless_told_otherwise(write) -> None:
     assert tune(path, ["eval_every=7"]).evaluation_interval() == 7
 
 
+def test_a_run_that_ends_before_its_first_checkpoint_writes_none(write) -> None:
+    def writes(*keys: str) -> bool:
+        return tune(write(TUNE), list(keys)).writes_checkpoints
+
+    assert writes("max_steps=500") and not writes("max_steps=499")
+    assert not writes("max_steps=499", "save_every=0") and writes("save_every=0", "save_every_minutes=5")
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "0.0001", "+1e-4", ".1e-3", "1.0e-4"])
 def test_numbers_with_an_exponent_need_no_dot(write, text: str) -> None:
     path = write(TUNE.replace("0.001", text))

@@ -14,6 +14,7 @@ from recyclable.objectives.token_distillation import TokenDistillation, TokenTea
 from recyclable.objectives.token_loss import TokenLoss
 from recyclable.planning.gathering import gathered
 from recyclable.planning.memory import PARTS, Memory, memory, traced
+from recyclable.planning.phases import phases
 from recyclable.planning.states import Sizes, Zero, in_partition, steady
 
 BF16 = {"bf16": {"enabled": True}}
@@ -118,6 +119,24 @@ def test_zero_3_gathers_a_layer_at_a_time_where_nothing_is_to_be_kept() -> None:
     assert 4 * largest <= most(frugal) < 2 * 4 * PARAMETERS
     assert most(frugal) < most({"stage": 3, "param_persistence_threshold": 0})
     assert most(frugal, ranks=1) == most({"stage": 2}) == 0
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_checkpoint_is_a_copy_of_weights_and_moments_in_host_memory(stage: int) -> None:
+    ds_config = {"zero_optimization": {"stage": stage}, **BF16}
+    objective, ranks = TokenLoss(model()), 4
+    for on_cpu in (False, True):
+        without, found = (memory(objective, batch(), ds_config, ranks, on_cpu=on_cpu, saves=s) for s in (False, True))
+        assert found.host - without.host == pytest.approx(12 * PARAMETERS / ranks, rel=1e-2)
+        assert found.device - without.device == (found.host - without.host if on_cpu else 0)
+
+
+@pytest.mark.parametrize(("stage", "kept"), [(2, 0), (3, 4 * PARAMETERS)])
+def test_only_the_bucket_of_zero_3_stays_for_evaluation(stage: int, kept: int) -> None:
+    objective, zero = TokenLoss(model()), {"zero_optimization": {"stage": stage}}
+    found = [traced(objective, batch(), zero, on_cpu=True, training=training) for training in (True, False)]
+    all_phases = phases(Sizes.of(objective), Zero.of(zero, 1, True, False), *found)
+    assert all_phases["evaluation"].device["buckets"] == kept
 
 
 def test_parts_of_zero_1_and_2_are_ranges_of_each_group() -> None:
