@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.autograd.function import once_differentiable
 
+from recyclable.kernels import tiling
 from recyclable.kernels.inputs import (
     Head,
     LossSettings,
@@ -125,9 +126,8 @@ class _Chunked(torch.autograd.Function):
         if hidden.dtype != precise:
             gradient_CV = torch.empty_like(student_CV, dtype=hidden.dtype)
         teacher_CV = None if teacher is None else student_CV.new_empty(size, _width(teacher, len(weight), settings))
-        for start in range(0, len(hidden), size):
-            chunk = slice(start, min(start + size, len(hidden)))
-            count = chunk.stop - start
+        for chunk in tiling.tiles(len(hidden), size):
+            count = chunk.stop - chunk.start
             project(hidden[chunk], weight, student_CV[:count])
             losses[0, chunk], losses[1, chunk] = rows(
                 Logits(student_CV[:count], precise_bias, head.scale, head.softcap),
@@ -196,7 +196,7 @@ def accumulate(sum_VH: torch.Tensor, gradient_CV: torch.Tensor, x_CH: torch.Tens
 
 def _vocabulary_blocks(of_V: torch.Tensor) -> Iterator[slice]:
     """Pieces of the vocabulary, on a CPU: their weights stay in cache between two operations."""
-    return (slice(start, start + VOCABULARY_BLOCK) for start in range(0, len(of_V), VOCABULARY_BLOCK))
+    return tiling.tiles(len(of_V), VOCABULARY_BLOCK)
 
 
 def chunk_tokens(tokens: int, vocabulary: int, cuda: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from recyclable.kernels import tiling
 from recyclable.kernels.chunked import Logits, RowGradient, chunk_tokens, project
 from recyclable.kernels.inputs import Head, LossSettings
 
@@ -16,9 +17,8 @@ def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor, rows: 
     weight, bias = head.weight.to(hidden.dtype), None if head.bias is None else head.bias.to(precise)
     logits_CV, losses = hidden.new_empty(size, len(weight), dtype=precise), hidden.new_zeros(len(hidden), dtype=precise)
     with torch.autocast(hidden.device.type, enabled=False):
-        for start in range(0, len(hidden), size):
-            chunk = slice(start, min(start + size, len(hidden)))
-            products = logits_CV[: chunk.stop - start]
+        for chunk in tiling.tiles(len(hidden), size):
+            products = logits_CV[: chunk.stop - chunk.start]
             project(hidden[chunk], weight, products)
             student = Logits(products, bias, head.scale, head.softcap)
             losses[chunk], _ = rows(student, None, targets[chunk], LossSettings(), None)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch.nn.functional import pad
 
+from recyclable.kernels import tiling
 from recyclable.kernels.chunked import LACKING, Logits
 from recyclable.kernels.inputs import LossSettings
 
@@ -29,8 +30,7 @@ def row_gradient(
     tokens, vocabulary = student.products.shape
     losses = student.products.new_zeros(2, tokens)
     size = max(1, (BLOCK if torch.get_num_threads() == 1 else SHARED_BLOCK) // vocabulary)
-    for start in range(0, tokens, size):
-        block = slice(start, start + size)
+    for block in tiling.tiles(tokens, size):
         logits, slopes = _finish(student, block), []
         keep = None if targets is None else targets[block] != settings.ignore_index
         if targets is not None and keep is not None:

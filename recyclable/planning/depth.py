@@ -29,12 +29,12 @@ class _Part(NamedTuple):
     backward: bool
 
 
-def deepen(traced: Trace, shallower: Trace, layers: int) -> Trace | None:
+def deepen(traced: Trace, layer_flops: int, layers: int) -> Trace | None:
     """The trace with `layers` layers instead of three; None where it does not show which moments are the middle one's.
 
     Args:
         traced: of a model all of whose stacks have three layers.
-        shallower: of the same with two, for what cannot be told from moments.
+        layer_flops: of a layer of each stack, which cannot be told from moments.
     """
     times, parts = layers - LAYERS, _parts(traced)
     if not parts or not _disjoint(parts):
@@ -67,7 +67,7 @@ def deepen(traced: Trace, shallower: Trace, layers: int) -> Trace | None:
         forward=forward,
         order=tuple(sorted(done, key=lambda each: each[1])),
         uses=tuple(sorted(uses, key=lambda use: use.moment)),
-        flops=traced.flops + times * (traced.flops - shallower.flops),
+        flops=traced.flops + times * layer_flops,
     )
 
 

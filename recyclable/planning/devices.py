@@ -81,7 +81,7 @@ def by_name(name: str) -> Device:
 
 def by_torch_name(name: str) -> Device | None:
     """A device by what torch calls it; None for one that is not known."""
-    return next((device for part, device in _KNOWN.items() if part in name), None)
+    return next((device for part, device in _KNOWN.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def this_gpu() -> Device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from recyclable import machine
@@ -59,6 +60,8 @@ class Fitter:
     layers: int = 0
     """How many there are in truth."""
     _traces: dict[Any, Trace] = field(default_factory=dict)
+    _flops: dict[Any, Fraction] = field(default_factory=dict)
+    """Of a layer and row."""
 
     def largest(self, ds_config: dict[str, Any]) -> Fit:
         """The largest micro-batch that fits; the smallest there is, where none does.
@@ -110,8 +113,11 @@ class Fitter:
             batch, on_cpu = self.batch(rows), self.fleet.device.on_cpu
             found = None
             if self.shallow is not None and self.layers > LAYERS + 1:
-                few = [traced(self.shallow(n), batch, ds_config, on_cpu, training) for n in (LAYERS, LAYERS - 1)]
-                found = deepen(few[0], few[1], self.layers)
+                three = traced(self.shallow(LAYERS), batch, ds_config, on_cpu, training)
+                if key[1:] not in self._flops:
+                    two = traced(self.shallow(LAYERS - 1), batch, ds_config, on_cpu, training)
+                    self._flops[key[1:]] = Fraction(three.flops - two.flops, rows)
+                found = deepen(three, int(rows * self._flops[key[1:]]), self.layers)
             self._traces[key] = found or traced(self.objective, batch, ds_config, on_cpu, training)
         return self._traces[key]
 

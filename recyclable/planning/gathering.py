@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 
 import numpy as np
@@ -24,11 +25,12 @@ def gathered(sizes: Sizes, zero: Zero, trace: Trace) -> np.ndarray:
     numel = {name: n for name, n in sizes.all().items() if n > zero.persistent}
     steps = [(use.moment, [name for name in use.parameters if name in numel]) for use in trace.uses]
     queue = deque((step, name) for step, (_, names) in enumerate(steps) for name in names)
+    soon = _Soon(steps, numel, zero.reuse)
     here: set[str] = set()
     for step, (moment, names) in enumerate(steps):
         if step:
             behind = (name for name in steps[step - 1][1] if name not in names)
-            here -= {name for name in behind if not _soon(step - 1, name, steps, numel, zero)}
+            here -= {name for name in behind if not soon(step - 1, name)}
         wanted = [name for name in names if name not in here]
         here.update(wanted)
         while queue and queue[0][0] <= step:
@@ -48,13 +50,18 @@ def gathered(sizes: Sizes, zero: Zero, trace: Trace) -> np.ndarray:
     return held
 
 
-def _soon(step: int, name: str, steps: list[tuple[int, list[str]]], numel: dict[str, int], zero: Zero) -> bool:
+class _Soon:
     """Whether a parameter is used again before too many others are, or belongs to several modules."""
-    passed = 0
-    for _, names in steps[step + 1 :]:
-        if passed >= zero.reuse:
-            return False
-        if name in names:
-            return True
-        passed += sum(numel[other] for other in names)
-    return False
+
+    def __init__(self, steps: list[tuple[int, list[str]]], numel: dict[str, int], reuse: int) -> None:
+        self.reuse, self.before, self.at = reuse, [0], dict[str, list[int]]()
+        for step, (_, names) in enumerate(steps):
+            self.before.append(self.before[-1] + sum(numel[name] for name in names))
+            for name in names:
+                self.at.setdefault(name, []).append(step)
+
+    def __call__(self, step: int, name: str) -> bool:
+        """After that step."""
+        at = self.at[name]
+        following = bisect_right(at, step)
+        return following < len(at) and self.before[at[following]] - self.before[step + 1] < self.reuse

@@ -92,9 +92,13 @@ def _gradients(sizes: Sizes, zero: Zero, trace: Trace) -> tuple[np.ndarray, np.n
             buckets[-1] += min(size * _ALLREDUCE, int(trace.done[-1]))
         return gradients, buckets
     worst: dict[int, tuple[int, int]] = {}
+    latest = np.zeros(moments, dtype=np.int64)  # which of the changes holds at a moment: none, then one by one
+    changes = [(0, 0)]
     for moment, kept, through in _reduced(sizes, zero, trace):
-        gradients[moment:], buckets[moment:] = kept, through
+        latest[moment] = len(changes)
+        changes.append((kept, through))
         worst[moment] = max(worst.get(moment, (0, 0)), (kept, through), key=sum)
+    gradients[:], buckets[:] = np.array(changes, dtype=np.int64)[np.maximum.accumulate(latest)].T
     for moment, (kept, through) in worst.items():
         gradients[moment], buckets[moment] = kept, through
     if not zero.on_cpu and zero.stage < 3:

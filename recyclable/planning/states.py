@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from recyclable import machine
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.teachers import FrozenModel
@@ -186,16 +188,20 @@ def _stepped(sizes: Sizes, zero: Zero, ranks: int) -> int:
 
 def in_partition(sizes: Sizes, ranks: int) -> frozenset[str]:
     """The parameters of which some lies in one rank's part under ZeRO-1 and 2: of the rank that has most."""
-    most: frozenset[str] = frozenset()
-    for rank in range(ranks):
-        found = set()
-        for group in sizes.groups():
-            total, start = sum(group.values()), 0
-            part = -(-total // ranks)
-            for name, n in group.items():
-                if start < (rank + 1) * part and start + n > rank * part:
-                    found.add(name)
-                start += n
-        if sum(sizes.trained[name] for name in found) > sum(sizes.trained[name] for name in most):
-            most = frozenset(found)
-    return most
+    names: list[list[str]] = []
+    held, ranges = np.zeros(ranks, dtype=np.int64), []
+    for group in sizes.groups():
+        ends = np.cumsum([0, *group.values()])
+        starts = np.arange(ranks) * -(-ends[-1] // ranks)
+        first = np.searchsorted(ends[1:], starts, "right")  # the first that ends behind where a part starts
+        last = np.searchsorted(ends[:-1], starts + -(-ends[-1] // ranks), "left")
+        last = np.maximum(first, last)
+        held += ends[last] - ends[first]
+        names.append(list(group))
+        ranges.append((first, last))
+    if not names or not held.any():
+        return frozenset()
+    rank = int(held.argmax())
+    return frozenset(
+        name for group, (first, last) in zip(names, ranges, strict=True) for name in group[first[rank] : last[rank]]
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from recyclable import machine
+from recyclable.config.settings import Settings
 from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
 from recyclable.planning import devices
@@ -23,8 +24,9 @@ from recyclable.planning.memory import PARTS
 from recyclable.planning.regimes import Regime, Shape, ds_config, regimes
 from recyclable.planning.states import Sizes
 from recyclable.planning.time import Fleet, seconds
+from recyclable.planning.trace import Untraceable
 from recyclable.recipes.plan_settings import PlanSettings, run_settings
-from recyclable.recipes.planned import planned
+from recyclable.recipes.planned import Planned, planned
 from recyclable.recipes.shallow import with_layers
 
 _EVALUATED = 64
@@ -45,26 +47,21 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
         raise InputError("train_batch_size", problem)
     first = planned(made)
     assumed += first.assumed
-
-    @cache
-    def shallow(layers: int) -> Objective:
-        with with_layers(made, layers) as few:
-            assert few is not None, "layers are alike"
-            return planned(few).objective
-
-    with with_layers(made, 1) as alike:
-        layers = layers_alike({name: tuple(p.shape) for name, p in first.objective.named_parameters()}) if alike else 0
     evaluated = made.eval_batch_size if "eval_batch_size" in made.model_fields_set or whole else None
-    share = made.train_batch_size // fleet.ranks
-    fitter = Fitter(
-        first.objective, first.batch, share, fleet, evaluated, made.writes_checkpoints, shallow, layers or 0
-    )
+    if evaluated is None:
+        of_itself = type(made).model_fields["eval_batch_size"].default
+        assumed.append(f"evaluation takes no more texts at once than training (eval_batch_size, of itself {of_itself})")
+    tries = fitter(made, first, fleet, evaluated)
     sizes, config = Sizes.of(first.objective), first.base.config.get_text_config()
     shape = Shape(config.hidden_size, sum(sizes.all().values()), not fleet.device.on_cpu, not fleet.device.on_cpu)
     tried: dict[str, dict[str, Any]] = {}
     rows = []
     for name, layout in _layouts(settings, made, shape, fleet):
-        fit = fitter.largest(layout)
+        try:
+            fit = tries.largest(layout)
+        except Untraceable as error:
+            problem = f"{config.model_type} cannot be followed without values, so nothing is planned ({error})"
+            raise InputError("--model", problem) from error
         found = _row(name, fit, layout, sizes, fleet, len(first.objective.passes(0)))
         found["tokens_per_s"] = made.train_batch_size * first.settings.max_length / found["seconds_per_step"]
         rows.append(found)
@@ -100,6 +97,27 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
     }
 
 
+def fitter(made: Settings, first: Planned, fleet: Fleet, evaluated: int | None = None) -> Fitter:
+    """What tries micro-batches of a run; of a deep model with layers alike, few of them.
+
+    Args:
+        first: `planned` of the settings.
+        evaluated: rows of a batch in evaluation.
+    """
+
+    @cache
+    def shallow(layers: int) -> Objective:
+        with with_layers(made, layers) as few:
+            assert few is not None, "layers are alike"
+            return planned(few).objective
+
+    with with_layers(made, 1) as alike:
+        layers = layers_alike({name: tuple(p.shape) for name, p in first.objective.named_parameters()}) if alike else 0
+    share = first.settings.train_batch_size // fleet.ranks
+    saves = first.settings.writes_checkpoints
+    return Fitter(first.objective, first.batch, share, fleet, evaluated, saves, shallow, layers or 0)
+
+
 def _fleet(settings: PlanSettings, assumed: list[str]) -> Fleet:
     """The devices that are named, or this machine's."""
     if settings.devices % settings.hosts:
@@ -132,6 +150,8 @@ def _layouts(settings: PlanSettings, made: Any, shape: Shape, fleet: Fleet) -> l
         allowed = [each for each in regimes() if again in (None, each.recomputes) and not (on_cpu and _pointless(each))]
         return [(each.name, ds_config(each, shape, nvme=settings.nvme_path)) for each in allowed]
     given = machine.load_ds_config(settings.deepspeed_config)
+    if again:
+        given.setdefault("activation_checkpointing", {})
     machine.merge(
         given,
         where=settings.deepspeed_config,
@@ -152,7 +172,7 @@ def _pointless(regime: Regime) -> bool:
 def _row(name: str, fit: Fit, layout: dict[str, Any], sizes: Sizes, fleet: Fleet, passes: int) -> dict[str, Any]:
     """A line of the table."""
     taken, zero = fit.memory, layout.get("zero_optimization") or {}
-    times = seconds(fit.trace.flops * fit.accumulation * passes, fit.accumulation * passes, sizes, layout, fleet)
+    times = seconds(fit.trace.flops * fit.accumulation, fit.accumulation * passes, sizes, layout, fleet)
     homes = [(zero.get(section) or {}).get("device", "none") for section in ("offload_optimizer", "offload_param")]
     return {
         "name": name,

@@ -74,8 +74,10 @@ def planned(settings: Settings) -> Planned:
         found = _recycling(settings)
     else:
         raise TypeError(f"{type(settings).__name__} is no run that trains")
-    # a trial decides on a machine's own ways, which need no more memory
-    set_attention(found.objective.student, found.settings.attn_implementation, False, Machine())
+    wanted = found.settings.attn_implementation
+    # flash-attention keeps what sdpa keeps, and the machine that plans need not have it
+    flash = wanted is not None and wanted.startswith("flash")
+    set_attention(found.objective.student, "sdpa" if flash else wanted, False, Machine())
     found.objective.to("meta")
     return found
 

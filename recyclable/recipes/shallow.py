@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from recyclable.config.settings import Settings
+from recyclable.errors import InputError
 from recyclable.weights.base import read_config
 from recyclable.weights.locate import locate_config
 
@@ -34,6 +35,11 @@ def with_layers(settings: S, layers: int) -> Iterator[S | None]:
                 return
             (place := Path(folder) / field).mkdir()
             (place / "config.json").write_text(json.dumps(content), encoding="utf-8")
+            try:
+                read_config(place)
+            except InputError:  # another field of it counts layers as well
+                yield None
+                return
             changed[field] = str(place)
         yield settings.model_copy(update=changed)
 

@@ -23,6 +23,7 @@ from recyclable.objectives.objective import Objective
 from recyclable.planning.devices import Device, free_memory
 from recyclable.planning.fitting import Fitter
 from recyclable.planning.time import Fleet
+from recyclable.planning.trace import Untraceable
 from recyclable.training.evaluation import to_device
 from recyclable.training.states import scaling, set_scaling
 from recyclable.training.zero import bytes_held, full_shape
@@ -183,11 +184,10 @@ def _planned(
     if settings.gradient_checkpointing:
         ds_config = {"activation_checkpointing": {}, **ds_config}
     try:
-        saves = settings.writes_checkpoints
-        fit = Fitter(objective, partial(_longest, examples), share, fleet, saves=saves).largest(ds_config)
-    except Exception as error:  # whatever a family does that has no values to compute with
-        reason = str(error).partition("\n")[0][:100]
-        distributed.say(f"notice: no plan of the memory could be made ({type(error).__name__}: {reason})")
+        evaluated, saves = settings.eval_batch_size, settings.writes_checkpoints
+        fit = Fitter(objective, partial(_longest, examples), share, fleet, evaluated, saves).largest(ds_config)
+    except Untraceable as error:  # the run itself may well do
+        distributed.say(f"notice: no plan of the memory could be made ({error}); the micro-batch is {share}")
         return None
     taken, free = fit.memory.device / 1e9, fleet.device.memory / 1e9
     says = "" if fit.fits else ": hardly fits, a ds_config that saves more is wanted (recyclable plan)"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from recyclable import machine
@@ -103,3 +104,24 @@ def test_a_model_that_is_none_is_refused(tmp_path, capsys):
     assert main(["plan", "--model", str(tmp_path), "--device", "h100"]) == 2
     assert main(["plan", "--device", "h100"]) == 2
     assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_of_a_hub_name_nothing_but_its_config_is_fetched(model, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: asked.append((name, tuple(allow_patterns))) or model,
+    )
+    _, found = planned(capsys, "--model", "some/name", "--device", "h100", "--deepspeed_config", "125m_zero1")
+    assert found["model"]["name"] == "some/name" and set(asked) == {("some/name", ("config.json",))}
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch, capsys):
+    def gone(name: str, allow_patterns: list[str]) -> str:
+        raise OSError("no way there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", gone)
+    assert main(["plan", "--model", "some/name", "--device", "h100"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "some/name" in error and "hub" in error

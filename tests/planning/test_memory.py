@@ -145,6 +145,19 @@ def test_parts_of_zero_1_and_2_are_ranges_of_each_group() -> None:
     assert in_partition(sizes, 2) == {"a", "b", "c"}  # the second rank: the end of a, all of b, half of c
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+def test_the_rank_with_most_is_found_among_all_of_them(ranks: int) -> None:
+    sizes = Sizes({f"p{i}": 1 + (7 * i) % 11 for i in range(9)}, {}, {}, frozenset({"p1", "p4", "p8"}), frozenset())
+    parts: list[set[str]] = []
+    for rank in range(ranks):
+        parts.append(set())
+        for group in sizes.groups():
+            elements = [name for name, n in group.items() for _ in range(n)]
+            part = -(-len(elements) // ranks)
+            parts[-1] |= set(elements[rank * part : (rank + 1) * part])
+    assert in_partition(sizes, ranks) == max(parts, key=lambda part: sum(sizes.trained[name] for name in part))
+
+
 def test_settings_are_deepspeeds_with_its_defaults() -> None:
     zero = Zero.of({"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 7}, **BF16}, 8, False, False)
     assert (zero.size, zero.summed, zero.prefetch, zero.reduce_bucket) == (2, 2, 7, 500_000_000)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, LlamaConfig, PreTrainedModel
 
+from recyclable.kernels import chunked, rows, tiling
 from recyclable.models.build import auto_class, structure
 from recyclable.objectives.interpolation import Places
 from recyclable.objectives.token_distillation import TokenDistillation, TokenTeacher
 from recyclable.objectives.token_interpolation import TokenInterpolation
 from recyclable.objectives.token_loss import TokenLoss
-from recyclable.planning.trace import HOST, LOGITS, REST, TEACHER, trace
+from recyclable.planning import trace as tracing
+from recyclable.planning.trace import HOST, LOGITS, REST, TEACHER, Untraceable, trace
 
 ROWS, LENGTH = 3, 32
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100}
@@ -145,3 +148,39 @@ def test_a_tied_embeddings_two_gradients_are_added_in_place() -> None:
     found = trace(TokenLoss(tied), batch())
     assert 2 * embedding <= found.held[found.forward :].sum(1).max() < 3 * embedding
     assert found.done[-1] == trace(TokenLoss(untied), batch()).done[-1] - embedding
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_few_of_a_losss_tiles_tell_of_all(monkeypatch: pytest.MonkeyPatch, taught: bool) -> None:
+    monkeypatch.setattr(chunked, "CPU_TOKENS", 10)  # 96 tokens in ten chunks
+    monkeypatch.setattr(chunked, "CPU_LOGITS", 1)
+    monkeypatch.setattr(chunked, "VOCABULARY_BLOCK", 12)
+    monkeypatch.setattr(rows, "BLOCK", 200)
+    monkeypatch.setattr(rows, "SHARED_BLOCK", 200)
+
+    def found() -> tracing.Trace:
+        if not taught:
+            return trace(TokenLoss(decoder()), batch(), precision=torch.bfloat16)
+        teacher = TokenTeacher(encoder(), None)
+        return trace(TokenDistillation(encoder(), teacher, alpha=0.5, beta=0.0, temperature=2.0, term="mlm"), batch())
+
+    few = found()
+    monkeypatch.setattr(tracing, "_few", lambda _: tiling.tiles)
+    everything = found()
+    assert len(few.held) < len(everything.held) / 2 and few.flops == everything.flops
+    assert np.array_equal(few.held.max(0), everything.held.max(0)) and few.peak() == everything.peak()
+    assert few.saved == everything.saved and few.done[-1] == everything.done[-1]
+    assert np.array_equal(np.unique(few.held, axis=0), np.unique(everything.held, axis=0))
+
+
+def test_a_model_that_looks_at_a_value_is_named_so_and_stays_as_it_was() -> None:
+    class Looks(TokenLoss):
+        def sums(self, batch):  # type: ignore[no-untyped-def]
+            found = super().sums(batch)
+            return found if next(iter(found.values())).item() > 0 else {}
+
+    objective = Looks(decoder())
+    objective.train(False)
+    with pytest.raises(Untraceable, match="DataDependent"):
+        trace(objective, batch())
+    assert not objective.student.training and "forward" not in vars(objective.over_vocabulary)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from faults import write_checkpoint
 from language_models import save_tiny, short_texts
 from processes import STAGE_3, finish, outcome, start
 
+from recyclable.planning.trace import Untraceable
+from recyclable.training import micro_batch
 from recyclable.training.checkpoint.choosing import known_micro_batch
 from recyclable.training.checkpoint.record import MARK, read_record, write_record
 
 STAGES = (0, 1, 2, 3)
 SHARE = 4
+SETTINGS = SimpleNamespace(gradient_checkpointing=None, eval_batch_size=8, writes_checkpoints=False)
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +92,21 @@ def test_a_run_that_is_resumed_keeps_the_micro_batch_it_was_started_with(tmp_pat
     assert known_micro_batch(tmp_path) == record.micro_batch + 1
     (newest / MARK).unlink()
     assert known_micro_batch(tmp_path) == record.micro_batch  # of the one before
+
+
+def test_a_model_that_cannot_be_planned_is_trained_with_the_whole_share_and_a_line_says_so(monkeypatch, capsys):
+    class Untold:
+        def __init__(self, *_: Any) -> None: ...
+
+        def largest(self, _: Any) -> Any:
+            raise Untraceable("ValueError: no values")
+
+    monkeypatch.setattr(micro_batch, "Fitter", Untold)
+    assert micro_batch._planned(None, None, SETTINGS, {}, None, 4) is None
+    assert "notice: no plan of the memory could be made (ValueError: no values)" in capsys.readouterr().out
+
+
+def test_a_mistake_of_the_planner_is_no_notice(monkeypatch):
+    monkeypatch.setattr(micro_batch, "Fitter", lambda *_: SimpleNamespace(largest=lambda ds_config: ds_config["no"]))
+    with pytest.raises(KeyError):
+        micro_batch._planned(None, None, SETTINGS, {}, None, 4)
