@@ -297,12 +297,13 @@ def shares(world: World, teacher: bool) -> None:
         reads.append(stop - start)
         return kept[3](file, name, start, stop)
 
-    objective, ds = objective_and_config(world, "outdated-full", 3, "float32", teacher, NOTHING_WHOLE)
-    sizes = [parameter.numel() * 4 for parameter in objective.parameters()]
     digest.LEAF, digest._ELEMENTS = leaf, leaf  # the tensors of a small model lie within one leaf of the real size
-    sources.in_threads = lambda work, tasks: [work(task) for task in tasks]  # the spy sees this thread alone
-    SafetensorsFile.read_bytes = counted
     try:
+        world = World(str(world.folder))  # whose bases count leaves of this size
+        objective, ds = objective_and_config(world, "outdated-full", 3, "float32", teacher, NOTHING_WHOLE)
+        sizes = [parameter.numel() * 4 for parameter in objective.parameters()]
+        sources.in_threads = lambda work, tasks: [work(task) for task in tasks]  # the spy sees this thread alone
+        SafetensorsFile.read_bytes = counted
         with Allocations() as spy:
             materialize(objective, settings(), ds)
     finally:
