@@ -140,6 +140,11 @@ def _reduced(sizes: Sizes, zero: Zero, trace: Trace) -> Iterator[tuple[int, int,
         # Side by side by rank; gloo, which has no reduce-scatter, copies that once more.
         copies = 2 if zero.stage == 3 and zero.on_cpu else 1 if zero.ranks > 1 or zero.stage == 3 else 0
         yield now(moment, copies * sum(sizes.trained[name] for name in waiting))
+        if zero.optimizer_on != "none":  # each norm is found on the way to the host, in fp64
+            flat = sum(sizes.trained[name] for name in waiting) if zero.stage == 3 else 0
+            largest = max((sizes.trained[name] for name in waiting), default=0)
+            whole = largest if zero.stage < 3 else -(-largest // zero.ranks)
+            yield now(moment, flat + whole * _NORM // size)
         kept += sum(sizes.trained[name] for name in waiting if name in owned)
         yield now(moment)  # what was kept, copied out of the bucket
         unreduced -= sum(n for n in (sizes.trained[name] for name in waiting) if n > zero.reduce_bucket)
