@@ -115,14 +115,18 @@ def _repeated(traced: Trace, parts: list[_Part], times: int) -> np.ndarray:
 
 
 def layers_alike(shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """How many layers every stack has, by the shapes of all parameters; None where stacks or layers differ."""
+    """How many layers every stack has, by the shapes of all parameters; None where stacks or layers differ.
+
+    The first may have what others lack (T5's positions, a dense layer before experts): it is one of those looked at.
+    """
     stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
     for name, shape in shapes.items():
         if match := _LAYER.search(name):
             layers = stacks.setdefault(name[: match.start()], {})
             layers.setdefault(int(match[1]), {})[name[match.end() :]] = shape
     counts = {len(layers) for layers in stacks.values()}
-    if len(counts) != 1 or any(len({str(each) for each in layers.values()}) > 1 for layers in stacks.values()):
+    later = ([str(each) for number, each in layers.items() if number] for layers in stacks.values())
+    if len(counts) != 1 or any(len(set(each)) > 1 for each in later):
         return None
     return counts.pop()
 

@@ -93,7 +93,7 @@ def _gradients(sizes: Sizes, zero: Zero, trace: Trace) -> tuple[np.ndarray, np.n
         return gradients, buckets
     worst: dict[int, tuple[int, int]] = {}
     latest = np.zeros(moments, dtype=np.int64)  # which of the changes holds at a moment: none, then one by one
-    changes = [(0, 0)]
+    changes = [(0, int(buckets[0]))]
     for moment, kept, through in _reduced(sizes, zero, trace):
         latest[moment] = len(changes)
         changes.append((kept, through))

@@ -1,7 +1,7 @@
 """How long an optimizer step takes: arithmetic, what ranks tell each other, the optimizer, what is kept elsewhere.
 
 Volumes of communication: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 7. The shares of nominal rates that
-are reached are assumptions, and cautious ones (docs/planning.md).
+are reached are assumptions (docs/planning.md).
 """
 
 from __future__ import annotations

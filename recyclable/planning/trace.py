@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
+from transformers.integrations import moe  # noqa: F401  # its operations are among those counted
 
 from recyclable.architectures import recomputing
 from recyclable.data.examples import Batch
@@ -139,6 +140,12 @@ _FLOPS = {
     ),
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, *_, **__: (
         sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+    ),
+    # experts': rows by groups, of which each has a matrix; forward, and backward with respect to rows and matrices
+    _ATEN._grouped_mm: lambda rows, other, *_, **__: 2 * rows.numel() * other.shape[-1],
+    torch.ops.transformers.grouped_mm_fallback: lambda rows, other, *_, **__: 2 * rows.numel() * other.shape[-1],
+    torch.ops.transformers.grouped_mm_fallback_backward: lambda rows, other, *_, **__: (
+        4 * rows.numel() * other.shape[-1]
     ),
 }
 

@@ -17,11 +17,10 @@ def table(plan: dict[str, Any]) -> str:
         *(f"assumed: {line}" for line in plan["assumed"]),
         "",
     ]
-    head = ["regime", *_PARTS, "device", "host", "nvme", "micro", "s/step", "tokens/s", ""]
+    head = ["regime", "device", "host", "nvme", "micro", "s/step", "tokens/s", ""]
     rows = [
         [
             row["name"],
-            *(_gb(row["memory"][part]) for part in _PARTS),
             *(_gb(row[f"{place}_bytes"]) for place in ("device", "host", "nvme")),
             str(row["micro_batch"]),
             f"{row['seconds_per_step']:.3g}",
@@ -30,14 +29,25 @@ def table(plan: dict[str, Any]) -> str:
         ]
         for row in plan["regimes"]
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    lines += ["", "GB of a device at its peak by part; device in all; host and nvme of a host in all"]
+    parts = [[row["name"], *(_gb(row["memory"][part]) for part in _PARTS)] for row in plan["regimes"]]
+    lines += [
+        "GB of a device at its peak, of a host and its NVMe:",
+        *_aligned([head, *rows], "  "),
+        "",
+        "GB of a device, and of its part of the host, at the device's peak:",
+        *_aligned([["regime", *_PARTS], *parts], " "),
+        "",
+    ]
     if plan["chosen"] is None:
         return "\n".join([*lines, "nothing fits: more or larger devices, shorter texts, or an adapter (tuning: lora)"])
     return "\n".join([*lines, f"use {plan['chosen']}: the fastest that leaves {plan['margin']:.0%} of the memory free"])
+
+
+def _aligned(rows: list[list[str]], between: str) -> list[str]:
+    """Columns, all but the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return [between.join(one).rstrip() for one in cells]
 
 
 def _gb(size: float) -> str:

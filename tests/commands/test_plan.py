@@ -42,6 +42,7 @@ def test_every_regime_is_told_and_the_chosen_one_is_a_ds_config_that_a_run_takes
     assert {row["optimizer_on"] for row in rows.values()} == {"device", "cpu", "nvme"}
     assert all(any(line.startswith(f"{name} ") for line in lines) for name in rows)
     assert any(line.startswith(f"use {found['chosen']}: ") for line in lines)
+    assert max(map(len, lines)) <= 120
     best = rows[found["chosen"]]
     assert best["fits"] and best["seconds_per_step"] == min(
         row["seconds_per_step"] for row in rows.values() if row["fits"]

@@ -88,7 +88,7 @@ def test_what_lies_elsewhere_is_carried_there_and_back():
         ("NVIDIA A10", "a10"),
         ("NVIDIA L4", "l4"),
         ("NVIDIA L40S", "l40s"),
-        ("NVIDIA L40", None),
+        ("NVIDIA L40", "l40"),
         ("NVIDIA A10G", None),
         ("NVIDIA GH200 480GB", None),
         ("AMD Instinct MI300X", "mi300x"),

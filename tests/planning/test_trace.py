@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, LlamaConfig, PreTrainedModel
+from transformers import BertConfig, LlamaConfig, MixtralConfig, PreTrainedModel
 
 from recyclable.kernels import chunked, rows, tiling
 from recyclable.models.build import auto_class, structure
@@ -184,3 +186,19 @@ def test_a_model_that_looks_at_a_value_is_named_so_and_stays_as_it_was() -> None
     with pytest.raises(Untraceable, match="DataDependent"):
         trace(objective, batch())
     assert not objective.student.training and "forward" not in vars(objective.over_vocabulary)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_experts_flops_are_those_of_the_ones_that_a_token_asks(precision: torch.dtype) -> None:
+    sizes = {**SMALL, "num_hidden_layers": 1, "num_key_value_heads": 4, "num_experts_per_tok": 2}
+    objectives = [
+        TokenLoss(structure(MixtralConfig(num_local_experts=n, **sizes), auto_class("CausalLM"))) for n in (2, 4)
+    ]
+    two, four = (trace(objective, batch(), precision=precision) for objective in objectives)
+    shapes = {name: tuple(p.shape) for name, p in objectives[0].named_parameters()}
+    experts = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 3)
+    dense = sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and "embed" not in name)
+    attention = 2 * 2 * ROWS * LENGTH * LENGTH * SMALL["hidden_size"]
+    assert two.flops == pytest.approx(6 * (experts + dense) * ROWS * LENGTH + 3.5 * attention, rel=0.02)
+    router = 6 * 2 * SMALL["hidden_size"] * ROWS * LENGTH
+    assert four.flops - two.flops == router

@@ -1,4 +1,5 @@
-"""What the planner says of the shipped ds_configs for the models that their README names; run, it writes it there."""
+"""What the planner says of the shipped ds_configs for the models that their README names; run, it writes it there,
+and the micro-batches into the files."""
 
 from __future__ import annotations
 
@@ -95,9 +96,20 @@ def cells(name: str) -> list[str]:
     return [cell.strip() for cell in found.split("|")]
 
 
+def largest(name: str, card: int) -> int:
+    """The largest micro-batch, a power of two, that fits on a GPU of so many GB; 1 where none does."""
+    rows = 16 if tokens(name) == 512 else 8
+    while rows > 1 and tried(name, rows).memory.device > (1 - MARGIN) * card * 1e9:
+        rows //= 2
+    return rows
+
+
 def main() -> None:
-    """Bring the README's figures up to date; what is said of a kind of GPU beside its memory stays."""
+    """Set the largest micro-batches that fit on the GPUs that the README names, and bring its figures up to date."""
     for name in RANKS:
+        file = README.parent / f"{name}.json"
+        rows = largest(name, int(cells(name)[0].split()[0]))
+        file.write_text(re.sub(r'(?<="train_micro_batch_size_per_gpu": )\d+', str(rows), file.read_text()))
         card, *rest = figures(name)
         said = re.sub(r"^\d+ GB", card, cells(name)[0])
         line = f"| `{name}.json` | {' | '.join([said, *rest])} |"

@@ -96,7 +96,7 @@ def test_a_run_that_is_resumed_keeps_the_micro_batch_it_was_started_with(tmp_pat
 
 def test_a_model_that_cannot_be_planned_is_trained_with_the_whole_share_and_a_line_says_so(monkeypatch, capsys):
     class Untold:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, *_: Any, **__: Any) -> None: ...
 
         def largest(self, _: Any) -> Any:
             raise Untraceable("ValueError: no values")
@@ -107,6 +107,7 @@ def test_a_model_that_cannot_be_planned_is_trained_with_the_whole_share_and_a_li
 
 
 def test_a_mistake_of_the_planner_is_no_notice(monkeypatch):
-    monkeypatch.setattr(micro_batch, "Fitter", lambda *_: SimpleNamespace(largest=lambda ds_config: ds_config["no"]))
+    mistaken = SimpleNamespace(largest=lambda ds_config: ds_config["no"])
+    monkeypatch.setattr(micro_batch, "Fitter", lambda *_, **__: mistaken)
     with pytest.raises(KeyError):
         micro_batch._planned(None, None, SETTINGS, {}, None, 4)
