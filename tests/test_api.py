@@ -63,7 +63,7 @@ def test_every_block_of_the_documentation_runs_in_one_session(world: Path, tmp_p
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
-    assert len(BLOCKS) == 7 and done.returncode == 0, done.stderr[-3000:]
+    assert len(BLOCKS) == 8 and done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "runs" / "exported" / "model.safetensors").is_file()
 
 
