@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
-from transformers.integrations import moe  # noqa: F401  # its operations are among those counted
+from transformers.integrations import moe
 
 from recyclable.architectures import recomputing
 from recyclable.data.examples import Batch
@@ -142,7 +142,6 @@ _FLOPS = {
         sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
     ),
     # experts': rows by groups, of which each has a matrix; forward, and backward with respect to rows and matrices
-    _ATEN._grouped_mm: lambda rows, other, *_, **__: 2 * rows.numel() * other.shape[-1],
     torch.ops.transformers.grouped_mm_fallback: lambda rows, other, *_, **__: 2 * rows.numel() * other.shape[-1],
     torch.ops.transformers.grouped_mm_fallback_backward: lambda rows, other, *_, **__: (
         4 * rows.numel() * other.shape[-1]
@@ -345,6 +344,8 @@ def _kernels(on_cpu: bool, follow: _Follow) -> Iterator[None]:
         chosen = lambda tokens, vocabulary, _: size(tokens, vocabulary, not on_cpu)  # noqa: E731
         stack.enter_context(patch.object(chunked, "chunk_tokens", chosen))
         stack.enter_context(patch.object(tiling, "tiles", _few(follow)))
+        # torch's own product of groups has no shapes but in bf16
+        stack.enter_context(patch.object(moe, "_can_use_grouped_mm", lambda *_: False))
         if not on_cpu:
             stack.enter_context(patch.object(recomputing, "save_on_cpu", saved))
         yield
