@@ -39,6 +39,8 @@ def deepen(traced: Trace, layer_flops: int, layers: int) -> Trace | None:
     times, parts = layers - LAYERS, _parts(traced)
     if not parts or not _disjoint(parts):
         return None
+    if (np.sum([_change(traced, part)[:-1] for part in parts], axis=0) < 0).any():
+        return None  # it gives back what other layers left, which cannot be repeated
     state = _repeated(traced, parts, times)
 
     def moved(moment: int, again: int = 0) -> int:

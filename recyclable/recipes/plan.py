@@ -5,6 +5,7 @@ Nothing is downloaded but a config, nothing of the model is held: its structure 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from recyclable.config.settings import Settings
 from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
 from recyclable.planning import devices
-from recyclable.planning.depth import layers_alike
+from recyclable.planning.depth import LAYERS, layers_alike
 from recyclable.planning.devices import Device
 from recyclable.planning.fitting import MARGIN, Fit, Fitter
 from recyclable.planning.memory import PARTS
@@ -111,8 +112,14 @@ def fitter(made: Settings, first: Planned, fleet: Fleet, evaluated: int | None =
             assert few is not None, "layers are alike"
             return planned(few).objective
 
-    with with_layers(made, 1) as alike:
-        layers = layers_alike({name: tuple(p.shape) for name, p in first.objective.named_parameters()}) if alike else 0
+    def shapes(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in named}
+
+    layers = None
+    with with_layers(made, LAYERS) as few:
+        # cached answers may be those of every layer
+        if few is not None and shapes(planned(few).batch(1).items()) == shapes(first.batch(1).items()):
+            layers = layers_alike(shapes(first.objective.named_parameters()))
     share = first.settings.train_batch_size // fleet.ranks
     saves = first.settings.writes_checkpoints
     return Fitter(first.objective, first.batch, share, fleet, evaluated, saves, shallow, layers or 0)

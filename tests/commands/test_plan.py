@@ -126,3 +126,11 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch, capsys):
     assert main(["plan", "--model", "some/name", "--device", "h100"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "some/name" in error and "hub" in error
+
+
+def test_a_teachers_cached_answers_may_be_those_of_every_layer(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 6}))
+    run = ["--verb", "recycle", "method=both", "task=none", "teacher=cached", "beta=1.0", "max_length=32"]
+    argv = ["--model", tmp_path, "--device", "h100", "--deepspeed_config", "125m_zero1", *run]
+    _, found = planned(capsys, *argv)
+    assert found["chosen"] == "125m_zero1" and "Distillation" in found["run"]["objective"]

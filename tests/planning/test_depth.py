@@ -51,6 +51,10 @@ def test_three_layers_tell_of_all(tmp_path: Path, lm: str, taught: bool, again: 
     runs = {layers: run(tmp_path, lm, layers, taught) for layers in (2, 3, LAYERS)}
     two, three, whole = (traced(of.objective, of.batch(2), ds_config, on_cpu=True) for of in runs.values())
     found = deepen(three, three.flops - two.flops, LAYERS)
+    if lm == "spans" and again:  # layers share a gradient of positions: too little would be told
+        assert found is None
+        return
+    assert found is not None
     if taught:
         assert (found.held >= whole.held).all() and found.peak() <= 1.1 * whole.peak()
         return
