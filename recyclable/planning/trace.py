@@ -6,6 +6,7 @@ FakeTensor), and every storage is counted from the operation that makes it until
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator
@@ -178,7 +179,8 @@ def trace(
     follow = _Follow()
     order: list[tuple[str, int]] = []
     uses: list[Use] = []
-    with FakeTensorMode(allow_non_fake_inputs=True), _hooks(objective, follow, uses), _kernels(on_cpu, follow):
+    tracing = FakeTensorMode(allow_non_fake_inputs=True)
+    with _no_collector(), tracing, _hooks(objective, follow, uses), _kernels(on_cpu, follow):
         own = _without_memory(objective, precision)
         told = {name: torch.empty_like(tensor, device="cpu") for name, tensor in batch.items()}
         for tensor in (*own.values(), *told.values()):
@@ -218,6 +220,18 @@ def trace(
     moments = np.array(follow.moments, dtype=np.int64).reshape(-1, 5)
     flops = before + follow.flops * max(1, len(passes) - 1)
     return Trace(moments[:, :4], moments[:, 4], forward, tuple(order), tuple(uses), flops)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """While it lasts, what refers to itself stays: else it would hang on everything before when that is freed."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _without_memory(objective: Objective, precision: torch.dtype) -> dict[str, torch.Tensor]:
