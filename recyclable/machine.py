@@ -44,6 +44,8 @@ _TRAINING_KEYS = frozenset(
     {"tensorboard", "wandb", "csv_monitor", "comet", "train_batch_size", "train_micro_batch_size_per_gpu"}
     | {"gradient_accumulation_steps", "gradient_clipping"}
 )
+_OFFLOADED = (("offload_optimizer", 1), ("offload_param", 3))
+"""What may be kept elsewhere, and the ZeRO stage from which on."""
 _OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 _SIZES = ("_size", "_threshold", "_parameters", "_distance")
 """How keys of numbers of elements end."""
@@ -158,6 +160,18 @@ def recomputes(config: dict[str, Any]) -> bool:
     return "activation_checkpointing" in config
 
 
+def recomputing(config: dict[str, Any], wanted: bool | None) -> dict[str, Any]:
+    """The config with layers that compute again where the run config wants them; as it is where it does not say."""
+    return {"activation_checkpointing": {}, **config} if wanted else config
+
+
+def homes(config: dict[str, Any]) -> tuple[str, str]:
+    """Where the optimizer's states and the parameters are kept: none (with the device), cpu or nvme."""
+    zero = config.get("zero_optimization") or {}
+    optimizer, parameters = ((zero.get(name) or {}).get("device", "none") for name, _ in _OFFLOADED)
+    return str(optimizer), str(parameters)
+
+
 def saves_on_host(config: dict[str, Any]) -> bool:
     """Whether layers that compute again keep their inputs in host memory (activation offload)."""
     return recomputes(config) and config["activation_checkpointing"].get("cpu_checkpointing", False)
@@ -255,7 +269,7 @@ def _checked_stage(config: dict[str, Any], where: str | Path) -> int:
 def _check_offload(config: dict[str, Any], stage: int, where: str | Path) -> None:
     """What is offloaded must be there to be offloaded, at a stage where DeepSpeed does it."""
     zero = config.get("zero_optimization") or {}
-    for section, least in (("offload_optimizer", 1), ("offload_param", 3)):
+    for section, least in _OFFLOADED:
         found, field = zero.get(section), f"zero_optimization.{section}"
         if found is None:
             continue

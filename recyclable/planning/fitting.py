@@ -17,7 +17,7 @@ from recyclable.planning.trace import Trace
 
 MARGIN = 0.05
 """Share of the memory that is never planned for: predictions may be a few per cent too low, and allocators waste."""
-_MICRO, _STEPS = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
+MICRO, STEPS = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Fitter:
 
         One that the ds_config names is tried alone.
         """
-        micro, steps = ds_config.get(_MICRO), ds_config.get(_STEPS)
+        micro, steps = ds_config.get(MICRO), ds_config.get(STEPS)
         if steps and not micro:
             micro = self.share // steps
         rows = [micro] if micro else [rows for rows in range(1, self.share + 1) if self.share % rows == 0]

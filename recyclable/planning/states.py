@@ -55,9 +55,7 @@ class Zero:
         size = FP32 if machine.precision(ds_config) == "float32" else 2
         summed = (ds_config.get("data_types") or {}).get("grad_accum_dtype")
         overlap = zero.get("overlap_comm")
-
-        def home(section: str) -> str:
-            return str((zero.get(section) or {}).get("device", "none"))
+        optimizer_on, parameters_on = machine.homes(ds_config)
 
         return cls(
             stage=stage,
@@ -74,8 +72,8 @@ class Zero:
             max_live=int(zero.get("max_live_parameters", 1e9)),
             reuse=int(zero.get("max_reuse_distance", 1e9)),
             sub_group=int(zero.get("sub_group_size", 1e9)),
-            optimizer_on=home("offload_optimizer"),
-            parameters_on=home("offload_param"),
+            optimizer_on=optimizer_on,
+            parameters_on=parameters_on,
             accumulating=accumulating,
         )
 

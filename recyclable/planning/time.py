@@ -87,17 +87,17 @@ def seconds(flops: float, micro_batches: int, sizes: Sizes, ds_config: dict[str,
     said = size * (gathered + reduced) * (fleet.ranks - 1) / fleet.ranks / fleet.wire
     hidden = min(said / 2, arithmetic) if zero.get("overlap_comm") else 0.0
 
-    homes = [(zero.get(section) or {}).get("device", "none") for section in ("offload_optimizer", "offload_param")]
-    on_host = homes[0] != "none" and not device.on_cpu
+    optimizer_on, parameters_on = machine.homes(ds_config)
+    on_host = optimizer_on != "none" and not device.on_cpu
     memory = min(HOST, fleet.share(device.bandwidth)) if on_host else fleet.share(device.bandwidth)
     stepped = 7 * _FP32 * own  # weight, two moments and gradient read, all but the gradient written
     to_host, offload = fleet.share(device.host_link), 0.0
     if on_host:
         offload += own * (micro_batches * size + size) / to_host
-    if homes[1] != "none":
+    if parameters_on != "none":
         read = micro_batches * size * (visits * student + taught) / fleet.ranks
-        offload += read / (NVME / fleet.local) if homes[1] == "nvme" else 0.0
+        offload += read / (NVME / fleet.local) if parameters_on == "nvme" else 0.0
         offload += 0.0 if device.on_cpu else read / to_host
-    if homes[0] == "nvme":
+    if optimizer_on == "nvme":
         offload += 6 * _FP32 * own / (NVME / fleet.local)  # weight and moments read and written
     return Seconds(arithmetic, said - hidden, stepped / memory, offload)

@@ -6,7 +6,7 @@ Nothing is downloaded but a config, nothing of the model is held: its structure 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from recyclable.objectives.objective import Objective
 from recyclable.planning import devices
 from recyclable.planning.depth import LAYERS, layers_alike
 from recyclable.planning.devices import Device
-from recyclable.planning.fitting import MARGIN, Fit, Fitter
+from recyclable.planning.fitting import MARGIN, MICRO, Fit, Fitter
 from recyclable.planning.memory import PARTS
 from recyclable.planning.regimes import Regime, Shape, ds_config, regimes
 from recyclable.planning.states import Sizes
@@ -29,9 +29,6 @@ from recyclable.planning.trace import Untraceable
 from recyclable.recipes.plan_settings import PlanSettings, run_settings
 from recyclable.recipes.planned import Planned, planned
 from recyclable.recipes.shallow import with_layers
-
-_EVALUATED = 64
-"""`eval_batch_size` where a run says none."""
 
 
 def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", whole: bool = False) -> dict[str, Any]:
@@ -66,7 +63,7 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
         found = _row(name, fit, layout, sizes, fleet, len(first.objective.passes(0)))
         found["tokens_per_s"] = made.train_batch_size * first.settings.max_length / found["seconds_per_step"]
         rows.append(found)
-        tried[name] = {**layout, "train_micro_batch_size_per_gpu": fit.rows}
+        tried[name] = {**layout, MICRO: fit.rows}
     fitting = [row for row in rows if row["fits"]]
     chosen = min(fitting, key=lambda row: row["seconds_per_step"])["name"] if fitting else None
     if chosen is None and evaluated is not None:
@@ -133,7 +130,7 @@ def _fleet(settings: PlanSettings, assumed: list[str]) -> Fleet:
     device = _device(settings, local)
     if settings.device_memory is not None:
         memory = devices.size(settings.device_memory, "--device-memory")
-        device = Device(**{**asdict(device), "memory": memory})
+        device = replace(device, memory=memory)
     if settings.host_memory is not None:
         host = devices.size(settings.host_memory, "--host-memory")
     elif settings.device is None or device.on_cpu:
@@ -156,9 +153,7 @@ def _layouts(settings: PlanSettings, made: Any, shape: Shape, fleet: Fleet) -> l
     if settings.deepspeed_config is None:
         allowed = [each for each in regimes() if again in (None, each.recomputes) and not (on_cpu and _pointless(each))]
         return [(each.name, ds_config(each, shape, nvme=settings.nvme_path)) for each in allowed]
-    given = machine.load_ds_config(settings.deepspeed_config)
-    if again:
-        given.setdefault("activation_checkpointing", {})
+    given = machine.recomputing(machine.load_ds_config(settings.deepspeed_config), again)
     machine.merge(
         given,
         where=settings.deepspeed_config,
@@ -178,15 +173,15 @@ def _pointless(regime: Regime) -> bool:
 
 def _row(name: str, fit: Fit, layout: dict[str, Any], sizes: Sizes, fleet: Fleet, passes: int) -> dict[str, Any]:
     """A line of the table."""
-    taken, zero = fit.memory, layout.get("zero_optimization") or {}
+    taken = fit.memory
     times = seconds(fit.trace.flops * fit.accumulation, fit.accumulation * passes, sizes, layout, fleet)
-    homes = [(zero.get(section) or {}).get("device", "none") for section in ("offload_optimizer", "offload_param")]
+    homes = [home if home != "none" else "device" for home in machine.homes(layout)]
     return {
         "name": name,
         "zero_stage": machine.zero_stage(layout),
         "checkpointing": machine.recomputes(layout),
-        "optimizer_on": homes[0] if homes[0] != "none" else "device",
-        "parameters_on": homes[1] if homes[1] != "none" else "device",
+        "optimizer_on": homes[0],
+        "parameters_on": homes[1],
         "micro_batch": fit.rows,
         "accumulation": fit.accumulation,
         "memory": {part: getattr(taken, part) for part in PARTS},

@@ -15,20 +15,19 @@ import deepspeed
 import numpy as np
 import torch
 
-from recyclable import distributed
+from recyclable import distributed, machine
 from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Batch, Examples
 from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
 from recyclable.planning.devices import Device, free_memory
-from recyclable.planning.fitting import Fitter
+from recyclable.planning.fitting import MICRO, STEPS, Fitter
 from recyclable.planning.time import Fleet
 from recyclable.planning.trace import Untraceable
 from recyclable.training.evaluation import to_device
 from recyclable.training.states import scaling, set_scaling
 from recyclable.training.zero import bytes_held, full_shape
 
-MICRO, STEPS = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 _PLAINLY = 0.25
 """What takes no more than this share of the free memory, by a rough guess far too high, needs no plan."""
 _COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
@@ -181,8 +180,7 @@ def _planned(
     share: int,
 ) -> int | None:
     """The largest micro-batch that fits, told; None where no plan can be made, which is told as well."""
-    if settings.gradient_checkpointing:
-        ds_config = {"activation_checkpointing": {}, **ds_config}
+    ds_config = machine.recomputing(ds_config, settings.gradient_checkpointing)
     try:
         evaluated, saves = settings.eval_batch_size, settings.writes_checkpoints
         fit = Fitter(objective, partial(_longest, examples), share, fleet, evaluated, saves).largest(ds_config)

@@ -77,9 +77,10 @@ def restore(engine: deepspeed.DeepSpeedEngine, kept: Kept) -> None:
     weights = kept.kind(WEIGHT)
     for optimizer, slots in _slots(engine, write=True):
         targets = [(slot.of(slot.stepped), partial(weights.read, slot.name), slot.start) for slot in slots]
-        stepped = {id(slot.stepped): slot.stepped for slot in slots}
-        for key, tensor in stepped.items():
-            own = [slot for slot in slots if id(slot.stepped) == key]
+        slots_of: dict[torch.Tensor, list[_Slot]] = {}  # by identity, as tensors compare as keys
+        for slot in slots:
+            slots_of.setdefault(slot.stepped, []).append(slot)
+        for tensor, own in slots_of.items():
             steps = max(kept.steps(slot.name) for slot in own)
             if steps or tensor in optimizer.state:
                 state = _fresh_state(optimizer, tensor, steps)
