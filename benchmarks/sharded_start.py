@@ -30,7 +30,10 @@ from memory import MB, anonymous_bytes, peak
 from recyclable.report.compare import table
 
 RANKS = (2, 4)
-START = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
+START = (
+    "import sys; from recyclable.launching.supervisor import launch; "
+    "sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
+)
 TIMEOUT_S = 900
 
 

@@ -35,7 +35,7 @@ DS_CONFIG = {
 
 def measure(quick: bool) -> dict[str, float]:
     """`mb_per_100_steps`; where each rank began and ended is reported on stderr."""
-    from recyclable.launcher import launch
+    from recyclable.launching.supervisor import launch
 
     slopes = []
     with tempfile.TemporaryDirectory() as folder:

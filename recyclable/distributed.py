@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from recyclable.errors import InputError
 from recyclable.host import free_port, use_cpu_if_alone
-from recyclable.launcher import end_with_command
+from recyclable.launching.leash import end_with_command
 from recyclable.weights.team import Team
 
 T = TypeVar("T")

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from worlds import WORDS, make_adapter, make_base, make_outdated, make_task, make_tokenizer, make_upgraded
 
-from recyclable import launcher
 from recyclable.carrying.changes import FoundChanges
 from recyclable.cli import main
 from recyclable.config.run_file import make_config
 from recyclable.errors import InputError
+from recyclable.launching import supervisor
 from recyclable.recipes import probe_task
 from recyclable.recipes.apply import apply
 from recyclable.recipes.probe import probe
@@ -357,7 +357,7 @@ def test_ranks_are_told_what_the_command_line_says(world: World, monkeypatch: py
         told.append(argv)
         return 0
 
-    monkeypatch.setattr(launcher, "launch", launch)
+    monkeypatch.setattr(supervisor, "launch", launch)
     assert main(command(world, "--nproc", 2, "--json", "--allow-unrelated", task=world.task)) == 0
     assert main(command(world, "--nproc", 2)) == 0
     shared = ["--weights", str(world.full), "--base", str(world.m1)]

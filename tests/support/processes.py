@@ -14,7 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]  # of the repository
-LAUNCH = "import sys; from recyclable.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
+LAUNCH = (
+    "import sys; from recyclable.launching.supervisor import launch; "
+    "sys.exit(launch(sys.argv[1], sys.argv[2:], nproc={}))"
+)
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_S = 400  # for a whole list of runs, on a busy machine
 # Nothing stays whole on a rank at stage 3, however small.

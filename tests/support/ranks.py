@@ -94,7 +94,7 @@ def wait() -> int:
     """Watch the command as `distributed.init` does, and train for ever."""
     import time
 
-    from recyclable.launcher import end_with_command
+    from recyclable.launching.leash import end_with_command
 
     end_with_command()
     Path("pid.tmp" + str(RANK)).write_text(str(os.getpid()))

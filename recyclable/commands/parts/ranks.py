@@ -40,7 +40,7 @@ def start(verb: str, argv: list[str], nproc: int | None, hostfile: str | None = 
         raise InputError("--nproc", f"found {nproc}, expected at least 1")
     if nproc in (None, 1) and hostfile is None:
         return rank_main(verb, argv)
-    from recyclable.launcher import launch
+    from recyclable.launching.supervisor import launch
     from recyclable.resources import launch_script
 
     return launch(launch_script(verb), argv, nproc=nproc, hostfile=hostfile)

@@ -14,10 +14,14 @@ import pytest
 from processes import ROOT, SUPPORT
 
 from recyclable.errors import InputError
-from recyclable.launcher import _environment, launch
+from recyclable.launching.command import launcher_environment
+from recyclable.launching.supervisor import launch
 
 RANKS = SUPPORT / "ranks.py"
-COMMAND = "import sys; from recyclable.launcher import launch; sys.exit(launch({script!r}, sys.argv[1:], nproc=2))"
+COMMAND = (
+    "import sys; from recyclable.launching.supervisor import launch; "
+    "sys.exit(launch({script!r}, sys.argv[1:], nproc=2))"
+)
 TIMEOUT_S = 120  # on a busy machine; a launch takes about 8 s
 LAUNCHES = {
     "SIGTERM": ["wait"],
@@ -105,9 +109,9 @@ def wait_for(path: Path) -> Path:
 def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [_environment(n, local=True)["OMP_NUM_THREADS"] for n in (None, 2, 3, 16)] == ["8", "4", "2", "1"]
+    assert [launcher_environment(n, local=True)["OMP_NUM_THREADS"] for n in (None, 2, 3, 16)] == ["8", "4", "2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert _environment(2, local=True)["OMP_NUM_THREADS"] == "5"
+    assert launcher_environment(2, local=True)["OMP_NUM_THREADS"] == "5"
 
 
 @pytest.mark.parametrize("text", [None, "", "# nothing\n", "node-1\n", "node-1 slots=2\nnode-2 slot=2\n"])
