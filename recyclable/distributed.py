@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from recyclable.errors import InputError
-from recyclable.host import free_port, use_cpu_if_alone
+from recyclable.host import free_port, interface_towards, use_cpu_if_alone
 from recyclable.launching.leash import end_with_command
+from recyclable.launching.mpi import describe_rank
 from recyclable.weights.team import Team
 
 T = TypeVar("T")
@@ -34,10 +35,14 @@ def init() -> None:
     end_with_command()
     if dist.is_initialized():
         return
+    describe_rank()
     if "RANK" not in os.environ:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         os.environ.update({name: str(value) for name, value in alone.items()})
     use_cpu_if_alone()
+    if interface := interface_towards(os.environ["MASTER_ADDR"]):
+        # else gloo takes what this host's own name stands for, often 127.0.0.1, and waits for the others for ever
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     import deepspeed
 
     verbose = bool(os.environ.get("RECYCLABLE_VERBOSE"))
@@ -188,10 +193,14 @@ class Board:
 
 
 @contextlib.contextmanager
-def main_first() -> Iterator[None]:
+def main_first(first: int = 0) -> Iterator[None]:
     """Run the body on rank 0, then on the others, who find its files there.
 
     Fails on every rank when it fails on rank 0: with the same InputError, or a RuntimeError naming what happened.
+
+    Args:
+        first: the rank that is waited for instead of rank 0, which itself waits for rank 0: on a host whose disk is its
+            own, the first there (`disks.keeper`).
     """
     if world_size() == 1:
         yield
@@ -199,13 +208,16 @@ def main_first() -> Iterator[None]:
     global _turns
     _turns += 1
     # A key in the ranks' store and no collective: preparing a large corpus takes longer than a collective may wait.
-    store, key = dist.distributed_c10d._get_default_store(), f"recyclable/main_first/{_turns}"
+    store, turn = dist.distributed_c10d._get_default_store(), f"recyclable/main_first/{_turns}"
     if not is_main():
-        store.wait([key], timedelta(days=7))  # ends at once, with an error, when rank 0 is gone
-        if found := store.get(key).decode():
-            raise _error_of_main(found)
-        yield
-        return
+        before = 0 if rank() == first else first
+        store.wait([f"{turn}/{before}"], timedelta(days=7))  # ends at once, with an error, when rank 0 is gone
+        if found := store.get(f"{turn}/{before}").decode():
+            raise _error_of_first(before, found)
+        if rank() != first:
+            yield
+            return
+    key = f"{turn}/{rank()}"
     try:
         yield
     except BaseException as error:
@@ -227,8 +239,8 @@ def shutdown() -> None:
     deepspeed_groups._WORLD_GROUP = None
 
 
-def _error_of_main(found: str) -> Exception:
+def _error_of_first(first: int, found: str) -> Exception:
     kind, where, message = found.split("\n", 2)
     if kind == InputError.__name__:
         return InputError(where, message.removeprefix(f"{where}: "))
-    return RuntimeError(f"rank 0 failed: {kind}: {message}")
+    return RuntimeError(f"rank {first} failed: {kind}: {message}")

@@ -1,4 +1,4 @@
-"""What this host offers: an accelerator or not, a free port. Does without importing torch, which takes seconds."""
+"""What this host offers: an accelerator or not, ports, addresses. Does without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -34,6 +34,47 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def is_here(name: str) -> bool:
+    """Whether a host's name or address is this host's."""
+    own = socket.gethostname()
+    if name in ("localhost", "127.0.0.1", own, own.split(".")[0]):
+        return True
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
+    except OSError:
+        return False
+    return any(address in found for addresses in addresses().values() for address in addresses)
+
+
+def addresses() -> dict[str, list[str]]:
+    """Network interface -> its addresses, of those that have any."""
+    import psutil  # here: most commands need none
+
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = {
+        name: [each.address.partition("%")[0] for each in addresses if each.family in families]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+    return {name: own for name, own in found.items() if own}
+
+
+def address_towards(other: str) -> str | None:
+    """The address that this host shows another, None where there is no way to it."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as link:
+            link.connect(place)  # of datagrams: nothing is sent
+            return str(link.getsockname()[0])
+    except OSError:
+        return None
+
+
+def interface_towards(other: str) -> str | None:
+    """The network interface by which another host is reached."""
+    own = address_towards(other)
+    return next((name for name, found in addresses().items() if own in found), None)
 
 
 def _built_for_accelerator() -> bool:

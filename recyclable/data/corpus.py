@@ -58,6 +58,12 @@ def load_corpus(
         return _load_files(tuple(path for files in found for path in files or ()), text_column, cache_dir)
 
 
+def files_of_corpus(source: str | list[str], split: str = "train") -> list[Path]:
+    """The files that `load_corpus` reads; none of a data set on the hub."""
+    names = source if isinstance(source, list) else [source]
+    return [path for name in names for path in _find_files(name, split) or ()]
+
+
 @contextmanager
 def progress_bars(show: bool) -> Iterator[None]:
     """Show or hide the bars of `datasets` inside the block, and put its setting back."""

@@ -121,7 +121,7 @@ def pack(
         InputError: fewer tokens than one sequence, none of the text itself, or a seq_len with no room for text.
     """
     layout = layout or wrapped(tokenizer)
-    root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "recyclable_packed"
+    root = Path(cache_dir or cache_root()) / "recyclable_packed"
     folder = root / _cache_key(dataset, tokenizer, seq_len, layout)
     if (packed := _open(folder)) is not None:
         return packed
@@ -139,6 +139,11 @@ def pack(
         return Packed(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def cache_root() -> Path:
+    """Where documents and what is packed of them are kept: the cache of `datasets`."""
+    return Path(datasets.config.HF_DATASETS_CACHE)
 
 
 def _open(folder: Path) -> Packed | None:

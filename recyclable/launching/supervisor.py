@@ -13,7 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from recyclable.launching.command import launcher_command, launcher_environment
+from recyclable.launching.checking import before_start
+from recyclable.launching.command import has_others, launcher_command, launcher_environment, require_program
+from recyclable.launching.hostfile import read_hostfile
 
 _GRACE_S = 35  # deepspeed's own launcher gives ranks 30 s between asking and killing
 
@@ -25,23 +27,33 @@ def launch(
     nproc: int | None = None,
     hostfile: str | Path | None = None,
     master_port: int | None = None,
+    launcher: str = "pdsh",
 ) -> int:
     """Run `script args` on every rank and wait; ranks share this process's stdout and stderr.
 
     Args:
         nproc: ranks per host; None: the hostfile's slots, or one.
         hostfile: hosts and slots as deepspeed reads them; None: this host alone.
-        master_port: None takes a free port here, or deepspeed's own with a hostfile.
+        master_port: None takes a free one, of the first host.
+        launcher: what reaches other hosts, of `command.LAUNCHERS`.
 
     Returns 0 when all ranks succeeded, 2 when one exited with 2 (bad input), else 1; also 1 after Ctrl-C or SIGTERM.
     Raises InputError for an unusable hostfile or number of ranks.
     """
-    command = launcher_command(str(script), list(args), nproc, hostfile, master_port)
+    address, meeting = None, {}
+    if hostfile is not None and has_others(read_hostfile(hostfile)):
+        require_program(launcher, hostfile)
+        checked = before_start(hostfile, [str(script), *args], nproc)
+        address, master_port = checked.address, master_port or checked.port
+        meeting = {"MASTER_ADDR": str(address), "MASTER_PORT": str(master_port)} if launcher == "openmpi" else {}
+    command = launcher_command(
+        str(script), list(args), nproc, hostfile, master_port, launcher=launcher, address=address, extra=meeting
+    )
     # A session of its own: Ctrl-C reaches this process alone, which then ends the ranks in order, without tracebacks.
     # Ranks on this host also watch the pipe, so that they end with this process even when it is killed outright.
     ranks = subprocess.Popen(
         command,
-        env=launcher_environment(nproc, local=hostfile is None),
+        env=launcher_environment(nproc, local=hostfile is None, extra=meeting, launcher=launcher),
         stdin=subprocess.PIPE if hostfile is None else subprocess.DEVNULL,
         start_new_session=True,
     )

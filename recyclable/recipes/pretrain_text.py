@@ -14,7 +14,8 @@ from recyclable.config.settings import CorpusSettings
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.examples import Examples
 from recyclable.data.order import Order, Replaying, Steps
-from recyclable.data.packing import Joined, Packed
+from recyclable.data.packing import Joined, Packed, cache_root
+from recyclable.disks import keeper
 from recyclable.errors import InputError
 from recyclable.lm.parts.kind import LMKind
 from recyclable.weights.base import Base
@@ -79,7 +80,7 @@ def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrai
     def packed(text: datasets.Dataset, name: str) -> Packed:
         return pack(text, tokenizer, kind.max_length, layout, quiet=quiet, where=name)
 
-    with distributed.main_first():
+    with distributed.main_first(keeper(cache_root())):
         blocks = heldout = packed(load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet), where)
         if corpus.heldout is not None:
             text = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout", quiet=quiet)

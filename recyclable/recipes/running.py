@@ -8,6 +8,7 @@ from typing import Any
 
 from recyclable import distributed, machine
 from recyclable.config.settings import Settings, TrainSettings
+from recyclable.recipes.same_inputs import require_same_inputs
 from recyclable.training.nvme import prepare
 
 
@@ -21,7 +22,7 @@ def run_recipe(
         where: the ds_config's file, for messages.
 
     Raises InputError, before `out` is touched, where the batch does not come out whole over micro-batches and ranks, or
-    the machine lacks what offloading to NVMe needs.
+    the machine lacks what offloading to NVMe needs, or hosts have different bases, weights, tasks or corpora.
     """
     recipe = import_module(f"recyclable.recipes.{verb}")
     for each in getattr(recipe, "runs", lambda only: [only])(settings):
@@ -36,4 +37,5 @@ def run_recipe(
                 gradient_checkpointing=each.gradient_checkpointing,
             )
     prepare(ds_config, where)
+    require_same_inputs(settings)
     return getattr(recipe, verb)(settings, ds_config, resume)

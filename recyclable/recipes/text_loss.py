@@ -21,6 +21,8 @@ from recyclable.config.run_file import make_config
 from recyclable.config.settings import CorpusSettings, RunSettings
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.examples import Batch
+from recyclable.data.packing import cache_root
+from recyclable.disks import keeper
 from recyclable.errors import InputError
 from recyclable.lm import LM_KINDS
 from recyclable.lm.parts.kind import LMKind
@@ -110,7 +112,7 @@ def losses(
         if carried is not None:
             carried.verify(distributed.Ranks())
         for name, corpus in texts.items():
-            with distributed.main_first():
+            with distributed.main_first(keeper(cache_root())):
                 text = load_corpus(corpus.train, text_column=corpus.text_column, quiet=not sys.stderr.isatty())
                 packed = pack(text, tokenizer, max_length, kind.layout(tokenizer), where=corpus.train)
             wanted = range(min(len(packed), max_sequences or len(packed)))

@@ -15,6 +15,7 @@ from recyclable import distributed, machine
 from recyclable.config.settings import LearnSettings
 from recyclable.data.examples import TaskExamples
 from recyclable.data.order import Order
+from recyclable.disks import keeper
 from recyclable.objectives.teacher_cache import TaughtExamples, TeacherCache, open_cache
 from recyclable.objectives.teachers import OnlineTeacher
 from recyclable.training.engine import frozen
@@ -40,8 +41,8 @@ def taught(
     """
     order = Order(len(examples), settings.train_batch_size, settings.seed, grouping(examples, settings))
     cache = _open(folder, {**key, "precision": [machine.precision(ds_config), machine.autocast(ds_config)]})
-    used = order.used(settings.max_steps)
-    fill(cache, examples, used, make, settings.eval_batch_size, ds_config)
+    used, writes = order.used(settings.max_steps), distributed.is_main() if folder is None else _writes(folder)
+    fill(cache, examples, used, make, settings.eval_batch_size, ds_config, writes)
     return TaughtExamples(examples, cache, used)
 
 
@@ -57,11 +58,16 @@ def fill(
     make: Callable[[], OnlineTeacher],
     batch_size: int,
     ds_config: dict[str, Any],
+    writes: bool,
 ) -> None:
-    """Have the teacher's answers for these rows in the cache; the ranks share what is missing. A collective."""
+    """Have the teacher's answers for these rows in the cache; the ranks share what is missing. A collective.
+
+    Args:
+        writes: whether this rank is the one that writes them to its disk, and says what lies there.
+    """
     begin = time.perf_counter()
     row_of, lengths = {examples.digest(row): row for row in rows}, examples.lengths
-    _read(cache)
+    _read(cache, writes)
     # Texts of like length side by side leave little to pad.
     missing = sorted(cache.missing(row_of), key=lambda digest: (lengths[row_of[digest]], digest))
     if missing:
@@ -74,10 +80,10 @@ def fill(
                 part = missing[start : start + _AT_ONCE]
                 chosen = np.array([row_of[digest] for digest in part])
                 told = outputs(answers, examples, chosen, batch_size, device)
-                cache.keep(part, {name: tensor.cpu() for name, tensor in told.items()}, distributed.is_main())
+                cache.keep(part, {name: tensor.cpu() for name, tensor in told.items()}, writes)
                 bar.update(len(part))
         distributed.barrier()
-        _read(cache)
+        _read(cache, writes)
     known, seconds = len(row_of) - len(missing), time.perf_counter() - begin
     distributed.say(f"teacher: {len(missing)} answers computed, {known} known, {seconds:.1f} s")
 
@@ -92,10 +98,14 @@ def _open(root: Path | None, key: dict[str, Any]) -> TeacherCache:
     return cache
 
 
-def _read(cache: TeacherCache) -> None:
-    """All ranks read the files that rank 0 found whole, so that all know the same examples."""
-    found = cache.files() if distributed.is_main() else ([], [])
-    whole, damaged = distributed.broadcast_object(found)
-    for path in damaged:
+def _writes(folder: Path) -> bool:
+    """Whether this rank keeps the answers: one does on each disk."""
+    return keeper(folder) == distributed.rank()
+
+
+def _read(cache: TeacherCache, writes: bool) -> None:
+    """All ranks read the files that are whole on every disk, so that all know the same examples."""
+    found = [each for each in distributed.Ranks().gather(cache.files() if writes else None) if each is not None]
+    for path in (path for _, damaged in found for path in damaged):
         distributed.say(f"notice: {path} is damaged (its SHA-256 is not its name); its answers are computed again")
-    cache.read(whole)
+    cache.read(sorted(set.intersection(*(set(whole) for whole, _ in found))))

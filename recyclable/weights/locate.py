@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from recyclable.errors import InputError
+from recyclable.weights.chat_template import FOLDER
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -25,6 +26,15 @@ def locate(base: str | Path) -> Path:
 
     others = [name for name in sorted(class_files(found)) if not any(fnmatch(name, wanted) for wanted in _WANTED)]
     return _fetched(str(base), [*_WANTED, *others]) if others else found
+
+
+def files_of_model(folder: Path) -> list[Path]:
+    """The files of a directory of a base, or of adapted weights, that anything is read from."""
+    from recyclable.weights.tokenizer_files import class_files
+
+    named = class_files(folder)
+    own = (path for path in folder.iterdir() if path.name in named or any(fnmatch(path.name, w) for w in _WANTED))
+    return sorted(path for path in (*own, *(folder / FOLDER).glob("*.jinja")) if path.is_file())
 
 
 def locate_config(base: str | Path) -> Path:

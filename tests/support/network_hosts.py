@@ -20,6 +20,7 @@ from processes import LAUNCHER_VARIABLES, ROOT
 NEEDED = ("ip", "sshd", "ssh-keygen", "ssh", "pdsh", "unshare", "nsenter")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _PATIENCE_S = 30
+_UNSHARE = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
 # Process 1: a disk and names of its own, then sshd; it takes in orphans, as process 1 must.
 _BOOT = """
 set -e
@@ -73,8 +74,7 @@ class Host:
             name=self.name, own=self.own, disk=switch.disk, files=switch.files, sshd=shutil.which("sshd", path=_PATH)
         )
         self._process = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-            + ["sh", "-c", script],
+            [*_UNSHARE, "sh", "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

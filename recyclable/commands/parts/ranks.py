@@ -20,6 +20,8 @@ class RanksCommand(Command):
         """`--nproc` and `--hostfile`; a rank that the launcher has started takes no notice of them."""
         parser.add_argument("--nproc", type=int, metavar="N", help="local ranks (default 1), or per host of a hostfile")
         parser.add_argument("--hostfile", metavar="F", help="hosts and slots of a cluster, for the deepspeed launcher")
+        text = "what reaches other hosts: pdsh (default) or openmpi"
+        parser.add_argument("--launcher", metavar="L", default="pdsh", help=text)
 
     @abstractmethod
     def check(self, arguments: argparse.Namespace) -> None:
@@ -31,10 +33,10 @@ class RanksCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         self.check(arguments)
-        return start(self.verb, arguments.argv[1:], arguments.nproc, arguments.hostfile)
+        return start(self.verb, arguments.argv[1:], arguments.nproc, arguments.hostfile, arguments.launcher)
 
 
-def start(verb: str, argv: list[str], nproc: int | None, hostfile: str | None = None) -> int:
+def start(verb: str, argv: list[str], nproc: int | None, hostfile: str | None = None, launcher: str = "pdsh") -> int:
     """Run a verb with these arguments in this process, or on several ranks; returns the exit status."""
     if nproc is not None and nproc < 1:
         raise InputError("--nproc", f"found {nproc}, expected at least 1")
@@ -43,7 +45,7 @@ def start(verb: str, argv: list[str], nproc: int | None, hostfile: str | None = 
     from recyclable.launching.supervisor import launch
     from recyclable.resources import launch_script
 
-    return launch(launch_script(verb), argv, nproc=nproc, hostfile=hostfile)
+    return launch(launch_script(verb), argv, nproc=nproc, hostfile=hostfile, launcher=launcher)
 
 
 def rank_main(verb: str, argv: list[str] | None = None) -> int:

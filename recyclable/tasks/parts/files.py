@@ -80,6 +80,15 @@ def read_source(source: str | Path | dict[str, Any]) -> Source:
     return Source(str(spec.get("name", name)), spec.get("labels"), raws, kind, settings_of(where, spec, kind))
 
 
+def files_of_task(source: str | Path | dict[str, Any]) -> list[Path]:
+    """The files that a task is read from, a task file among them; none of a data set on the hub."""
+    where, spec, root = describe(source)
+    own = [Path(where)] if Path(where).is_file() else []
+    if "dataset" in spec:
+        return own
+    return own + [root / Path(str(spec[split])).expanduser() for split in SPLIT_NAMES if spec.get(split) is not None]
+
+
 def _first(train: Rows) -> dict[str, Any]:
     """The first row, which is left where it is; empty where there is none."""
     _, rows = train

@@ -1,0 +1,106 @@
+"""Looks at all hosts of a run before anything is started there: is each reached, like the others, reached by them?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recyclable.errors import InputError
+from recyclable.host import is_here
+from recyclable.launching.comparing import Finding, compare
+from recyclable.launching.exports import exports
+from recyclable.launching.hostfile import read_hostfile
+from recyclable.launching.hosts import Hosts
+
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_SMALL = 1 << 20
+
+
+@dataclass
+class Checked:
+    """What was found."""
+
+    findings: list[Finding] = field(default_factory=list)
+    reports: dict[str, Any] = field(default_factory=dict)
+    skews: dict[str, float] = field(default_factory=dict)
+    address: str | None = None
+    """Of the first host, as the others reach it."""
+    port: int | None = None
+    """A free one there."""
+
+    def require_right(self, where: object) -> None:
+        """InputError, in a line, where a host is so wrong that a run would not do."""
+        if grave := [str(finding) for finding in self.findings if finding.grave]:
+            more = f" (and {len(grave) - 1} more: `recyclable doctor --hostfile {where}`)" if len(grave) > 1 else ""
+            raise InputError(where, grave[0] + more)
+
+
+def check(hosts: Hosts, slots: Mapping[str, int], files: Iterable[str] = (), folders: Iterable[str] = ()) -> Checked:
+    """Ask hosts about themselves, and try the ways between them.
+
+    Args:
+        slots: host -> ranks it is to have.
+        files: small files that every host must have alike.
+        folders: where a run writes.
+    """
+    reports = hosts.ask("report", files=list(files), folders=list(folders))
+    found = Checked(reports=reports, skews=hosts.skews())
+    found.findings += compare(reports, found.skews, slots)
+    if len(hosts.names) > 1:
+        _ways(hosts, found)
+    found.findings[:0] = [Finding(host, why) for host, why in hosts.silent.items()]
+    return found
+
+
+def before_start(hostfile: str | Path, named: Iterable[str], nproc: int | None = None) -> Checked:
+    """Look at the hosts of a run that is about to start; InputError, in one line, naming the one that is wrong.
+
+    Args:
+        named: the words of its command line: small files among them must be the same on every host.
+        nproc: ranks per host; None: the hostfile's slots.
+    """
+    slots = {host: nproc or own for host, own in read_hostfile(hostfile).items()}
+    with Hosts(slots, exports(os.environ)) as hosts:
+        found = check(hosts, slots, filter(_is_small_file, named))
+    found.require_right(hostfile)
+    return found
+
+
+def _is_small_file(word: str) -> bool:
+    try:
+        return Path(word).is_file() and Path(word).stat().st_size <= _SMALL
+    except (OSError, ValueError):  # too long for a name, for example
+        return False
+
+
+def _ways(hosts: Hosts, found: Checked) -> None:
+    """Whether every host reaches every other; the first one's address, and a free port there."""
+    first = hosts.names[0]
+    chosen = (
+        next((found.reports[first]["chosen_interfaces"].get(name) for name in _INTERFACES), None)
+        if (first in found.reports)
+        else None
+    )
+    interface = chosen if chosen and chosen in found.reports[first]["interfaces"] else None
+    other = next((host for host in hosts.answering if not is_here(host)), None)
+    addresses = hosts.ask("own_address", interface=interface, towards=other)
+    ports = hosts.ask_each("listen", lambda host: {"address": addresses[host]})
+    places = {host: (addresses[host], port) for host, port in ports.items()}
+    asked = list(places)
+    answers = hosts.ask_each("reach", lambda _: {"places": [places[host] for host in asked]})
+    against = {host: dict(zip(asked, answer, strict=True)) for host, answer in answers.items()}
+    for host in asked:
+        others = {other: problems[host] for other, problems in against.items() if other != host}
+        blind = {other: problem for other, problem in others.items() if problem is not None}
+        if not blind:
+            continue
+        who = "no other host reaches it" if len(blind) == len(others) else f"{', '.join(blind)} cannot reach it"
+        why = next(iter(blind.values()))
+        text = f"{who} at {places[host][0]} ({why}): a firewall, or another interface to use (GLOO_SOCKET_IFNAME)?"
+        found.findings.append(Finding(host, text))
+    hosts.ask("release")
+    if first in places:
+        found.address, found.port = places[first]
