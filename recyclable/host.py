@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/dri")  # NVIDIA, AMD, WSL, Intel
+_LOOPBACK = ("127.", "127.0.0.1", "::1", "localhost")
+_ANYWHERE = "192.0.2.1"  # in no network: by where a host would send it, its default route is known
 
 
 def on_cpu() -> bool:
@@ -39,7 +41,7 @@ def free_port() -> int:
 def is_here(name: str) -> bool:
     """Whether a host's name or address is this host's."""
     own = socket.gethostname()
-    if name in ("localhost", "127.0.0.1", own, own.split(".")[0]):
+    if name in (*_LOOPBACK, own, own.split(".")[0]):
         return True
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
@@ -72,8 +74,16 @@ def address_towards(other: str) -> str | None:
 
 
 def interface_towards(other: str) -> str | None:
-    """The network interface by which another host is reached."""
+    """The network interface by which this host and another, or hosts and this one, reach each other.
+
+    None for this host's loopback address. A name of this host's that stands for it, as on Debian, is another matter:
+    then the interface is the one that leads anywhere.
+    """
+    if other in _LOOPBACK:
+        return None
     own = address_towards(other)
+    if own is not None and own.startswith(_LOOPBACK):
+        own = address_towards(_ANYWHERE)
     return next((name for name, found in addresses().items() if own in found), None)
 
 

@@ -62,6 +62,9 @@ def launcher_command(
         else:
             command += ["--force_multi"]  # one other host alone: else it would be taken for this one
             args = list(map(_through_pdsh, args))
+            # Words for deepspeed's second launcher, on each host, to which the first hands this one setting alone as
+            # it is: else it tells ten lines about itself there.
+            command += [] if _verbose() else ["--enable_each_rank_log", "None --log_level critical"]
     return [*command, script, *args]
 
 

@@ -1,0 +1,27 @@
+"""What one rank says of where it runs and what it was given, once it has met the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+
+import torch
+
+from recyclable import distributed
+
+if __name__ == "__main__":
+    distributed.init()
+    total = distributed.sum_over_ranks(torch.tensor([distributed.rank() + 1]))
+    told = {
+        "rank": distributed.rank(),
+        "host": socket.gethostname(),
+        "sum": int(total),
+        "arguments": sys.argv[1:],
+        "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
+        "variables": dict(os.environ),
+    }
+    print(json.dumps(told), flush=True)
+    distributed.barrier()
+    distributed.shutdown()

@@ -1,0 +1,26 @@
+"""A stand-in for `srun --kill-on-bad-exit`: one task on each node of the job, over ssh, with this environment."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+if __name__ == "__main__":
+    command = sys.argv[1:]
+    while command[0].startswith("--"):
+        command.pop(0)
+    tasks = []
+    for number, node in enumerate(os.environ["SLURM_JOB_NODELIST"].split(",")):
+        carried = {**os.environ, "SLURM_NODEID": str(number)}
+        variables = shlex.join(f"{name}={value}" for name, value in carried.items() if name.isidentifier())
+        line = f"cd {shlex.quote(os.getcwd())} && exec env -i {variables} {shlex.join(command)}"
+        tasks.append(subprocess.Popen(["ssh", "-tt", node, line], stdin=subprocess.DEVNULL))
+    while any(task.poll() is None for task in tasks):
+        if any(task.poll() for task in tasks):
+            for task in tasks:
+                task.terminate()
+        time.sleep(0.1)
+    sys.exit(max((task.returncode for task in tasks if task.returncode > 0), default=0))
