@@ -163,7 +163,7 @@ def ours(given: Setting) -> Iterator[tuple[Step, float]]:
     with engine_for(objective, config, ds_config, config.out) as engine:
 
         def step(number: int, items: list[Item]) -> float:
-            sums, counts, _ = train_step(engine, objective, examples, items, number, config)
+            sums, counts, *_ = train_step(engine, objective, examples, items, number, config)
             weights = torch.tensor(list(objective.weights.values()), dtype=torch.float64)
             return float((weights * sums / counts).sum())
 

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from recyclable.errors import InputError
 from recyclable.host import free_port, interface_towards, use_cpu_if_alone
-from recyclable.launching.leash import end_with_command
+from recyclable.launching import guard
 from recyclable.launching.mpi import describe_rank
 from recyclable.weights.team import Team
 
@@ -32,10 +32,10 @@ _POLL_S = 0.02
 
 def init() -> None:
     """Join the process group the launcher describes in the environment, or make one of a single process."""
-    end_with_command()
     if dist.is_initialized():
         return
     describe_rank()
+    guard.begin()
     if "RANK" not in os.environ:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         os.environ.update({name: str(value) for name, value in alone.items()})
@@ -118,6 +118,24 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
         if sent.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(sent)
     return tensor
+
+
+class Coming:
+    """A number on its way from the device: to ask for it waits for what was queued before it, not for all since."""
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self._there: torch.cuda.Event | None = None
+        self._number = number.detach()
+        if number.is_cuda:
+            self._number = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(self._number, non_blocking=True)
+            self._there = torch.cuda.Event()
+            self._there.record()
+
+    def value(self) -> float:
+        """The number."""
+        if self._there is not None:
+            self._there.synchronize()
+        return float(self._number)
 
 
 def broadcast_object(value: T) -> T:

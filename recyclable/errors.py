@@ -1,4 +1,4 @@
-"""The exceptions that are shown as one line: for mistakes in what the user gave, and for what ends a run."""
+"""The exceptions that are shown as one line: mistakes in what the user gave, what ends a run, being asked to end."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ class RunError(InputError):
     """What ends a run under way for a reason outside of it, such as a full disk: shown as one line as well."""
 
     exit_status = 1
+
+
+class Preempted(Exception):
+    """A run ends because somebody asked it to; it can be gone on with. The message is one line that says so."""
+
+    exit_status = 75

@@ -83,7 +83,6 @@ def launcher_environment(
     if local:
         # More threads than cores make ranks several times slower. (With a hostfile each rank sees to it itself.)
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (nproc or 1))))
-        environment["RECYCLABLE_LEASH"] = "1"
         return environment
     carried = {**exports(environment), **(extra or {})}
     file = _scratch() / "environment"

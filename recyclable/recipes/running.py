@@ -24,6 +24,20 @@ def run_recipe(
     Raises InputError, before `out` is touched, where the batch does not come out whole over micro-batches and ranks, or
     the machine lacks what offloading to NVMe needs, or hosts have different bases, weights, tasks or corpora.
     """
+    require_batches(verb, settings, ds_config, distributed.world_size(), run=run, where=where)
+    prepare(ds_config, where)
+    require_same_inputs(settings)
+    return getattr(import_module(f"recyclable.recipes.{verb}"), verb)(settings, ds_config, resume)
+
+
+def require_batches(
+    verb: str, settings: Settings, ds_config: dict[str, Any], ranks: int, *, run: str | Path, where: str | Path
+) -> None:
+    """InputError where a batch of any of the verb's runs does not come out whole over micro-batches and so many ranks.
+
+    Args:
+        run, where: as for `run_recipe`.
+    """
     recipe = import_module(f"recyclable.recipes.{verb}")
     for each in getattr(recipe, "runs", lambda only: [only])(settings):
         if isinstance(each, TrainSettings):
@@ -33,9 +47,6 @@ def run_recipe(
                 run=run,
                 train_batch_size=each.train_batch_size,
                 max_grad_norm=each.max_grad_norm,
-                world_size=distributed.world_size(),
+                world_size=ranks,
                 gradient_checkpointing=each.gradient_checkpointing,
             )
-    prepare(ds_config, where)
-    require_same_inputs(settings)
-    return getattr(recipe, verb)(settings, ds_config, resume)

@@ -17,6 +17,7 @@ from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
 from recyclable.data.order import Item, Order, Steps, share_of_step
 from recyclable.errors import InputError
+from recyclable.launching import guard, preemption
 from recyclable.objectives.objective import Objective
 from recyclable.training import best, micro_batch, states
 from recyclable.training.checkpoint.choosing import known_micro_batch, newest_whole
@@ -86,21 +87,29 @@ def train(
         monitor, found = Monitor(engine, settings, label), reads()
         progress = _resumed(engine, out, found) if resume else Progress()
         order = order or Order(len(examples), settings.train_batch_size, settings.seed, lengths)
+        preemption.hold()  # until the run's directory is let go: from here on there is something to keep
         with monitor.bar(progress.step):
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)
             while progress.step < settings.max_steps:
                 saver.check()
                 begin = time.perf_counter()
-                losses = train_step(engine, objective, examples, order.step(progress.step), progress.step, settings)
+                *losses, ends = train_step(
+                    engine, objective, examples, order.step(progress.step), progress.step, settings
+                )
                 progress.seconds += time.perf_counter() - begin
                 progress.step += 1
                 monitor.step(progress.step, *losses)
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
-                if saver.due(progress.step):
+                guard.tell(step=progress.step)
+                end = ends.value() or (preemption.asked() is not None and distributed.world_size() == 1)
+                if saver.due(progress.step) or end:
                     saver.wait()  # before another copy is made
                     saver.save(_record(engine, progress, found), states.copies(engine))
+                if end:
+                    saver.wait()
+                    raise preemption.preempted(progress.step)
         saver.wait()
         kept, scores = best.verified(best.tensors_file(out, progress.best_step), progress.best_digest), {}
         if distributed.is_main():
@@ -149,8 +158,11 @@ def train_step(
     items: list[Item],
     step: int,
     settings: TrainSettings,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One optimizer step; returns this rank's summed losses [terms], all ranks' counts [terms] and tokens [] (fp64)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, distributed.Coming]:
+    """One optimizer step; returns this rank's summed losses [terms], all ranks' counts [terms] and tokens [] (fp64).
+
+    And whether, when it began, any rank had been asked to end.
+    """
     world, accumulation = distributed.world_size(), engine.gradient_accumulation_steps()
     # Dropout is the only thing drawn from torch's generators: seeding every step makes resuming exact without state.
     torch.manual_seed(((settings.seed * 1_000_003 + step) * 65_537 + distributed.rank()) % 2**64)
@@ -159,8 +171,9 @@ def train_step(
     counted = [objective.counts(batch) for batch in batches]
     terms = list(objective.weights)
     own = [sum(c[term] for c in counted) for term in terms] + [sum(int(b["attention_mask"].sum()) for b in batches)]
+    own.append(preemption.asked() is not None)
     totals = distributed.sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=engine.device))
-    counts, tokens = totals[:-1], totals[-1]
+    counts, tokens, ends = totals[:-2], totals[-2], distributed.Coming(totals[-1])
     divisors = dict(zip(terms, counts.clamp(min=1).float(), strict=True))
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
@@ -176,7 +189,7 @@ def train_step(
             engine.step()
             for term, value in sums.items():
                 summed[terms.index(term)] += value.detach().double()
-    return summed, counts, tokens
+    return summed, counts, tokens, ends
 
 
 def _evaluate(

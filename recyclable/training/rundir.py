@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 from recyclable import distributed
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
+from recyclable.launching import preemption
 from recyclable.training.lock import FILE as LOCK
 from recyclable.training.lock import locked
 from recyclable.weights.durable import missing_directories, remove_empty, write_json
@@ -24,7 +25,10 @@ _RUN = "run.json"
 _OF_A_CLAIM = (LOCK, ".seen-*", f".{_RUN}.partial")  # all that a run leaves that dies before it has begun
 _PATIENCE_S = 5
 # Checkpoints, and weights of a later step than 0.
-_PROGRESS = ("checkpoints/step-*/complete.json", "best-*[1-9]*.safetensors", "*/best-*[1-9]*.safetensors")
+_PROGRESS = (
+    *("checkpoints/step-*/complete.json", "*/checkpoints/step-*/complete.json"),
+    *("best-*[1-9]*.safetensors", "*/best-*[1-9]*.safetensors"),
+)
 # These say where and how often, not what is computed: they may differ when a run is resumed.
 _FREE = {
     *("out", "log_every", "save_every", "save_every_minutes", "save_total_limit"),
@@ -78,6 +82,8 @@ def claim(
                         path.unlink(missing_ok=True)
                 remove_empty(made)
             raise
+        finally:
+            preemption.let_go()
 
 
 def _require_own(settings: Settings, out: Path, resume: bool) -> bool:

@@ -80,6 +80,8 @@ def together() -> int:
 
 
 def hello() -> int:
+    from recyclable.launching import guard
+    guard.begin()
     say(f"hello from {RANK}")
     return 0
 
@@ -94,9 +96,9 @@ def wait() -> int:
     """Watch the command as `distributed.init` does, and train for ever."""
     import time
 
-    from recyclable.launching.leash import end_with_command
+    from recyclable.launching import guard
 
-    end_with_command()
+    guard.begin()
     Path("pid.tmp" + str(RANK)).write_text(str(os.getpid()))
     os.replace(f"pid.tmp{RANK}", f"pid{RANK}")
     while True:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 
 from recyclable.commands.parts.command import Command, command
 from recyclable.commands.parts.status import one_of_ranks, parse
 from recyclable.errors import InputError
+from recyclable.launching import guard, preemption
+from recyclable.launching.mpi import describe_rank
 
 
 class RanksCommand(Command):
     """A verb whose work is shared out to ranks."""
 
     verb: str
+    resumes: bool = False
+    """Whether it can be asked to end and gone on with."""
 
     def add_ranks(self, parser: argparse.ArgumentParser) -> None:
         """`--nproc` and `--hostfile`; a rank that the launcher has started takes no notice of them."""
@@ -33,19 +40,44 @@ class RanksCommand(Command):
 
     def run(self, arguments: argparse.Namespace) -> int:
         self.check(arguments)
-        return start(self.verb, arguments.argv[1:], arguments.nproc, arguments.hostfile, arguments.launcher)
+        given = vars(arguments)
+        fits = partial(self.fits, arguments) if given.get("elastic") else None
+        how = {name: given[name] for name in ("nproc", "hostfile", "launcher")}
+        return start(self.verb, arguments.argv[1:], **how, restarts=given.get("max_restarts", 0), fits=fits)
+
+    def fits(self, arguments: argparse.Namespace, ranks: int) -> bool:
+        """Whether the work comes out on so many ranks."""
+        return True
 
 
-def start(verb: str, argv: list[str], nproc: int | None, hostfile: str | None = None, launcher: str = "pdsh") -> int:
-    """Run a verb with these arguments in this process, or on several ranks; returns the exit status."""
+def start(
+    verb: str,
+    argv: list[str],
+    nproc: int | None,
+    hostfile: str | None = None,
+    launcher: str = "pdsh",
+    restarts: int = 0,
+    fits: Callable[[int], bool] | None = None,
+) -> int:
+    """Run a verb with these arguments in this process, or on several ranks; returns the exit status.
+
+    Args:
+        restarts: so often it is begun again after a failure, for which it needs a process of its own.
+        fits: as in `launching.supervisor.launch`.
+    """
     if nproc is not None and nproc < 1:
         raise InputError("--nproc", f"found {nproc}, expected at least 1")
-    if nproc in (None, 1) and hostfile is None:
+    if restarts < 0:
+        raise InputError("--max-restarts", f"found {restarts}, expected 0 or more")
+    if fits is not None and not restarts:
+        raise InputError("--elastic", "says how to start again, expected --max-restarts beside it")
+    if nproc in (None, 1) and hostfile is None and not restarts:
         return rank_main(verb, argv)
     from recyclable.launching.supervisor import launch
     from recyclable.resources import launch_script
 
-    return launch(launch_script(verb), argv, nproc=nproc, hostfile=hostfile, launcher=launcher)
+    how = {"nproc": nproc, "hostfile": hostfile, "launcher": launcher, "restarts": restarts, "fits": fits}
+    return launch(launch_script(verb), argv, **how)
 
 
 def rank_main(verb: str, argv: list[str] | None = None) -> int:
@@ -56,4 +88,11 @@ def rank_main(verb: str, argv: list[str] | None = None) -> int:
     one.arguments(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
     arguments = parse(parser, sys.argv[1:] if argv is None else argv)
-    return one_of_ranks(lambda: one.work(arguments))
+
+    def work() -> None:
+        describe_rank()
+        guard.begin(every=True)
+        one.work(arguments)
+
+    with preemption.heeded() if one.resumes else nullcontext():  # before there is a guardian, which may signal
+        return one_of_ranks(work)

@@ -1,16 +1,15 @@
-"""From arguments to an exit status: 0 done, 1 failed while running, 2 bad input, told in one line."""
+"""From arguments to an exit status: 0 done, 1 failed while running, 2 bad input, 75 asked to end; told in one line."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
+import traceback
 from collections.abc import Callable
 
-from recyclable.errors import InputError
-
-_PATIENCE_S = 30  # how long other ranks let rank 0 speak; then they have found something that it has not
+from recyclable.errors import InputError, Preempted
+from recyclable.launching import guard
+from recyclable.launching.causes import DONE, FAILED, Ending, tell
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -24,23 +23,34 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
     return arguments
 
 
-def guarded(work: Callable[[], int | None], speaks: bool = True) -> int:
+def guarded(work: Callable[[], int | None]) -> int:
     """What `work` returns (None: 0), or the error's status after one line on standard error."""
     try:
-        return work() or 0
-    except InputError as error:
-        if not speaks:
-            # The launcher ends all ranks with the first that ends, so rank 0, which found the same, speaks before that.
-            time.sleep(_PATIENCE_S)
-        print(f"recyclable: error: {error}", file=sys.stderr, flush=True)
+        return work() or DONE
+    except (InputError, Preempted) as error:
+        tell(Ending(error.exit_status, str(error)))
         return error.exit_status
 
 
 def one_of_ranks(work: Callable[[], int | None]) -> int:
-    """As `guarded`, on one of several ranks, whose process group is left at the end."""
-    from recyclable import distributed
+    """As `guarded`, on one of several ranks, whose process group is left at the end.
 
+    Where a guardian watches over it, that is told instead of a person: of what happened to all ranks one is the cause.
+    """
     try:
-        return guarded(work, speaks=os.environ.get("RANK", "0") == "0")
+        status = work() or DONE
+    except (InputError, Preempted) as error:
+        status = error.exit_status
+        if not guard.last_word(status, str(error)):
+            tell(Ending(status, str(error)))
+    except Exception as error:
+        told = "".join(traceback.format_exception(error))
+        if not guard.last_word(FAILED, " ".join(f"{type(error).__name__}: {error}".split()), told):
+            raise
+        status = FAILED
     finally:
-        distributed.shutdown()
+        if (distributed := sys.modules.get("recyclable.distributed")) is not None:  # else there is no group to leave
+            distributed.shutdown()
+    if status == DONE:
+        guard.last_word(DONE)
+    return status

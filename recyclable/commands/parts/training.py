@@ -9,6 +9,7 @@ from typing import Any
 
 from recyclable.commands.parts.command import add_json, end
 from recyclable.commands.parts.ranks import RanksCommand
+from recyclable.errors import InputError
 
 _SETTINGS = {
     "pretrain": "its settings; `recyclable lms NAME` explains them",
@@ -20,6 +21,8 @@ _SETTINGS = {
 class TrainingCommand(RanksCommand):
     """`recyclable VERB run.yaml [key=value ...]`: `recipes.VERB_settings` reads the file, `recipes.VERB` runs it."""
 
+    resumes = True
+
     def __init__(self, verb: str, text: str, place: int) -> None:
         self.verb, self.text, self.place = verb, text, place
 
@@ -29,6 +32,10 @@ class TrainingCommand(RanksCommand):
         add_deepspeed_config(parser)
         parser.add_argument("--out", metavar="DIR", help="over the file's `out`")
         parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+        text = "start again so often, from the newest whole checkpoint, where a rank fails or is lost (default 0)"
+        parser.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
+        text = "start again without the ranks that were lost, on the largest number that the batch comes out on"
+        parser.add_argument("--elastic", action="store_true", help=text)
         add_json(parser)
         self.add_ranks(parser)
 
@@ -46,6 +53,16 @@ class TrainingCommand(RanksCommand):
         if distributed.is_main():
             print(f"{self.verb}: done, see {settings.out}", flush=True)
             end(arguments, result)
+
+    def fits(self, arguments: argparse.Namespace, ranks: int) -> bool:
+        from recyclable.recipes.running import require_batches  # takes seconds to import
+
+        settings, ds_config = self._read(arguments)
+        try:
+            require_batches(self.verb, settings, ds_config, ranks, run=arguments.config, where=_ds_config(arguments))
+        except InputError:
+            return False
+        return True
 
     def _read(self, arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         """The run config and the ds_config that the arguments name."""

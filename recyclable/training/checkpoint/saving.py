@@ -16,6 +16,7 @@ from types import TracebackType
 
 from recyclable import distributed
 from recyclable.errors import InputError, RunError
+from recyclable.launching import guard
 from recyclable.training import best
 from recyclable.training.checkpoint.choosing import FOLDER, step_of, written
 from recyclable.training.checkpoint.rank_file import write_pieces
@@ -139,6 +140,7 @@ class Saver:
                 self._drop(final)
             os.rename(aside, final)
             sync(self._folder)
+            guard.tell(checkpoint=record.progress.step)
         except TimeoutError as error:
             return f"no word of {error} for {_PATIENCE_S / 60:.0f} minutes"
         except BaseException as error:
