@@ -14,7 +14,7 @@ DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 # What ranks say that miss another one, in the words of gloo, NCCL, torch's store and `distributed`.
 _MISSES_ANOTHER = re.compile(
     r"connection (was )?(closed|reset|refused|aborted)|broken pipe|socket timeout|timed out|nccl|gloo"
-    r"|DistNetworkError|DistStoreError|rank 0 failed:|heard no more of it",
+    r"|DistNetworkError|DistStoreError|rank \d+ failed:|heard no more of it",
     re.IGNORECASE,
 )
 _OFTEN_OF_ANOTHER = (signal.SIGABRT, signal.SIGTERM)  # NCCL's watchdog; deepspeed's launcher when one rank has ended

@@ -28,12 +28,12 @@ class Cluster:
 
     def __init__(self, folder: Path, hosts: int) -> None:
         self.folder = folder
-        self.switch = Switch(folder, hosts)
-        self.disk = self.switch.disk
         made = folder / "made"
         make_base(made / "base")
         make_corpus(made / "corpus")
         make_task(made / "task")
+        self.switch = Switch(folder, hosts)
+        self.disk = self.switch.disk
         for host in self.switch.hosts:
             shutil.copytree(made, host.own, dirs_exist_ok=True)
 
@@ -54,12 +54,16 @@ class Cluster:
 
     def start(self, *arguments: str | Path, on: int = 0, **environment: str) -> subprocess.Popen[str]:
         """Start the command on a host, by default the first."""
+        return self.started(recyclable(*map(str, arguments)), on, **environment)
+
+    def started(self, command: list[str], on: int = 0, **environment: str) -> subprocess.Popen[str]:
+        """Start any command there, in the shared directory, with caches on the host's own disk."""
         variables = {
             **{"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(self.disk / "cache")},
             **{"RECYCLABLE_CACHE": str(self.disk / "cache"), "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"},
             **environment,
         }
-        return self.hosts[on].start(recyclable(*map(str, arguments)), self.folder, variables)
+        return self.hosts[on].start(command, self.folder, variables)
 
     def close(self) -> None:
         """All ends."""

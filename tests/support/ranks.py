@@ -81,6 +81,7 @@ def together() -> int:
 
 def hello() -> int:
     from recyclable.launching import guard
+
     guard.begin()
     say(f"hello from {RANK}")
     return 0
