@@ -44,7 +44,7 @@ READERS = {
     "learning_rate": read_tune_settings,
 }
 # Flags that documents name of pytest, the deepspeed launcher and Slurm.
-FOREIGN_FLAGS = {"--lf", "--ff", "--ssh_port", "--master_addr", "--export"}
+FOREIGN_FLAGS = {"--lf", "--ff", "--export"}
 
 
 class Refused(Exception):
@@ -121,7 +121,7 @@ def test_commands_are_known_to_the_parser(document: Path) -> None:
 def test_the_readme_names_every_verb_and_an_unknown_one_is_noticed() -> None:
     named = {command.split()[1] for command in commands(ROOT / "README.md")}
     verbs = {"quickstart", "pretrain", "tune", "recycle", "study", "evaluate", "apply", "probe", "store", "lineage"}
-    assert verbs | {"generate", "methods", "tasks", "tunings", "lms", "plan"} <= named
+    assert verbs | {"generate", "methods", "tasks", "tunings", "lms", "plan", "doctor"} <= named
     assert "invalid choice" in refusal("recyclable plans --model M")
     assert "unrecognized" in refusal("recyclable apply --weights W --base B --out O --strength 2")
     assert "unrecognized" in refusal("recyclable apply --strength 2")

@@ -184,7 +184,7 @@ def test_the_slurm_template_starts_a_launcher_on_every_node(cluster, slurm):
     config = cluster.run_file("by-slurm", "tune")
     changes = {"VERB": "tune", "RUN": str(config), "DS_CONFIG": str(ROOT / "ds_configs" / "cpu.json")}
     status, out, err = slurm_job(cluster, slurm, "slurm.sbatch", changes)
-    assert status == 0, err
+    assert status == 0, f"{out}\n{err}"
     assert "tune: done" in out and (cluster.folder / "by-slurm" / "manifest.json").is_file()
     assert list(slurm.glob("hostfile.*")) == [] and not (slurm / "requeued").exists()
 

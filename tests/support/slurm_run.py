@@ -17,7 +17,7 @@ if __name__ == "__main__":
         carried = {**os.environ, "SLURM_NODEID": str(number)}
         variables = shlex.join(f"{name}={value}" for name, value in carried.items() if name.isidentifier())
         line = f"cd {shlex.quote(os.getcwd())} && exec env -i {variables} {shlex.join(command)}"
-        tasks.append(subprocess.Popen(["ssh", "-tt", node, line], stdin=subprocess.DEVNULL))
+        tasks.append(subprocess.Popen(["ssh", node, line], stdin=subprocess.DEVNULL))
     while any(task.poll() is None for task in tasks):
         if any(task.poll() for task in tasks):
             for task in tasks:

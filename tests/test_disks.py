@@ -1,0 +1,48 @@
+"""Hosts are told apart by what they are and not by name alone; one rank writes for each disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from recyclable import disks, distributed
+
+
+class Told:
+    """Ranks of which each says what a list has for it."""
+
+    said: ClassVar[list[object]] = []
+
+    def gather(self, value: object) -> list[object]:
+        return self.said.pop(0)
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """What ranks say, in turn."""
+    monkeypatch.setattr(distributed, "Ranks", Told)
+    monkeypatch.setattr(Told, "said", [])
+    return Told.said
+
+
+def test_hosts_of_one_name_are_told_apart(ranks):
+    ranks.append([("node", "1"), ("node", "1"), ("node", "2"), ("other", "2")])
+    assert disks.hosts() == ["node", "node", "node (2)", "other"]
+
+
+def test_a_process_alone_keeps_its_caches_itself_and_leaves_no_mark(tmp_path):
+    assert (disks.hosts()[0] != "", disks.keeper(tmp_path)) == (True, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("own", "shared", "keeper"), [(2, False, 2), (3, False, 2), (1, False, 0), (3, True, 0)])
+def test_rank_0_writes_for_all_who_share_its_disk_else_the_first_of_a_host(
+    tmp_path: Path, monkeypatch, ranks, own: int, shared: bool, keeper: int
+):
+    monkeypatch.setattr(distributed, "rank", lambda: own)
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    monkeypatch.setattr(distributed, "is_main", lambda: own == 0)
+    ranks += [[("a", "1"), ("a", "1"), ("b", "2"), ("b", "2")], [True, True, shared, shared]]
+    assert disks.keeper(tmp_path) == keeper
