@@ -167,6 +167,11 @@ def tune(run: Run = None, /, *, deepspeed_config: str | None = None, resume: boo
     return _run("tune", run, deepspeed_config, resume, keys)
 
 
+def stack(run: Run = None, /, *, deepspeed_config: str | None = None, resume: bool = False, **keys: Any) -> Any:
+    """One base + several tasks or seeds -> as many adapters, trained at once; returns each one's metrics."""
+    return _run("stack", run, deepspeed_config, resume, keys)
+
+
 def recycle(run: Run = None, /, *, deepspeed_config: str | None = None, resume: bool = False, **keys: Any) -> Any:
     """Outdated weights + old base + new base + task -> adapted weights of the new base; returns their metrics."""
     return _run("recycle", run, deepspeed_config, resume, keys)

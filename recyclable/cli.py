@@ -12,7 +12,7 @@ from recyclable.host import use_cpu_if_alone
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 failed while running, 2 bad input."""
+    """Run the command line; returns the exit status, of which README.md tells."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse(parser(), argv)
     arguments.argv = argv

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore
 
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError, printable
 from recyclable.host import free_port, interface_towards, use_cpu_if_alone
 from recyclable.launching import guard
 from recyclable.launching.mpi import describe_rank
@@ -99,7 +99,7 @@ def is_main() -> bool:
 def say(line: str) -> None:
     """Print a line for a person, once whatever the number of ranks."""
     if is_main():
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def barrier() -> None:
@@ -167,15 +167,29 @@ def agreed(work: Callable[[], T]) -> T:
 
     `work` has no collective of its own. What the system says of a file is an InputError, too.
     """
+    return _agreed(work, InputError, "read")
+
+
+def agreed_write(work: Callable[[], T]) -> T:
+    """As `agreed`, of what writes while a run is under way: RunError on every rank, as where the disk is full."""
+    return _agreed(work, RunError, "written")
+
+
+def main_writes(work: Callable[[], object]) -> None:
+    """Have rank 0 do it while the others wait; where it cannot, RunError on every rank. A collective."""
+    agreed_write(lambda: work() if is_main() else None)
+
+
+def _agreed(work: Callable[[], T], error_kind: type[InputError], done: str) -> T:
     value, problem = None, None
     try:
         value = work()
     except InputError as error:
         problem = (error.where, str(error).removeprefix(f"{error.where}: "))
     except OSError as error:
-        problem = (str(error.filename), f"cannot be read ({error.strerror or error})")
+        problem = (str(error.filename or "a file"), f"cannot be {done} ({error.strerror or error})")
     if found := next(filter(None, Ranks().gather(problem)), None):
-        raise InputError(*found)
+        raise error_kind(*found)
     return cast(T, value)
 
 

@@ -13,8 +13,7 @@ class InputError(Exception):
 
     def __init__(self, where: object, problem: str) -> None:
         self.where = str(where)
-        line = " ".join(f"{where}: {problem}".split())
-        super().__init__("".join(c if c.isprintable() else "?" for c in line))  # names in files may hold anything
+        super().__init__(printable(" ".join(f"{where}: {problem}".split())))
 
 
 class RunError(InputError):
@@ -27,3 +26,8 @@ class Preempted(Exception):
     """A run ends because somebody asked it to; it can be gone on with. The message is one line that says so."""
 
     exit_status = 75
+
+
+def printable(text: str) -> str:
+    """A text for a terminal, lines and tabs as they are: names in files may hold anything, escape sequences too."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from recyclable.errors import InputError
 from recyclable.host import on_cpu as machine_is_cpu
 from recyclable.resources import ds_config_path
+from recyclable.weights.strict_json import read_json
 
 # What DeepSpeed 0.19 reads (tests/test_machine.py watches it read) and a run here can use.
 _KEYS = """
@@ -49,6 +49,7 @@ _OFFLOADED = (("offload_optimizer", 1), ("offload_param", 3))
 _OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 _SIZES = ("_size", "_threshold", "_parameters", "_distance")
 """How keys of numbers of elements end."""
+_BF16 = ("bf16", "bfloat16")
 _AUTOCAST_DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}
 # Sections DeepSpeed reads that would change what is learned, or need an engine other than the one used here.
 REFUSED = {
@@ -78,18 +79,7 @@ def load_ds_config(path_or_name: str | Path) -> dict[str, Any]:
 
     Raises InputError for a missing file, broken JSON (with line and column), a key given twice, anything but an object.
     """
-    path = ds_config_path(path_or_name)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _object(pairs, path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror}), expected a DeepSpeed config") from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise InputError(path, f"broken JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
-    if not isinstance(content, dict):
-        raise InputError(path, f"holds a {type(content).__name__}, expected an object of DeepSpeed settings")
-    return content
+    return read_json(ds_config_path(path_or_name), finite=True, expected="a DeepSpeed config")
 
 
 def merge(
@@ -120,6 +110,7 @@ def merge(
     _check_precision(config, where, machine_is_cpu() if on_cpu is None else on_cpu)
     stage = _checked_stage(config, where)
     _check_offload(config, stage, where)
+    _check_watch(config, where)
     if config.get("gradient_allreduce_op", "mean") != "mean":
         raise InputError(
             where, f"gradient_allreduce_op is {config['gradient_allreduce_op']!r}, losses here need 'mean'"
@@ -179,7 +170,7 @@ def saves_on_host(config: dict[str, Any]) -> bool:
 
 def is_bf16(config: dict[str, Any]) -> bool:
     """Whether the model itself is held in bf16 (with fp32 master weights)."""
-    return _enabled(config, "bf16") or _enabled(config, "bfloat16")
+    return any(_enabled(config, section) for section in _BF16)
 
 
 def precision(config: dict[str, Any]) -> str:
@@ -192,15 +183,6 @@ def precision(config: dict[str, Any]) -> str:
 def autocast(config: dict[str, Any]) -> str | None:
     """What products are computed in under torch's autocast, by torch's name; None without it."""
     return _AUTOCAST_DTYPES[config["torch_autocast"]["dtype"]] if _enabled(config, "torch_autocast") else None
-
-
-def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(path, f"key {twice!r} is given twice in the same object")
-    return content
 
 
 def _check_keys(config: dict[str, Any], where: str | Path) -> None:
@@ -288,6 +270,13 @@ def _check_offload(config: dict[str, Any], stage: int, where: str | Path) -> Non
     if zero.get("round_robin_gradients"):
         problem = "is true, but DeepSpeed then mistakes which weights are whose where they are saved"
         raise InputError(where, f"zero_optimization.round_robin_gradients {problem}: remove it")
+
+
+def _check_watch(config: dict[str, Any], where: str | Path) -> None:
+    """What DeepSpeed looks at to find gradients that are no numbers; else they would reach the weights."""
+    for section, key in (("zero_optimization", "compute_grad_norm"), *((s, "check_grad_overflow") for s in _BF16)):
+        if (config.get(section) or {}).get(key) is False:
+            raise InputError(where, f"{section}.{key} is false, but bad steps are found by it: remove it")
 
 
 def _settle_checkpointing(config: dict[str, Any], wanted: bool | None, where: str | Path, run: str | Path) -> None:

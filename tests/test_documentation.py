@@ -21,6 +21,7 @@ from recyclable.machine import CHECKPOINTING_KEYS, KNOWN_KEYS, KNOWN_ZERO_KEYS
 from recyclable.methods import METHODS
 from recyclable.recipes.pretrain_settings import read_pretrain_settings
 from recyclable.recipes.recycle_settings import read_recycle_settings
+from recyclable.recipes.stack_settings import StackSettings, read_stack_settings
 from recyclable.recipes.study_settings import (
     StudyBase,
     StudyEdge,
@@ -41,6 +42,7 @@ READERS = {
     "method": read_recycle_settings,
     "corpus": read_pretrain_settings,
     "experiments": read_study_settings,
+    "runs": read_stack_settings,
     "learning_rate": read_tune_settings,
 }
 # Flags that documents name of pytest, the deepspeed launcher and Slurm.
@@ -58,7 +60,7 @@ class Strict(argparse.ArgumentParser):
 
 def known_keys() -> set[str]:
     """Every key that any run config, task file or ds_config may have."""
-    settings = [CorpusSettings, StudySettings, StudyBase, StudyEdge, StudyExperiment, StudyMethod]
+    settings = [CorpusSettings, StackSettings, StudySettings, StudyBase, StudyEdge, StudyExperiment, StudyMethod]
     settings += [METHODS.get(name) for name in METHODS.names()] + [LM_KINDS.get(name) for name in LM_KINDS.names()]
     settings += [tune_settings(name) for name in TUNINGS.names()]
     known = {*keys_of_tasks(every_kind()), *KNOWN_KEYS, *KNOWN_ZERO_KEYS, *CHECKPOINTING_KEYS}

@@ -91,6 +91,8 @@ def test_the_callers_dict_and_monitor_sections_are_left_alone():
         ),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "large"}}, ["reduce_bucket_size is 'large'"]),
         ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, ["round_robin_gradients is true"]),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, ["compute_grad_norm is false"]),
+        ({"bf16": {"enabled": True, "check_grad_overflow": False}}, ["bf16.check_grad_overflow is false"]),
         ({"gradient_allreduce_op": "sum"}, ["gradient_allreduce_op", "'mean'"]),
         ({"train_micro_batch_size_per_gpu": 3}, ["3 x 2 ranks", "train_batch_size 16", "use 2 here", "multiple of 6"]),
         ({"train_micro_batch_size_per_gpu": 32}, ["use 8 here", "multiple of 64"]),
@@ -136,8 +138,8 @@ def test_stage_and_precision_are_read_from_a_config():
     ("text", "words"),
     [
         (b'{"bf16": {"enabled": true},}', ["broken JSON: line 1, column 2"]),
-        (b'{"steps_per_print": 1,\n "steps_per_print": 2}', ["'steps_per_print' is given twice"]),
-        (b"[1]", ["holds a list"]),
+        (b'{"steps_per_print": 1,\n "steps_per_print": 2}', ["'steps_per_print' stands in it twice"]),
+        (b"[1]", ["holds list"]),
         (b"\xff{}", ["UTF-8"]),
     ],
 )

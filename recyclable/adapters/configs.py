@@ -13,6 +13,7 @@ from peft import PeftConfig
 
 from recyclable.errors import InputError
 from recyclable.weights.manifest import ADAPTER_CONFIG
+from recyclable.weights.own_files import require_own_files
 from recyclable.weights.strict_json import read_json
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -57,6 +58,7 @@ def read_adapter_config(folder: Path, fields: Mapping[str, Any] = NOTHING) -> Pe
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
         raise InputError(folder, f"holds no {ADAPTER_CONFIG}, expected a PEFT adapter")
+    require_own_files(folder)
     content = {**read_json(file), **fields}
     if not isinstance(content.get("peft_type"), str):
         raise InputError(file, f"peft_type is {content.get('peft_type')!r}, expected the kind of the adapter")

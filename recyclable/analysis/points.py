@@ -42,7 +42,7 @@ def measured(
             found.update(new)
         if file and team.rank == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"key": key, "points": found})
+            write_json(file, {"key": key, "points": found}, finite=False)
     return {name: found[name] for name in points}
 
 

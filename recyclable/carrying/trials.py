@@ -6,6 +6,7 @@ for every strength.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -80,8 +81,8 @@ class Trials:
             found, lowest = strength.by_group(loss, list(groups), tried)
         record = {
             "strength": found,
-            "loss": lowest,
-            "loss_by_common_strength": {str(s): tried[s] for s in sorted(tried)},
+            "loss": _told(lowest),
+            "loss_by_common_strength": {str(s): _told(tried[s]) for s in sorted(tried)},
             "examples": len(examples),
         }
         return {name: scale for group, scale in found.items() for name in groups[group]}, record
@@ -100,3 +101,8 @@ class Trials:
     def _read(self, differences: Differences) -> None:
         """Give the model its weights anew."""
         zero.overwrite(self._placement.reads(differences))
+
+
+def _told(loss: float) -> float | None:
+    """As JSON has it, where a strength was far too large."""
+    return loss if math.isfinite(loss) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recyclable.commands.parts.command import Command, add_json, add_store, end
+from recyclable.commands.parts.command import Command, add_json, add_store, end, tell
 
 
 class Apply(Command):
@@ -54,7 +54,7 @@ class Apply(Command):
             task=arguments.task,
             examples=arguments.examples,
         )
-        print(f"apply: done, see {arguments.out}")
+        tell(f"apply: done, see {arguments.out}")
         end(arguments, record)
         return 0
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from recyclable.commands.parts.command import add_json, add_store, end
+from recyclable.commands.parts.command import add_json, add_store, end, tell
 from recyclable.commands.parts.ranks import RanksCommand
 from recyclable.commands.parts.training import add_deepspeed_config
 from recyclable.errors import InputError
@@ -69,7 +69,7 @@ class Evaluate(RanksCommand):
         )
         if not distributed.is_main():
             return
-        print(table(rows), flush=True)
+        tell(table(rows))
         if arguments.plot:
             curves = {str(folder): [vars(read_manifest(folder))] for folder in folders}
             plot({f"dev of {Path(arguments.task).name}": curves}, arguments.plot)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recyclable.commands.parts.command import add_json, add_store, end
+from recyclable.commands.parts.command import add_json, add_store, end, tell
 from recyclable.commands.parts.ranks import RanksCommand
 from recyclable.commands.parts.training import add_deepspeed_config
 
@@ -70,7 +70,7 @@ class Generate(RanksCommand):
         if not distributed.is_main():
             return
         if settings.out is not None:
-            print(f"generate: {len(prompts)} answers, see {settings.out}", flush=True)
+            tell(f"generate: {len(prompts)} answers, see {settings.out}")
         elif not arguments.json:
             for row in result["rows"]:
                 print(json.dumps(row, ensure_ascii=False), flush=True)

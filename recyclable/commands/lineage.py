@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from recyclable.commands.parts.command import Command, Group, add_json, end
+from recyclable.commands.parts.command import Command, Group, add_json, end, tell
 
 
 class Show(Command):
@@ -26,7 +26,7 @@ class Show(Command):
             claim = "  (declared by the user to be the parent)" if ancestor.get("declared") else ""
             other = other_template(child["fingerprint"], ancestor["fingerprint"])
             template = f"  (had another chat template than {child['name']})" if other else ""
-            print(f"{ancestor['fingerprint']['weights'][:12]}  {ancestor['name']}{claim}{template}")
+            tell(f"{ancestor['fingerprint']['weights'][:12]}  {ancestor['name']}{claim}{template}")
         end(arguments, shown)
         return 0
 
@@ -45,9 +45,9 @@ class Declare(Command):
         from recyclable.weights.lineage import other_template
 
         record = declare(arguments.base, arguments.parent)
-        print(f"{arguments.base}: recorded {arguments.parent} as its parent, as your claim")
+        tell(f"{arguments.base}: recorded {arguments.parent} as its parent, as your claim")
         if other_template(record["fingerprint"], record["ancestors"][0]["fingerprint"]):
-            print(f"notice: {arguments.base} has another chat template than {arguments.parent}; it is recorded")
+            tell(f"notice: {arguments.base} has another chat template than {arguments.parent}; it is recorded")
         return 0
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recyclable.commands.parts.command import Command, add_json, end
+from recyclable.commands.parts.command import Command, add_json, end, tell
 from recyclable.errors import InputError
 
 
@@ -48,7 +48,7 @@ class Plan(Command):
         if file is not None and "=" in file and not Path(file).exists():
             file, overrides = None, [file, *overrides]
         found = plan(settings, read_run_file(file, overrides), file or "plan", whole=file is not None)
-        print(table(found), flush=True)
+        tell(table(found))
         if arguments.out is not None:
             _write(arguments.out, found["ds_config"])
         end(arguments, found)

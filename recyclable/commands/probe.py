@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from recyclable.commands.parts.command import add_json, add_store, end
+from recyclable.commands.parts.command import add_json, add_store, end, tell
 from recyclable.commands.parts.ranks import RanksCommand
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Probe(RanksCommand):
             distributed.init()
         result, verdict = probe(self._settings(arguments), arguments.resume)
         if distributed.is_main():
-            print(summary(result, verdict.reason), flush=True)
+            tell(summary(result, verdict.reason))
             end(arguments, result)
 
     def _settings(self, arguments: argparse.Namespace) -> ProbeSettings:

@@ -6,7 +6,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from recyclable.commands.parts.command import Command, Group, add_json, add_store, end
+from recyclable.commands.parts.command import Command, Group, add_json, add_store, end, tell
 from recyclable.errors import InputError
 
 
@@ -52,7 +52,7 @@ class Add(StoreCommand):
         asked = {"codec": codec, "task": arguments.task, "told": told}
         added = add(store, arguments.name, arguments.tuned, arguments.base, **asked)
         cut = f"texts are cut at {added['max_length']} tokens" if added["max_length"] else "texts are never cut"
-        print(f"added {arguments.name} to {store.folder}: {added['mb']:.2f} MB; {cut}")
+        tell(f"added {arguments.name} to {store.folder}: {added['mb']:.2f} MB; {cut}")
         end(arguments, added)
         return 0
 
@@ -70,7 +70,7 @@ class Ls(StoreCommand):
         store = Store(arguments.store)
         found = rows(store)
         columns = ("name", "task", "base", "tuning", "method", "codec", "mb", "score")
-        print(table(found, columns) if found else f"{store.folder} is empty")
+        tell(table(found, columns) if found else f"{store.folder} is empty")
         end(arguments, {"store": str(store.folder), "entries": found})
         return 0
 
@@ -94,10 +94,10 @@ class Similar(StoreCommand):
 
         store = Store(arguments.store)
         found = similar(store, arguments.task, arguments.base, arguments.examples)
-        print(table([row for row in found if "left_out" not in row]))
+        tell(table([row for row in found if "left_out" not in row]))
         for row in found:
             if "left_out" in row:
-                print(f"{row['name']}: left out: {row['left_out']}")
+                tell(f"{row['name']}: left out: {row['left_out']}")
         said = {"store": str(store.folder), "task": arguments.task, "base": arguments.base, "entries": found}
         end(arguments, said)
         return 0
@@ -124,7 +124,7 @@ class Show(StoreCommand):
             told["relation"] = shown["relation"] or f"none: {arguments.base} does not descend from its base"
         for key, value in told.items():
             if value is not None:
-                print(f"{key:14}{value:.4g}" if isinstance(value, float) else f"{key:14}{value}")
+                tell(f"{key:14}{value:.4g}" if isinstance(value, float) else f"{key:14}{value}")
         end(arguments, shown)
         return 0
 
@@ -145,7 +145,7 @@ class Verify(StoreCommand):
         store = Store(arguments.store)
         found = verify(store, arguments.names)
         for name, problems in found.items():
-            print(f"{name}: {'; '.join(problems) or 'whole'}")
+            tell(f"{name}: {'; '.join(problems) or 'whole'}")
         end(arguments, {"store": str(store.folder), "entries": found})
         if damaged := [problem for problems in found.values() for problem in problems]:
             raise InputError(store.folder, f"damaged: {'; '.join(damaged)}")
@@ -183,7 +183,7 @@ class Export(StoreCommand):
             old_base=arguments.old_base,
             allow_unrelated=arguments.allow_unrelated,
         )
-        print(f"export: done, see {arguments.out}")
+        tell(f"export: done, see {arguments.out}")
         end(arguments, {"out": str(arguments.out)})
         return 0
 

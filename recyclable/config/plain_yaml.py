@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from recyclable.config.opening import read_text
+from recyclable.errors import InputError
+
+_MAX_BYTES = 1 << 22
+_MAX_NODES = 1 << 20
+"""Of a document whose aliases are written out: a few lines can stand for more than any memory holds."""
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -18,12 +26,60 @@ class PlainLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
+def read_yaml(path: Path, expected: str, holds: str, loader: type[PlainLoader] = PlainLoader) -> dict[str, Any]:
+    """The mapping in a file.
+
+    Args:
+        expected: what the file should be, for messages.
+        holds: what should be in it.
+
+    Raises InputError for one that cannot be read, is no YAML, or holds anything else.
+    """
+    try:
+        content = load_yaml(read_text(path, _MAX_BYTES, expected), loader)
+    except yaml.YAMLError as error:
+        raise InputError(path, f"broken YAML: {explained(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(path, f"holds {type(content).__name__}, expected {holds}")
+    return content
+
+
 def load_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
     """What a YAML text says; YAMLError for all that is wrong with it."""
+    made = None
     try:
-        return yaml.load(text, loader)
+        made = loader(text)  # refuses characters that YAML has not
+        node = made.get_single_node()
+        if node is None:
+            return None
+        _require_small(node)
+        return made.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
+    finally:
+        if made is not None:
+            made.dispose()
+
+
+def _require_small(root: yaml.Node) -> None:
+    """YAMLError where a node holds itself, or the document is vast once its aliases are written out."""
+    sizes: dict[int, int | None] = {}  # None: of a node whose inside is being looked at
+
+    def size(node: yaml.Node) -> int:
+        if (known := sizes.get(id(node), 0)) is None:
+            raise yaml.constructor.ConstructorError(None, None, "holds itself by an alias", node.start_mark)
+        if known:
+            return known
+        sizes[id(node)] = None
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        total = 1 + sum(size(each) for entry in inner for each in (entry if isinstance(entry, tuple) else (entry,)))
+        if total > _MAX_NODES:
+            problem = f"has more than {_MAX_NODES} values once aliases are written out"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        sizes[id(node)] = total
+        return total
+
+    size(root)
 
 
 def explained(error: yaml.YAMLError) -> str:

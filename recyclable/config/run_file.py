@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from recyclable.config.plain_yaml import PlainLoader, explained, load_yaml
+from recyclable.config.plain_yaml import PlainLoader, explained, load_yaml, read_yaml
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
 
@@ -27,7 +27,7 @@ def read_run_file(path: str | Path | None, overrides: list[str] | tuple[str, ...
     Environment variables are expanded. Raises InputError for a missing file, broken YAML, anything but a mapping, an
     override that is none, a variable that is not set.
     """
-    content = {} if path is None else _read(Path(path))
+    content = {} if path is None else read_yaml(Path(path), "a YAML run config", "a mapping of settings", _Loader)
     for override in overrides:
         _override(content, override)
     return _expand(content, path or "key=value")
@@ -72,21 +72,6 @@ class _Loader(PlainLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The mapping in a file."""
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror}); expected a YAML run config") from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise InputError(path, f"broken YAML: {explained(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(path, f"holds {type(content).__name__}, expected a mapping of settings")
-    return content
 
 
 def _override(content: dict[str, Any], override: str) -> None:

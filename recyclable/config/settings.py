@@ -115,6 +115,13 @@ class TrainSettings(RunSettings):
     """How many checkpoints stay, the last ones; should the newest be broken, a run goes on from the one before."""
     log_every: int = Field(10, gt=0)
     """Steps between logged training losses."""
+    bad_step: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradients are no finite numbers, or whose loss is a spike: the run stops
+    before it, or it is left out; weights, moments and Adam's count stay as they were. Its batch goes to `bad_steps`."""
+    max_bad_steps: int = Field(3, ge=0)
+    """How many bad steps in a row are left out before the run stops after all."""
+    spike_factor: float | None = Field(None, gt=1)
+    """A loss is a spike where it is more than so many times the median of the last 100 steps; null: none is."""
 
     @property
     def packs_apart(self) -> bool:
@@ -162,6 +169,9 @@ class CorpusSettings(Settings):
     heldout: str | list[str] | None = None
     """Text the held-out loss is measured on; null sets aside the last 2% of the packed training sequences."""
     text_column: str = "text"
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """Rows that cannot be used (bytes that are no UTF-8, NUL characters, broken JSON, damaged gzip members ...): refuse
+    ends the run with the first, skip leaves them out, and they are counted, told and recorded."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,21 +5,22 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 
+from recyclable.data.bad_rows import BadRow, BadRows
 from recyclable.data.files import check_text, format_of, read_rows
 from recyclable.data.hub import load_hub, pick_split
 from recyclable.data.packing import Packed, pack
+from recyclable.data.text_cache import kept
 from recyclable.errors import InputError
 
 __all__ = ["Packed", "load_corpus", "pack"]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
-_FEATURES = datasets.Features({"text": datasets.Value("string")})
 
 
 def load_corpus(
@@ -29,6 +30,7 @@ def load_corpus(
     split: str = "train",
     quiet: bool = True,
     cache_dir: str | Path | None = None,
+    bad: BadRows | None = None,
 ) -> datasets.Dataset:
     """Load documents, memory-mapped, as a data set with the one string column "text"; blank documents are left out.
 
@@ -40,7 +42,8 @@ def load_corpus(
         split: which files of a directory, which split of a hub data set.
         quiet: no progress bar.
         cache_dir: where the Arrow copy lives; the cache of `datasets` by default. A file whose size or time of change
-            differs is read anew.
+            differs is read anew, and so is one whose copy is damaged.
+        bad: what becomes of rows that cannot be used, and which there were; by default the first one is an error.
 
     Raises:
         InputError: nothing found under that name, unsupported extension, broken file, missing column, no text.
@@ -48,14 +51,21 @@ def load_corpus(
     names = [str(item) for item in source] if isinstance(source, list) else [str(source)]
     if not names:
         raise InputError("corpus", "an empty list, expected at least one path")
-    with progress_bars(not quiet):
-        found = [_find_files(name, split) for name in names]
-        if len(names) == 1 and found[0] is None:
-            return _load_hub(names[0], text_column, split, cache_dir)
+    bad, root = bad or BadRows(), Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    found = [_find_files(name, split) for name in names]
+    if len(names) == 1 and found[0] is None:
+        with progress_bars(not quiet):
+            part = pick_split(load_hub(names[0], cache_dir), names[0], split)
+        where, documents = names[0], _of_hub(names[0], part, text_column, bad)
+        key = _key(part._fingerprint, text_column, bad.policy)
+    else:
         for name, files in zip(names, found, strict=True):
             if files is None:
                 raise InputError(name, "no such file or directory")
-        return _load_files(tuple(path for files in found for path in files or ()), text_column, cache_dir)
+        every = tuple(path for files in found for path in files or ())
+        where, documents = ", ".join(map(str, every)), _of_files(every, text_column, bad)
+        key = _key([_state(file) for file in every], text_column, bad.policy)
+    return kept(root / "recyclable_text" / key, _some(documents, where, bad), bad, quiet)
 
 
 def files_of_corpus(source: str | list[str], split: str = "train") -> list[Path]:
@@ -96,56 +106,51 @@ def _find_files(name: str, split: str) -> list[Path] | None:
     return [file.resolve() for file in files]
 
 
-def _load_files(files: tuple[Path, ...], text_column: str, cache_dir: str | Path | None) -> datasets.Dataset:
-    key = hashlib.sha256(f"documents 1 {text_column!r}".encode())
-    for file in files:
-        stat = file.stat()
-        key.update(repr((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode())
-    try:
-        return datasets.Dataset.from_generator(
-            _documents,
-            features=_FEATURES,
-            cache_dir=None if cache_dir is None else str(cache_dir),
-            gen_kwargs={"files": files, "text_column": text_column},
-            fingerprint=key.hexdigest()[:32],
-        )
-    except datasets.exceptions.DatasetGenerationError as error:  # wraps what the generator raises
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
-
-
-def _documents(files: tuple[Path, ...], text_column: str) -> Iterator[dict[str, str]]:
-    empty = True
+def _of_files(files: tuple[Path, ...], text_column: str, bad: BadRows) -> Iterator[str]:
+    """The documents of files, in order."""
     for file in files:
         column = "text" if (format_of(file) or "").startswith(".txt") else text_column
-        for number, row in read_rows(file, [column]):
-            if column not in row:
-                raise InputError(f"{file}, row {number}", f"no column {column!r}, found {sorted(row)}")
-            if row[column] is not None and _has_text(text := check_text(file, number, column, row[column])):
-                empty = False
-                yield {"text": text}
-    if empty:  # said here, since `datasets` would keep an empty cache that it cannot open
-        raise _no_text(", ".join(map(str, files)))
+        for number, row in read_rows(file, [column], bad):
+            with bad:
+                if column not in row:
+                    problem = f"no column {column!r}, found {sorted(row)}"
+                    raise BadRow(f"{file}, row {number}", problem, f"no column {column!r}")
+                if row[column] is not None and _has_text(text := check_text(file, number, column, row[column])):
+                    yield text
 
 
-def _load_hub(name: str, text_column: str, split: str, cache_dir: str | Path | None) -> datasets.Dataset:
-    dataset = pick_split(load_hub(name, cache_dir), name, split)
-    if text_column not in dataset.column_names:
-        raise InputError(name, f"no column {text_column!r}, found {sorted(dataset.column_names)}")
-    if dataset.features[text_column] not in (datasets.Value("string"), datasets.Value("large_string")):
-        raise InputError(name, f"column {text_column!r} holds {dataset.features[text_column]}, expected strings")
-    dataset = dataset.select_columns([text_column])
-    dataset = dataset if text_column == "text" else dataset.rename_column(text_column, "text")
-    dataset = dataset.filter(_has_text, input_columns="text")
-    if len(dataset) == 0:
-        raise _no_text(name)
-    return dataset
+def _of_hub(name: str, dataset: datasets.Dataset, column: str, bad: BadRows) -> Iterator[str]:
+    """The documents of a data set of the hub, in order."""
+    if column not in dataset.column_names:
+        raise InputError(name, f"no column {column!r}, found {sorted(dataset.column_names)}")
+    if dataset.features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
+        raise InputError(name, f"column {column!r} holds {dataset.features[column]}, expected strings")
+    for number, row in enumerate(dataset.select_columns([column]), 1):
+        with bad:
+            if row[column] is not None and _has_text(text := check_text(name, number, column, row[column])):
+                yield text
 
 
-def _no_text(where: str) -> InputError:
-    return InputError(where, "no text found, expected at least one document that is not blank")
+def _some(documents: Iterable[str], where: str, bad: BadRows) -> Iterator[str]:
+    """The documents; InputError where there is none."""
+    empty = True
+    for document in documents:
+        empty = False
+        yield document
+    if empty:
+        problem = "no text found, expected at least one document that is not blank"
+        raise InputError(where, f"{problem}; {bad}" if bad.counts else problem)
 
 
-def _has_text(text: str | None) -> bool:
+def _key(*told: object) -> str:
+    return hashlib.sha256(repr(("documents 2", *told)).encode()).hexdigest()[:32]
+
+
+def _state(file: Path) -> tuple[object, ...]:
+    """What changes when the file does."""
+    stat = file.stat()
+    return str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _has_text(text: str) -> bool:
     return bool(text and not text.isspace())

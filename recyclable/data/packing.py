@@ -1,4 +1,4 @@
-"""Tokenise a corpus once into a memory-mapped table of full sequences, kept in a cache keyed by its content."""
+"""Tokenise a corpus once into a table of full sequences, kept in a cache keyed by its content."""
 
 from __future__ import annotations
 
@@ -14,84 +14,22 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from tqdm.auto import tqdm
 
 from recyclable.data.layout import Layout, wrapped
+from recyclable.data.packed import IDS, STARTS, Joined, Packed, write_meta
+from recyclable.data.tokenising import tokenised
 from recyclable.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = "packed 3"  # part of every key: raise it when the same input would pack differently
-_BATCH = 1000  # documents tokenised per call
+__all__ = ["Joined", "Packed", "pack", "tokenization_digest"]
 
-
-class Packed:
-    """Token sequences of one length, memory-mapped: `packed[i]` is an int64 array [seq_len].
-
-    Attributes:
-        seq_len: tokens in a sequence, the added begin and end tokens included.
-        tokens: tokens of the documents in all sequences, without those that the layout adds.
-        digest: sha256 (hex) of seq_len and all token ids as little-endian uint32: equal exactly if the sequences are.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        meta = json.loads((folder / "meta.json").read_text())
-        self.seq_len: int = meta["seq_len"]
-        self.tokens: int = meta["tokens"]
-        self.digest: str = meta["digest"]
-        self._path = folder / "ids.bin"
-        self._dtype: str = meta["dtype"]
-        self._shape = (int(meta["sequences"]), self.seq_len)
-        self._starts_path = folder / "starts.bin"
-        for path, dtype in ((self._path, self._dtype), (self._starts_path, np.bool_)):
-            if path.stat().st_size != self._shape[0] * self.seq_len * np.dtype(dtype).itemsize:
-                raise ValueError(f"{path}: wrong size")
-        self._ids: np.ndarray | None = None
-        self._starts: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return self._shape[0]
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if self._ids is None:
-            self._ids = np.memmap(self._path, self._dtype, mode="r", shape=self._shape)
-        return np.array(self._ids[int(i)], dtype=np.int64)
-
-    def documents(self, i: int) -> np.ndarray:
-        """Which document of the sequence each token belongs to: int64 [seq_len], from 0.
-
-        What follows a document belongs to it; what a sequence begins with, and ends with, to its first and last.
-        """
-        if self._starts is None:
-            self._starts = np.memmap(self._starts_path, np.bool_, mode="r", shape=self._shape)
-        numbers = np.cumsum(self._starts[int(i)], dtype=np.int64)
-        return numbers - numbers[0]
-
-    def __getstate__(self) -> dict[str, Any]:  # worker processes open the files again instead of receiving a copy
-        return {**self.__dict__, "_ids": None, "_starts": None}
-
-
-class Joined:
-    """Two packed corpora as one, the second's sequences behind the first's."""
-
-    def __init__(self, first: Packed, second: Packed) -> None:
-        self._parts, self._second = (first, second), len(first)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        part, place = self._of(i)
-        return part[place]
-
-    def documents(self, i: int) -> np.ndarray:
-        """As `Packed.documents`."""
-        part, place = self._of(i)
-        return part.documents(place)
-
-    def _of(self, i: int) -> tuple[Packed, int]:
-        return (self._parts[1], i - self._second) if i >= self._second else (self._parts[0], i)
+_VERSION = "packed 4"  # part of every key: raise it when the same input would pack differently
+_BATCH = 1000  # documents looked up at a time
+_TOKENS = 1 << 18  # written at a time
 
 
 def pack(
@@ -147,9 +85,13 @@ def cache_root() -> Path:
 
 
 def _open(folder: Path) -> Packed | None:
+    """What is there; None where nothing is, or where it is damaged, which is told."""
+    if not folder.is_dir():
+        return None
     try:
         return Packed(folder)
-    except (OSError, ValueError, KeyError):
+    except InputError as error:
+        print(f"notice: a packed corpus is damaged and is made anew: {error}", flush=True)
         return None
 
 
@@ -171,7 +113,7 @@ def _write(
     sequences = tokens = seen = 0
     rest, rest_starts = np.empty(0, dtype), np.empty(0, np.bool_)
     added = [*layout.before, *layout.after, *layout.between]
-    with (folder / "ids.bin").open("wb") as file, (folder / "starts.bin").open("wb") as starts_file:
+    with (folder / IDS).open("wb") as file, (folder / STARTS).open("wb") as starts_file:
         for piece, piece_starts in _token_batches(dataset, tokenizer, layout, dtype, quiet):
             seen += len(piece)
             stream, starts = np.concatenate([rest, piece]), np.concatenate([rest_starts, piece_starts])
@@ -198,10 +140,7 @@ def _write(
         )
     if tokens == 0:
         raise InputError(where, "the tokenizer makes no token of its text, which teaches nothing")
-    meta = {"seq_len": seq_len, "sequences": sequences, "tokens": tokens, "digest": digest.hexdigest(), "dtype": dtype}
-    with (folder / "meta.json").open("wb") as file:
-        file.write(json.dumps(meta, indent=1).encode())
-        _sync(file)
+    write_meta(folder, seq_len, sequences, tokens, digest.hexdigest(), dtype)
 
 
 def _sync(file: BinaryIO) -> None:
@@ -212,37 +151,46 @@ def _sync(file: BinaryIO) -> None:
 def _token_batches(
     dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, layout: Layout, dtype: str, quiet: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token ids [n] of a batch of documents at a time, and where documents start [n]."""
-    before, after = [*layout.before], [*layout.after]
+    """Token ids [n] of some documents at a time, or of a part of one, and where documents start [n]."""
+    ids: list[int] = []
+    starts: list[int] = []
     separator: list[int] = []
     with tqdm(total=len(dataset), desc="tokenising", unit=" documents", disable=quiet) as bar:
-        for batch in dataset.iter(_BATCH):
-            ids: list[int] = []
-            starts: list[int] = []
-            # verbose=False: no warning about documents longer than the model's limit; they are cut here
-            for document in tokenizer(
-                batch["text"],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]:
+        for piece in tokenised(tokenizer, map(pa.StringScalar.as_py, _texts(dataset))):
+            if piece.begins:
                 ids += separator  # belongs to the document before it
                 starts.append(len(ids))
-                ids += before + document + after
+                ids += layout.before
+            ids += piece.ids
+            if piece.ends:
+                ids += layout.after
                 separator = [*layout.between]
-            bar.update(len(batch["text"]))
-            marks = np.zeros(len(ids), np.bool_)
-            marks[[start for start in starts if start < len(ids)]] = True
-            yield np.array(ids, dtype), marks
+                bar.update()
+            if len(ids) > _TOKENS:
+                yield _marked(ids, starts, dtype)
+                starts = [0] if starts[-1:] == [len(ids)] else []  # a document that has begun, but with no token yet
+                ids = []
+        yield _marked(ids, starts, dtype)
+
+
+def _marked(ids: list[int], starts: list[int], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    marks = np.zeros(len(ids), np.bool_)
+    marks[[start for start in starts if start < len(ids)]] = True
+    return np.array(ids, dtype), marks
+
+
+def _texts(dataset: datasets.Dataset) -> Iterator[pa.StringScalar]:
+    """Its documents one by one, where they lie."""
+    for table in dataset.with_format("arrow").iter(_BATCH):
+        yield from table["text"]
 
 
 def _cache_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, seq_len: int, layout: Layout) -> str:
     key = hashlib.sha256(f"{_VERSION} {seq_len} {layout} {tokenization_digest(tokenizer)}\n".encode())
-    for batch in dataset.iter(_BATCH):  # hundreds of times faster than tokenising, and sure where a path is not
-        for text in batch["text"]:
-            encoded = text.encode()
-            key.update(len(encoded).to_bytes(8, "little") + encoded)
+    for text in _texts(dataset):  # hundreds of times faster than tokenising, and sure where a path is not
+        encoded = text.as_buffer()
+        key.update(encoded.size.to_bytes(8, "little"))
+        key.update(encoded)
     return key.hexdigest()
 
 

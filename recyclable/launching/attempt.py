@@ -109,7 +109,8 @@ def _obey(hub: Hub, asked: list[int]) -> None:
     if asked.count(signal.SIGINT) > 1:
         hub.interrupt()
     else:
-        hub.preempt()
+        # Ctrl-C would end a rank that cannot be gone on with in a traceback
+        hub.preempt(signal.SIGTERM if asked[-1] == signal.SIGINT else asked[-1])
 
 
 def _how(status: int) -> str:

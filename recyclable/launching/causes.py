@@ -82,18 +82,18 @@ def tell(ending: Ending) -> None:
         sys.stderr.flush()
 
 
-def died(where: Where, number: int | None, status: int | None, asked: bool) -> Cause:
+def died(where: Where, number: int | None, status: int | None, asked: int | None = None) -> Cause:
     """Of a rank that ended without a word.
 
     Args:
         number: of the signal that ended it.
         status: what it exited with; None besides a signal: nobody knows.
-        asked: whether ranks had been asked to end.
+        asked: the signal by which ranks were asked to end, if they were.
     """
     if number is not None:
         name = signal.Signals(number).name if number in set(signal.Signals) else "unknown"
-        if asked and number == signal.SIGTERM:
-            return Cause(None, "ended by SIGTERM")
+        if number == asked:
+            return Cause(None, f"ended by {name}")
         hint = ", as the system does when memory runs out" if number == signal.SIGKILL else ""
         return Cause(where, f"was killed (signal {number}, {name}{hint})", second=number in _OFTEN_OF_ANOTHER)
     if status is None:

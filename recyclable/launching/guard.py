@@ -14,6 +14,7 @@ from recyclable.launching.watch import VARIABLE
 from recyclable.launching.wire import line
 
 _ROOT = Path(__file__).parents[2]
+_RANK = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 _MOST_TOLD = 20_000  # characters of a traceback
 _guardian: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
 
@@ -25,8 +26,8 @@ def begin(every: bool = False) -> None:
         every: also where no command of recyclable has started it, but something else has started several.
     """
     global _guardian
-    alone = os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ
-    if _guardian is not None or (VARIABLE not in os.environ and (alone or not every)):
+    one_of_several = os.environ.keys() >= _RANK and os.environ["WORLD_SIZE"] != "1"
+    if _guardian is not None or not (VARIABLE in os.environ or (every and one_of_several)):
         return
     own, theirs = socket.socketpair()
     # -S: nothing but the standard library and this package is wanted, so no installed package's start-up code
@@ -38,6 +39,8 @@ def begin(every: bool = False) -> None:
         )
     os.environ.pop(VARIABLE, None)  # no process that this one starts is a rank
     _guardian = own, process
+    if not own.recv(1 << 10):  # a line: it is there, and the command's hub knows of this rank
+        os._exit(1)
     threading.Thread(target=_end_with_guardian, args=(own,), daemon=True).start()
 
 
@@ -66,7 +69,7 @@ def last_word(status: int, text: str = "", traceback: str = "") -> bool:
 
 
 def _end_with_guardian(own: socket.socket) -> None:
-    """The guardian says nothing, so what there is to read is its end: nobody would end this rank any more."""
+    """The guardian says no more, so what there is to read is its end: nobody would end this rank any more."""
     with suppress(OSError):
         own.recv(1)
     os._exit(1)

@@ -28,6 +28,7 @@ _LINGER_S = 20.0  # the same for one that has said its last word
 _LAST_S = 3.0  # for the last word of a rank that hardly began
 _REACH_S = 20.0  # how long a command's hub may be out of reach
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_GO = {"do": "go"}
 _LAUNCHER = "deepspeed.launcher.launch"
 
 
@@ -43,7 +44,7 @@ class Guardian:
         self._pid, self._watch = pid, watch
         self._where = Where(int(os.environ["RANK"]), socket.gethostname())
         self._selector = selectors.DefaultSelector()
-        Channel(self._selector, rank_side, self._hear_rank, lambda _: None)
+        self._words = Channel(self._selector, rank_side, self._hear_rank, lambda _: None)
         state = state_of(self._pid)
         self._launcher = state.parent if state is not None and _LAUNCHER in command_of(state.parent) else None
         self._hub: Channel | None = None
@@ -59,7 +60,11 @@ class Guardian:
     def run(self) -> None:
         """Until the rank is gone and all is told."""
         own = self._own_hub()
-        threading.Thread(target=self._reach, daemon=True).start()
+        reached, reaching = socket.socketpair()
+        self._selector.register(reached, selectors.EVENT_READ, lambda: self._join(reached))
+        threading.Thread(target=self._reach, args=(reaching,), daemon=True).start()
+        if not self._watch.commanded:
+            self._words.send(_GO)  # its hub may begin later
         if (handle := exit_handle(self._pid)) is not None:
             self._selector.register(handle, selectors.EVENT_READ, lambda: self._selector.unregister(handle))
         while os.getppid() == self._pid:
@@ -72,7 +77,6 @@ class Guardian:
     def _turn(self, own: Hub | None) -> None:
         for key, _ in self._selector.select(_TICK_S):
             key.data()
-        self._join()
         self._tell_step()
         if own is not None:
             own.tick()
@@ -91,22 +95,30 @@ class Guardian:
 
     # ---- the hub -------------------------------------------------------------------------------------------------
 
-    def _reach(self) -> None:
-        """In a thread: connect to the hub, which may begin later than this rank where no command has it."""
+    def _reach(self, reaching: socket.socket) -> None:
+        """In a thread: connect to the hub, which may begin later than this rank where no command has it.
+
+        Closing the socket says that it is done.
+        """
+        with reaching:
+            self._reached = self._tried()
+
+    def _tried(self) -> socket.socket | OSError:
         begun, problem = time.monotonic(), OSError("nothing was tried")
         while not self._watch.commanded or time.monotonic() < begun + _REACH_S:
             for address in self._watch.addresses:
                 try:
-                    self._reached = socket.create_connection((address, self._watch.port), timeout=5)
-                    return
+                    return socket.create_connection((address, self._watch.port), timeout=5)
                 except OSError as error:
                     problem = error
             time.sleep(0.5)
-        self._reached = problem
+        return problem
 
-    def _join(self) -> None:
+    def _join(self, reached: socket.socket) -> None:
         """Take what the thread has found."""
-        found, self._reached = self._reached, None
+        self._selector.unregister(reached)
+        reached.close()
+        found = self._reached
         if isinstance(found, socket.socket):
             notice_loss(found)
             self._hub = Channel(self._selector, found, self._hear_hub, self._lose_hub)
@@ -114,26 +126,31 @@ class Guardian:
             self._hub.send(
                 {"hello": self._watch.token, "rank": self._where.rank, "world": world, "host": self._where.host}
             )
-        elif found is not None:
+        else:
+            problem = found.strerror or found if found is not None else "an error"
             places = " or ".join(f"{address}:{self._watch.port}" for address in self._watch.addresses)
-            self._give_up(f"cannot reach the command that started it at {places} ({found.strerror or found})")
+            self._give_up(f"cannot reach the command that started it at {places} ({problem})")
 
     def _hear_hub(self, message: Message) -> None:
         match message:
             case {"do": "go"} if self._hub is not None:
                 self._joined = True
+                if self._watch.commanded:
+                    self._words.send(_GO)
                 for each in self._unsent:
                     self._hub.send(each)
-            case {"do": "preempt"}:
-                self._signal(signal.SIGTERM)
+            case {"do": "signal", "number": int(number)}:
+                self._signal(number)
             case {"do": "end", "grace": int() | float() as grace}:
                 self._kill_at = min(self._kill_at, time.monotonic() + grace)
                 self._signal(signal.SIGTERM if grace else signal.SIGKILL)
 
     def _lose_hub(self, error: OSError | None) -> None:
-        if self._joined or self._watch.commanded:
+        if self._joined:
             who = "the command that started it" if self._watch.commanded else "rank 0's host"
             self._give_up(f"lost {who} ({error.strerror if error is not None else 'it was ended'})")
+        elif self._watch.commanded:  # it ended as this rank began
+            self._alone, self._hub, self._kill_at = True, None, 0.0
         else:  # a stranger has that port
             self._hub = None
 
@@ -213,7 +230,7 @@ class Guardian:
             if own is None:
                 self._hub.finish()
         elif not self._alone:
-            word = self._word or Ending(causes.FAILED, causes.died(self._where, number, status, False).line())
+            word = self._word or Ending(causes.FAILED, causes.died(self._where, number, status).line())
             if word.status != causes.DONE and (self._word is not None or status != causes.DONE):
                 causes.tell(word)
 

@@ -67,7 +67,7 @@ class Hub:
         self._culprits: set[int] = set()
         self._settled = self._over = self._begun = float("inf")
         self._checkpoint: int | None = None
-        self._asked = False
+        self._asked: int | None = None
         self.ending: Ending | None = None
         """Known once it is decided that the run ends."""
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -103,12 +103,12 @@ class Hub:
             ending = Ending(cause.status, cause.line(self._checkpoint), cause.traceback)
             self._end(ending, _GRACE_PREEMPTED_S if cause.status == PREEMPTED else _GRACE_S)
 
-    def preempt(self) -> None:
-        """Ask all ranks to write a checkpoint and end."""
-        self._asked = True
+    def preempt(self, number: int) -> None:
+        """Ask all ranks to write a checkpoint and end, by a signal."""
+        self._asked = number
         if not self._members:
             self._end(Ending(causes.FAILED, "ended before any rank had begun"), 0)
-        self._to_all({"do": "preempt"})
+        self._to_all({"do": "signal", "number": number})
 
     def interrupt(self) -> None:
         """End all ranks at once."""
@@ -171,8 +171,8 @@ class Hub:
         channel.send({"do": "go"})
         if self.ending is not None:
             channel.send({"do": "end", "grace": 0})
-        elif self._asked:
-            channel.send({"do": "preempt"})
+        elif self._asked is not None:
+            channel.send({"do": "signal", "number": self._asked})
 
     def _hear(self, member: _Member, message: Message) -> None:
         """A guardian tells of its rank."""

@@ -22,7 +22,11 @@ class LabelledTask(Objective):
         return {"task": self.kind.count(batch)}
 
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
-        rows = self.kind.rows(self.predict(batch), batch)
+        return self.sums_of(self.student(**model_inputs(batch)).logits, batch)
+
+    def sums_of(self, logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """The same, from a student's logits."""
+        rows = self.kind.rows(self.kind.answers(logits, batch), batch)
         return {"task": self.kind.loss_sum(rows, self.kind.targets(batch))}
 
     def predict(self, batch: Batch) -> torch.Tensor:

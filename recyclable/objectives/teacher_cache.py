@@ -6,6 +6,7 @@ A frozen teacher without dropout says the same of the same tokens every time, so
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from recyclable.data.examples import Batch, TaskExamples
 from recyclable.data.order import Item
 from recyclable.errors import InputError
 from recyclable.objectives.teachers import SIGNAL_PREFIX
+from recyclable.weights.checkpoint_files import InMemory, SafetensorsFile, Source
 from recyclable.weights.durable import missing_directories, remove_empty, write_json
 from recyclable.weights.files import write_tensors
 from recyclable.weights.hashes import sha256_file, sha256_json
@@ -34,13 +35,13 @@ class TeacherCache:
 
     On disk a folder holds the outputs of one teacher with one set of settings: safetensors files named by their own
     SHA-256, written aside and renamed, so that any number of jobs may add and read at once and a damaged file is
-    known by its name. They are memory-mapped: only the rows that are asked for are read.
+    known by its name. Only the rows that are asked for are read.
     """
 
     def __init__(self, folder: Path | None, key: Mapping[str, Any] | None = None) -> None:
         """`folder` None keeps everything in memory; else it is made, and told its key, for the first rows to keep."""
         self._folder, self._key = folder, key
-        self._where: dict[bytes, tuple[Rows, int]] = {}
+        self._where: dict[bytes, tuple[Source, int]] = {}
         self._read: set[str] = set()
 
     def missing(self, examples: Iterable[bytes]) -> list[bytes]:
@@ -50,12 +51,14 @@ class TeacherCache:
     def rows(self, examples: list[bytes]) -> Rows:
         """Name -> [len(examples), ...], in this order."""
         found = [self._where[example] for example in examples]
-        return {name: torch.stack([rows[name][place] for rows, place in found]) for name in found[0][0]}
+        names = [name for name in found[0][0].names if name != _EXAMPLES]
+        return {name: torch.stack([_row(rows, name, place) for rows, place in found]) for name in names}
 
     def keep(self, examples: list[bytes], rows: Rows, writes: bool = True) -> None:
         """Add examples: in memory at once; in a directory a file, which one process `writes` and `read` finds."""
         if self._folder is None:
-            self._where.update({example: (rows, place) for place, example in enumerate(examples)})
+            kept = InMemory(rows)
+            self._where.update({example: (kept, place) for place, example in enumerate(examples)})
         elif writes:
             digests = torch.frombuffer(bytearray(b"".join(examples)), dtype=torch.uint8).view(len(examples), -1)
             made, aside = missing_directories(self._folder), self._folder / f"{uuid.uuid4().hex}.aside"
@@ -85,19 +88,24 @@ class TeacherCache:
         return whole, damaged
 
     def read(self, names: list[str]) -> None:
-        """Map files that `files` found whole; InputError where they are not to be seen, as from another host."""
+        """Open files that `files` found whole; InputError where they are not to be seen, as from another host."""
         if self._folder is None:
             return
         for name in set(names) - self._read:
             try:
-                file = safe_open(self._folder / name, framework="pt")
-                rows = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
+                rows = SafetensorsFile(self._folder / name)
+            except (OSError, InputError) as error:
                 problem = f"{self._folder / name} cannot be read on every host, expected a directory that all share"
                 raise InputError("teacher_cache", problem) from error
-            for place, example in enumerate(rows.pop(_EXAMPLES).numpy()):
+            for place, example in enumerate(rows[_EXAMPLES].numpy()):
                 self._where[example.tobytes()] = rows, place
             self._read.add(name)
+
+
+def _row(rows: Source, name: str, place: int) -> torch.Tensor:
+    shape = rows.shape(name)[1:]
+    width = math.prod(shape)
+    return rows.read(name, place * width, (place + 1) * width).view(shape)
 
 
 class TaughtExamples:

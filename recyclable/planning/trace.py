@@ -33,6 +33,7 @@ from recyclable.kernels import chunked, tiling
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.teachers import Teacher
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
+from recyclable.planning import unseen
 
 LOGITS, TEACHER, REST, HOST = range(4)
 """Whose a storage is: made inside the loss over a vocabulary, inside a teacher, or anywhere else; or in host memory."""
@@ -97,9 +98,13 @@ class _Follow(TorchDispatchMode):
         super().__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        packet = func._overloadpacket
+        kwargs, packet = kwargs or {}, func._overloadpacket
+        args, places = unseen.without_masks(packet, args)
+        for index in places:
+            self.follow(index)
+        found = unseen.answer(packet, args)
+        if found is None:
+            found = func(*args, **kwargs)
         if packet in _FLOPS:
             self.flops += _FLOPS[packet](*args, **kwargs, out_val=found)
         for tensor in tree_iter(found):

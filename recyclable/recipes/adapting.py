@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ from recyclable.weights.manifest import ADAPTER, DELTA, HEAD, MANIFEST, Manifest
 
 RESULT = MANIFEST
 """The file that marks a run's directory of adapted weights as whole."""
+_NO_SCORES = ("step", "examples", "seconds", "skipped")
+"""What else stands in a row of the history."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def save_learned(
     else:
         _write_delta(student, tuned)
     best = next(row for row in outcome.history if row["step"] == outcome.best_step)
-    return finish(student, outcome.history, best, outcome.final, method, recycled_from)
+    return finish(student, outcome.history, best, outcome.final, method, recycled_from, outcome.skipped)
 
 
 def finish(
@@ -120,21 +122,24 @@ def finish(
     test: Scores,
     method: str,
     recycled_from: dict[str, Any] | None,
+    skipped: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Write the manifest, which marks the directory as whole; returns its metrics.
 
     Args:
         history: a row per evaluation; `best`: the row of the weights that are kept.
         test: their scores on test.
+        skipped: steps that were left out as bad.
     """
     last, settings, task = history[-1], student.settings, student.data.task
     metrics = {
         "metric": student.data.metric,
-        "dev": {name: value for name, value in best.items() if name not in ("step", "examples", "seconds")},
+        "dev": {name: value for name, value in best.items() if name not in _NO_SCORES},
         "test": test,
         "best_step": best["step"],
         "examples": last["examples"],
         "seconds": last["seconds"],
+        **({"skipped_steps": [*skipped]} if skipped else {}),
     }
     like = student.like
     manifest = Manifest(
@@ -150,15 +155,15 @@ def finish(
         config=student.config,
         tokenizer=like.manifest.tokenizer if like is not None else None,
     )
-    if distributed.is_main():
+
+    def complete() -> None:
         if like is not None:
             like.copy_tokenizer(settings.out)
         write_manifest(settings.out, manifest)
-        told = "  ".join(f"{name} {value:.4f}" for name, value in test.items())
-        print(
-            f"{method} {settings.out.name}  best step {best['step']}" + (f"  test: {told}" if told else ""), flush=True
-        )
-    distributed.barrier()
+
+    distributed.main_writes(complete)
+    told = "  ".join(f"{name} {value:.4f}" for name, value in test.items())
+    distributed.say(f"{method} {settings.out.name}  best step {best['step']}" + (f"  test: {told}" if told else ""))
     rundir.clear_scratch(settings.out)
     return metrics
 
@@ -181,10 +186,13 @@ def _write_adapter(student: Student, tuned: SafetensorsFile) -> None:
         name_of = {id(parameter): name for name, parameter in model.named_parameters()}
         renamed = Renamed(tuned, {n: name_of[id(parameter)] for n, parameter in adapter_parameters(model).items()})
         write_as_is(out / ADAPTER, renamed, distributed.Ranks())
-    elif distributed.is_main():
-        saved = saved_tensors(model, {name: tuned[name] for name in tuned.names})
-        write_tensors(out / ADAPTER, {name: saved[name].detach().cpu().contiguous() for name in sorted(saved)})
-    if distributed.is_main():
-        peft_config = model.peft_config["default"]
-        peft_config.base_model_name_or_path = str(student.settings.base)
-        peft_config.save_pretrained(str(out))
+    else:
+
+        def as_peft_does() -> None:
+            saved = saved_tensors(model, {name: tuned[name] for name in tuned.names})
+            write_tensors(out / ADAPTER, {name: saved[name].detach().cpu().contiguous() for name in sorted(saved)})
+
+        distributed.main_writes(as_peft_does)
+    peft_config = model.peft_config["default"]
+    peft_config.base_model_name_or_path = str(student.settings.base)
+    distributed.main_writes(lambda: peft_config.save_pretrained(str(out)))

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recyclable import distributed
 from recyclable.architectures.names import canonical_name
 from recyclable.architectures.structure import saved_buffers
 from recyclable.carrying.carried import Carried
@@ -145,7 +146,7 @@ def _tell_moved_rows(several: Sequence[Carried], record: dict[str, Any]) -> None
     for carried in several:
         if carried.rows is not None:
             record["vocabulary"] = carried.rows.as_dict()
-            print(f"notice: {carried.weights.folder}: {carried.rows}", flush=True)
+            distributed.say(f"notice: {carried.weights.folder}: {carried.rows}")
 
 
 def _few_examples(carried: Carried, task: Task, count: int, seed: int) -> tuple[Task, TaskExamples]:

@@ -84,6 +84,7 @@ def card_of_upgrade(title: str, record: dict[str, Any], config: PretrainedConfig
             "new pieces of the vocabulary": _grown(record.get("extend_vocabulary")),
             "tokens": record["tokens"],
             "steps": record["steps"],
+            "steps left out as bad": len(record.get("skipped_steps", ())) or None,
             "teacher": named(record["teacher"]) if record["teacher"] else None,
         },
         scores=dict(

@@ -114,6 +114,7 @@ def _tuning(settings: TuneSettings) -> Planned:
 def _recycling(method: LearnsFromLabels) -> Planned:
     base, old = config_only(method.base), config_only(method.old_base)
     task, assumed = _task(method, base.config)
+    method.require_kind(task.kind)
     weights = _weights(method)
     if weights is None:
         assumed.append(f"{method.weights} are weights of full fine-tuning")

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recyclable import distributed
 from recyclable.carrying.putting import start_from
-from recyclable.config.settings import TrainSettings
+from recyclable.config.settings import CorpusSettings, TrainSettings
 from recyclable.data.packing import tokenization_digest
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
 from recyclable.lm.parts.apart import prove
 from recyclable.lm.parts.kind import LMKind
 from recyclable.models.heads import untrained_tensors
@@ -31,10 +31,11 @@ from recyclable.training.evaluation import mean_losses
 from recyclable.training.loop import Outcome, train
 from recyclable.weights import lineage
 from recyclable.weights.base import Base
-from recyclable.weights.checkpoint_files import Computed, SafetensorsFile
+from recyclable.weights.checkpoint_files import Computed, Ranged, SafetensorsFile
 from recyclable.weights.durable import copy_files, write_json
 from recyclable.weights.files import write_checkpoint
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.finite import is_finite
 from recyclable.weights.generation_file import FILE as GENERATION_FILE
 from recyclable.weights.generation_file import read_generation
 from recyclable.weights.layouts import as_saved
@@ -71,8 +72,10 @@ def _trained(
     base = start.base
     text = read_text(kind, base, start.tokenizer)
     apart = _apart(kind, base, text, ds_config)
-    teachers = _apart(kind, Base(locate(kind.teacher)), text, ds_config) if kind.teacher else None
+    models = {"base": parent, **({"teacher": Base(locate(kind.teacher))} if kind.teacher else {})}
+    teachers = _apart(kind, models["teacher"], text, ds_config) if kind.teacher else None
     model, fresh = kind.model(base)
+    _laid_out(model, Computed(zero.trainable_shapes(model), _unread), base, kind)  # refused now where it cannot be
     with rundir.claim(kind, kind.out, lineage.FILE, resume) as unfinished:
         if not unfinished:
             return _lineage(kind.out)
@@ -100,13 +103,16 @@ def _trained(
             )
 
         def reads() -> dict[str, str]:
-            parent.hashed.complete(team=distributed.Ranks())
-            replayed = {"replay.corpus": text.digests[OLD]} if OLD in text.digests else {}
-            return {**fingerprint(parent).told("base"), "corpus": text.digests[NEW], **replayed}
+            found = {"corpus": text.digests[NEW]}
+            found |= {"replay.corpus": text.digests[OLD]} if OLD in text.digests else {}
+            for name, read in models.items():
+                read.hashed.complete(team=distributed.Ranks())
+                found |= fingerprint(read).told(name)
+            return found
 
         alone = kind.head_phase() if fresh else None
         if alone and not (resume and written(kind.out)):
-            head = _trained_head(kind, alone, base, apart, trained)
+            head = _trained_head(kind, alone, base, apart, trained, resume)
             start_from(model, head, {name: name for name in head.names})
         objective = kind.objective(model, teacher, apart, teachers)
         outcome = trained(objective, kind, kind.out, resume, f"pretrain {kind.out.name}")
@@ -152,7 +158,12 @@ def _teacher(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _trained_head(
-    kind: LMKind, alone: TrainSettings, base: Base, apart: Apart | None, trained: Callable[..., Outcome]
+    kind: LMKind,
+    alone: TrainSettings,
+    base: Base,
+    apart: Apart | None,
+    trained: Callable[..., Outcome],
+    resume: bool,
 ) -> SafetensorsFile:
     """A fresh head's weights, by the model's names, after training alone.
 
@@ -165,11 +176,32 @@ def _trained_head(
     if distributed.is_main():
         scratch.mkdir(exist_ok=True)
     distributed.barrier()
-    outcome = trained(kind.objective(model, None, apart), alone, scratch, False, f"head of {kind.out.name}")
+    outcome = trained(kind.objective(model, None, apart), alone, scratch, resume, f"head of {kind.out.name}")
     head = SafetensorsFile(outcome.tensors)  # stays open when its directory entry goes
     distributed.barrier()
     rundir.clear_scratch(scratch)
     return head
+
+
+def _laid_out(model: PreTrainedModel, trained: Ranged, base: Base, kind: LMKind) -> Ranged:
+    """The child's tensors as files have them: what was trained, by the model's names, and what the base keeps.
+
+    Raises InputError where the model's structure cannot be laid out so; nothing is read.
+    """
+    dtype, kept = getattr(torch, kind.dtype), untrained_tensors(base, model)
+    shapes = {n: source.stored(n).shape for source in (trained, kept) for n in source.names}
+
+    def read(name: str, start: int, stop: int) -> torch.Tensor:
+        values = (kept if name in kept else trained).read(name, start, stop).to(dtype)
+        if not is_finite(values):
+            raise RunError(name, f"is not finite in {kind.dtype}, so that there is no result: see `dtype`")
+        return values
+
+    return as_saved(model, Computed({name: (dtype, shape) for name, shape in shapes.items()}, read))
+
+
+def _unread(name: str, start: int, stop: int) -> torch.Tensor:
+    raise AssertionError(f"{name} is asked for before it is trained")
 
 
 def _save(
@@ -187,21 +219,16 @@ def _save(
     All ranks write the weights and hash them together.
     """
     dtype, team = getattr(torch, config.dtype), distributed.Ranks()
-    trained, kept = SafetensorsFile(outcome.tensors), untrained_tensors(start.base, model)
-    shapes = {n: source.shape(n) for source in (trained, kept) for n in source.names}
+    write_checkpoint(config.out, _laid_out(model, SafetensorsFile(outcome.tensors), start.base, config), team)
 
-    def read(name: str, start: int, stop: int) -> torch.Tensor:
-        return (kept if name in kept else trained).read(name, start, stop).to(dtype)
-
-    values = Computed({name: (dtype, shape) for name, shape in shapes.items()}, read)
-    write_checkpoint(config.out, as_saved(model, values), team)
-    if distributed.is_main():
+    def beside() -> None:
         saved = start.base.config
         saved.architectures, saved.dtype = [type(model).__name__], dtype
         saved.save_pretrained(config.out)
         copy_tokenizer(start.tokenizer_folder, config.out, saved)
         _save_generation_config(model, parent.folder, config.out)
-    distributed.barrier()
+
+    distributed.main_writes(beside)
     child = Base(config.out)
     for base in (parent, child):
         base.hashed.complete(team=team)
@@ -211,24 +238,26 @@ def _save(
         "fingerprint": fingerprint(child).as_dict(),
         "ancestors": lineage.ancestors_for_child(parent.folder, config.base, fingerprint(parent).as_dict()),
         "teacher": _record(config.teacher),
-        "corpus": {**config.corpus.model_dump(), "digest": text.digests[NEW]},
+        "corpus": _corpus(config.corpus, text, NEW),
         "steps": config.max_steps,
+        **({"skipped_steps": outcome.skipped} if outcome.skipped else {}),
         "head_steps": head_steps,
-        "tokens": config.max_steps * config.train_batch_size * config.max_length,
+        "tokens": (config.max_steps - len(outcome.skipped)) * config.train_batch_size * config.max_length,
         "heldout": {"before": _heldout(first, NEW), "after": _heldout(last, NEW)},
         "apart": None if apart is None else str(apart.way),
         "config": config.model_dump(mode="json"),
         **start.told,
     }
     if config.replay is not None:
-        old = {**config.replay.corpus.model_dump(), "digest": text.digests[OLD]}
-        record["replay"] = {"corpus": old, "share": config.replay.share}
+        record["replay"] = {"corpus": _corpus(config.replay.corpus, text, OLD), "share": config.replay.share}
         record["heldout_replay"] = {"before": _heldout(first, OLD), "after": _heldout(last, OLD)}
-    if distributed.is_main():
+
+    def complete() -> None:
         write_card(card_of_upgrade(config.out.name, record, start.base.config, type(model).__name__), config.out)
         write_json(config.out / lineage.FILE, record)
         remember(config.out, stamp(config.out), record["fingerprint"])
-    distributed.barrier()
+
+    distributed.main_writes(complete)
 
 
 def _save_generation_config(model: PreTrainedModel, parent: Path, out: Path) -> None:
@@ -244,6 +273,13 @@ def _record(teacher: str | None) -> dict[str, Any] | None:
     if teacher is None:
         return None
     return {"name": teacher, "fingerprint": fingerprint(Base(locate(teacher))).as_dict()}
+
+
+def _corpus(corpus: CorpusSettings, text: Text, which: str) -> dict[str, Any]:
+    """What the lineage says of a corpus; of bad rows only where some are left out."""
+    left_out = text.left_out[which]
+    told = {"left_out": left_out} if left_out else {}
+    return {**corpus.model_dump(), "digest": text.digests[which], **told}
 
 
 def _heldout(row: dict[str, float], which: str) -> dict[str, float]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
-import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from recyclable import distributed
 from recyclable.config.settings import CorpusSettings
+from recyclable.data.bad_rows import BadRows
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.examples import Examples
 from recyclable.data.order import Order, Replaying, Steps
@@ -37,6 +38,8 @@ class Text:
     """`NEW`, and `OLD` where old text is replayed -> what the loss is measured on."""
     digests: dict[str, str]
     """The same -> the digest of the tokens trained on."""
+    left_out: dict[str, dict[str, Any]]
+    """The same -> the bad rows that are left out (`data.bad_rows.BadRows.as_dict`)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class _Corpus:
     """How many of the training sequences are trained on."""
     measured: range
     """Which of the held-out ones the loss is measured on."""
+    bad: BadRows
+    """What is left out of both."""
 
 
 def read_text(kind: LMKind, base: Base, tokenizer: PreTrainedTokenizerBase) -> Text:
@@ -64,31 +69,34 @@ def read_text(kind: LMKind, base: Base, tokenizer: PreTrainedTokenizerBase) -> T
     order: Steps = Order(new.cut, kind.train_batch_size, kind.seed)
     if old is None or kind.replay is None:
         training = kind.examples(new.training, tokenizer, base, range(new.cut))
-        return Text(training, order, {NEW: heldout(new)}, {NEW: new.training.digest})
+        return Text(training, order, {NEW: heldout(new)}, {NEW: new.training.digest}, {NEW: new.bad.as_dict()})
     joined, begin = Joined(new.training, old.training), len(new.training)
     places = np.concatenate([np.arange(new.cut), np.arange(begin, begin + old.cut)]).tolist()
     training = kind.examples(joined, tokenizer, base, places)
     order = Replaying(new.cut, old.cut, kind.replay.share, kind.train_batch_size, kind.seed)
     digests = {NEW: new.training.digest, OLD: old.training.digest}
-    return Text(training, order, {NEW: heldout(new), OLD: heldout(old)}, digests)
+    left_out = {NEW: new.bad.as_dict(), OLD: old.bad.as_dict()}
+    return Text(training, order, {NEW: heldout(new), OLD: heldout(old)}, digests, left_out)
 
 
 def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrainedTokenizerBase) -> _Corpus:
     quiet = not (distributed.is_main() and sys.stderr.isatty())
-    layout = kind.layout(tokenizer)
+    layout, bad = kind.layout(tokenizer), BadRows(corpus.bad_rows)
 
-    def packed(text: datasets.Dataset, name: str) -> Packed:
+    def packed(source: str | list[str], name: str, split: str) -> Packed:
+        text = load_corpus(source, text_column=corpus.text_column, split=split, quiet=quiet, bad=bad)
         return pack(text, tokenizer, kind.max_length, layout, quiet=quiet, where=name)
 
     with distributed.main_first(keeper(cache_root())):
-        blocks = heldout = packed(load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet), where)
+        blocks = heldout = packed(corpus.train, where, "train")
         if corpus.heldout is not None:
-            text = load_corpus(corpus.heldout, text_column=corpus.text_column, split="heldout", quiet=quiet)
-            heldout = packed(text, f"{where}.heldout")
+            heldout = packed(corpus.heldout, f"{where}.heldout", "heldout")
+    if bad.counts:
+        distributed.say(f"notice: {where}: {bad}")
     cut, first = len(blocks), 0
     if corpus.heldout is None:
         cut = first = len(blocks) - max(1, round(len(blocks) * HELDOUT_SHARE))
         if cut == 0:
             raise InputError(where, "only one sequence, expected another to hold out; or name `heldout`")
     last = min(len(heldout), first + (kind.max_heldout_sequences or len(heldout)))
-    return _Corpus(blocks, heldout, cut, range(first, last))
+    return _Corpus(blocks, heldout, cut, range(first, last), bad)

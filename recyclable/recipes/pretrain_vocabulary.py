@@ -13,10 +13,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from recyclable import distributed
+from recyclable.data.bad_rows import BadRows
 from recyclable.data.corpus import load_corpus
 from recyclable.data.growing.growth import Growth
 from recyclable.data.growing.learning import learn, require_grows
 from recyclable.data.growing.writing import write_grown
+from recyclable.data.tokenising import tokenised
 from recyclable.lm.parts.kind import LMKind
 from recyclable.recipes.pretrain_text import HELDOUT_SHARE
 from recyclable.weights.base import Base
@@ -40,9 +42,8 @@ class Start:
 
     def record(self, out: Path) -> None:
         """Leave the new pieces in the run's directory, for a run that is resumed; a collective."""
-        if self.growth is not None and distributed.is_main():
-            self.growth.write(out)
-        distributed.barrier()
+        if (growth := self.growth) is not None:
+            distributed.main_writes(lambda: growth.write(out))
 
 
 @contextmanager
@@ -76,7 +77,8 @@ def starting(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase, res
 def _learned(kind: LMKind, parent: Base, tokenizer: PreTrainedTokenizerBase) -> Growth:
     assert kind.extend_vocabulary is not None
     quiet = not sys.stderr.isatty()
-    corpus = load_corpus(kind.corpus.train, text_column=kind.corpus.text_column, quiet=quiet)
+    told = kind.corpus
+    corpus = load_corpus(told.train, text_column=told.text_column, quiet=quiet, bad=BadRows(told.bad_rows))
     if kind.corpus.heldout is None:
         corpus = corpus.select(range(_first_left_out(len(corpus))))
     return learn(corpus, parent.folder, tokenizer, kind.extend_vocabulary, _named(parent), quiet)
@@ -128,7 +130,7 @@ def _texts(kind: LMKind) -> tuple[list[str], bool]:
     """Some texts that are held out, else the last of the corpus; and whether they are held out by a setting."""
     corpus = kind.corpus
     source, split = (corpus.train, "train") if corpus.heldout is None else (corpus.heldout, "heldout")
-    found = load_corpus(source, text_column=corpus.text_column, split=split)
+    found = load_corpus(source, text_column=corpus.text_column, split=split, bad=BadRows(corpus.bad_rows))
     first = 0 if corpus.heldout is not None else _first_left_out(len(found))
     places = range(first, len(found), max(1, (len(found) - first) // _TEXTS))[:_TEXTS]
     return list(found.select(places)["text"]), corpus.heldout is not None
@@ -140,4 +142,4 @@ def _first_left_out(documents: int) -> int:
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> int:
-    return sum(map(len, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]))
+    return sum(len(piece.ids) for piece in tokenised(tokenizer, texts))

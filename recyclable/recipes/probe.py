@@ -119,4 +119,4 @@ def _report(
     names = {"weights": config.weights, "new base": config.base, "task": task}
     write_page(result, verdict.reason, names, out / PAGE)
     write_scalars(result["evidence"], out / "tensorboard")
-    write_json(out / RESULT, result)
+    write_json(out / RESULT, result, finite=False)  # CKA of what is constant is no number

@@ -11,6 +11,8 @@ from typing import Any
 
 from recyclable import distributed
 from recyclable.config.settings import RunSettings
+from recyclable.errors import Preempted
+from recyclable.launching import preemption
 from recyclable.recipes.study_plan import Cell, base_folder, plan, text_folder
 from recyclable.recipes.study_settings import StudySettings
 from recyclable.recipes.text_loss import RESULT as TEXT_LOSS
@@ -33,6 +35,8 @@ def study(config: StudySettings, ds_config: dict[str, Any], resume: bool = False
     for task in config.tasks.values():
         load_task(task)
     while waiting := distributed.broadcast_object([n for n, cell in cells.items() if not cell.is_done(config.out)]):
+        if by := distributed.broadcast_object(preemption.asked()):
+            raise Preempted(f"ended by {by} after a cell that is whole: go on by starting it again")
         with _taken(config.out, [cells[name] for name in waiting]) as name:
             if name is None:
                 time.sleep(_POLL_SECONDS)

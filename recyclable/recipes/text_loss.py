@@ -19,6 +19,7 @@ from recyclable import distributed
 from recyclable.carrying.carried import Carried
 from recyclable.config.run_file import make_config
 from recyclable.config.settings import CorpusSettings, RunSettings
+from recyclable.data.bad_rows import BadRows
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.examples import Batch
 from recyclable.data.packing import cache_root
@@ -112,9 +113,13 @@ def losses(
         if carried is not None:
             carried.verify(distributed.Ranks())
         for name, corpus in texts.items():
+            bad = BadRows(corpus.bad_rows)
             with distributed.main_first(keeper(cache_root())):
-                text = load_corpus(corpus.train, text_column=corpus.text_column, quiet=not sys.stderr.isatty())
+                quiet = not sys.stderr.isatty()
+                text = load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet, bad=bad)
                 packed = pack(text, tokenizer, max_length, kind.layout(tokenizer), where=corpus.train)
+            if bad.counts:
+                distributed.say(f"notice: texts.{name}: {bad}")
             wanted = range(min(len(packed), max_sequences or len(packed)))
             examples = kind.examples(packed, tokenizer, opened, wanted)
 

@@ -107,6 +107,7 @@ def tuned_rows(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "tuning": tuning["tuning"] + (f" ({settings})" if settings else ""),
         "method": manifest["method"],
         "recycled from": f"weights of {named(origin['base'])}" if origin and "base" in origin else None,
+        "steps left out as bad": len(metrics.get("skipped_steps", ())) or None,
         "seconds of training": metrics.get("seconds") or None,
         "tokens that a text is cut at": manifest["settings"]["max_length"],
     }

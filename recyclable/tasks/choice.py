@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from recyclable.data.bad_rows import BadRow
 from recyclable.data.examples import Batch, TaskExamples
 from recyclable.data.split import Split
-from recyclable.errors import InputError
 from recyclable.tasks.parts.cells import LABEL, OPTIONS, Choices
 from recyclable.tasks.parts.columns import Column, Columns
 from recyclable.tasks.parts.kind import Labels, Scores
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from recyclable.tasks.parts.files import Raw
 
+_KIND = "no right option"
 _CHOICES, _ANSWER = Column("choices", "choices", OPTIONS), Column("answer", "answer", LABEL)
 
 
@@ -46,10 +47,13 @@ class Choice(TextAnswers):
         """No labels; prompts, the texts of their options, and the index of the right one."""
         return (), {name: self._split(raw) for name, raw in raws.items()}
 
+    def require_row(self, raw: Raw, at: int) -> None:
+        """One option is the right one."""
+        _right(raw, at)
+
     def _split(self, raw: Raw) -> Split:
         choices: list[Choices] = raw.pairs or []
-        rows = zip(raw.places, choices, raw.labels, strict=True)
-        answers = [_right(f"{raw.where}, row {place}", one, answer, raw.declared) for place, one, answer in rows]
+        answers = [_right(raw, at) for at in range(len(choices))]
         return Split(raw.texts, [one.texts for one in choices], answers, raw.where, raw.places)
 
     def examples(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Options:
@@ -94,15 +98,16 @@ class Choice(TextAnswers):
         return float(self.loss_sum(likely, torch.from_numpy(targets))) / max(1, len(targets))
 
 
-def _right(where: str, choices: Choices, answer: object, declared: Sequence[str] | None) -> int:
-    """The index of the right option, from its label, its very text or its index."""
-    name, (texts, labels) = class_name(answer), choices
-    names = declared if labels is None else labels
+def _right(raw: Raw, at: int) -> int:
+    """The index of a row's right option, from its label, its very text or its index; BadRow where none is."""
+    assert raw.pairs is not None, "the options"
+    answer, (texts, labels) = raw.labels[at], raw.pairs[at]
+    name, names = class_name(answer), raw.declared if labels is None else labels
     if names is not None and name in names:
         found = list(names).index(name)
     elif isinstance(answer, str) and answer in texts:
         if texts.count(answer) > 1:
-            raise InputError(where, f"answer {answer!r} is the text of several options, expected an index")
+            raise BadRow(raw.place(at), f"answer {answer!r} is the text of several options, expected an index", _KIND)
         found = texts.index(answer)
     else:
         told = None if isinstance(answer, bool) else number(answer)
@@ -110,5 +115,5 @@ def _right(where: str, choices: Choices, answer: object, declared: Sequence[str]
     if not 0 <= found < len(texts):
         labelled = f"a label of {', '.join(names)}, " if names is not None else ""
         wanted = f"{labelled}the very text of an option, or an index from 0 to {len(texts) - 1}"
-        raise InputError(where, f"answer {answer!r}, expected {wanted}")
+        raise BadRow(raw.place(at), f"answer {answer!r}, expected {wanted}", _KIND)
     return found

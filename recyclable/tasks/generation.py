@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from recyclable.config.settings import Settings
+from recyclable.data.bad_rows import BadRow
 from recyclable.data.examples import TaskExamples
 from recyclable.data.split import Split
-from recyclable.errors import InputError
 from recyclable.tasks.parts.answers import of_answers
 from recyclable.tasks.parts.cells import MESSAGES
 from recyclable.tasks.parts.chat import last_turn
@@ -74,14 +74,19 @@ class Generation(TextAnswers):
         """No labels; prompts and responses, or conversations up to their last assistant turn, and what that says."""
         return (), {name: self._split(raw) for name, raw in raws.items()}
 
+    def require_row(self, raw: Raw, at: int) -> None:
+        """A conversation in which the assistant says something."""
+        if not isinstance(raw.texts[at], str) and last_turn(raw.texts[at]) is None:
+            problem = "no message is the assistant's, expected one at least: these are what is learnt"
+            raise BadRow(raw.place(at), problem, "no assistant's message")
+
     def _split(self, raw: Raw) -> Split:
         if isinstance(raw.texts[0], str):
             return Split(raw.texts, None, raw.labels, raw.where, raw.places)
         texts, said = [], []
-        for place, messages in zip(raw.places, raw.texts, strict=True):
-            if (last := last_turn(messages)) is None:
-                problem = "no message is the assistant's, expected one at least: these are what is learnt"
-                raise InputError(f"{raw.where}, row {place}", problem)
+        for messages in raw.texts:
+            last = last_turn(messages)
+            assert last is not None, "required of every row"
             texts.append(messages[: last + 1])
             said.append(messages[last].get("content", ""))
         return Split(texts, None, said, raw.where, raw.places)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from recyclable.data.bad_rows import BadRow
 from recyclable.data.examples import Batch, LabelledTexts, TaskExamples
 from recyclable.data.split import Split
-from recyclable.errors import InputError
 from recyclable.tasks.parts import metrics
 from recyclable.tasks.parts.kind import Labels, Scores, TaskKind
 from recyclable.tasks.parts.labels import number
@@ -38,7 +38,13 @@ class Regression(TaskKind):
 
     def read(self, given: Sequence[object] | None, raws: Mapping[str, Raw]) -> tuple[Labels, dict[str, Split]]:
         """No labels, and numbers."""
-        return (), {split: Split(raw.texts, raw.pairs, _numbers(raw)) for split, raw in raws.items()}
+        numbers = {split: [number(label) for label in raw.labels] for split, raw in raws.items()}
+        return (), {split: Split(raw.texts, raw.pairs, numbers[split]) for split, raw in raws.items()}
+
+    def require_row(self, raw: Raw, at: int) -> None:
+        """A number."""
+        if number(label := raw.labels[at]) is None:
+            raise BadRow(raw.place(at), f"label {label!r}, expected a finite number (regression)", "wrong type")
 
     def strata(self, split: Split) -> list[int]:
         """All in one."""
@@ -88,12 +94,3 @@ class Regression(TaskKind):
     def decoded(self, fitted: np.ndarray, targets: np.ndarray, classes: int) -> np.ndarray:
         """The numbers themselves."""
         return fitted
-
-
-def _numbers(raw: Raw) -> list[float]:
-    numbers = []
-    for place, label in zip(raw.places, raw.labels, strict=True):
-        if (value := number(label)) is None:
-            raise InputError(f"{raw.where}, row {place}", f"label {label!r}, expected a finite number (regression)")
-        numbers.append(value)
-    return numbers

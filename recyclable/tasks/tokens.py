@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from recyclable.data.bad_rows import BadRow
 from recyclable.data.examples import Batch, LabelledTexts, TaskExamples
 from recyclable.data.split import Split
 from recyclable.errors import InputError
@@ -56,8 +57,6 @@ class Tokens(TaskKind):
 
     def read(self, given: Sequence[object] | None, raws: Mapping[str, Raw]) -> tuple[Labels, dict[str, Split]]:
         """Tags in order (O first, then as `tasks.parts.labels.class_names` sorts), and their indices."""
-        for raw in raws.values():
-            _require_tag_per_word(raw)
         train = raws["train"]
         labels = class_names(given, (tag for tags in train.labels for tag in tags), train.where)
         if given is None and OUTSIDE in labels:
@@ -69,6 +68,13 @@ class Tokens(TaskKind):
             targets = [[class_index(tag, index, raw, place, given is not None) for tag in tags] for place, tags in rows]
             splits[split] = Split(raw.texts, None, targets)
         return labels, splits
+
+    def require_row(self, raw: Raw, at: int) -> None:
+        """A word at least, and a tag for each."""
+        words, tags = len(raw.texts[at]), len(raw.labels[at])
+        if words != tags or not words:
+            problem = f"{words} words and {tags} tags, expected as many, at least one"
+            raise BadRow(raw.place(at), problem, "words and tags do not pair")
 
     def strata(self, split: Split) -> list[int]:
         """The tag of a text that is rarest in the split: few-shot samples then have some of every tag."""
@@ -194,10 +200,3 @@ def _before_a_word(tokenizer: PreTrainedTokenizerBase) -> str:
         return tokenizer(given, add_special_tokens=False, is_split_into_words=isinstance(given, list))["input_ids"]
 
     return "" if pieces(["a"]) == pieces("a a")[len(pieces("a")) :] else " "
-
-
-def _require_tag_per_word(raw: Raw) -> None:
-    for place, words, tags in zip(raw.places, raw.texts, raw.labels, strict=True):
-        if len(words) != len(tags) or not words:
-            found = f"{len(words)} words and {len(tags)} tags"
-            raise InputError(f"{raw.where}, row {place}", f"{found}, expected as many, at least one")

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from recyclable import distributed
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
 from recyclable.training.zero import own_pieces, trainable_shapes
 from recyclable.weights.checkpoint_files import SafetensorsFile
 from recyclable.weights.digest import Digested
@@ -21,12 +21,18 @@ def tensors_file(out: Path, step: int) -> Path:
 
 
 def keep(student: nn.Module, path: Path) -> str:
-    """Every rank writes what it keeps of the trainable parameters into one file; returns its digest. A collective."""
+    """Every rank writes what it keeps of the trainable parameters into one file; returns its digest. A collective.
+
+    Raises RunError on every rank where a parameter is not finite.
+    """
     writer = SafetensorsWriter(path, trainable_shapes(student), team=distributed.Ranks())
     for name, start, values in own_pieces(student):
         writer.write(name, values, start)
     writer.close()
-    return _digest(SafetensorsFile(path))
+    try:
+        return _digest(SafetensorsFile(path))
+    except InputError as error:
+        raise RunError("weights", f"are damaged, so that there is no result: {error}") from error
 
 
 def verified(path: Path, digest: str | None) -> SafetensorsFile:

@@ -18,6 +18,7 @@ from recyclable.architectures.recomputing import recompute_layers
 from recyclable.config.settings import TrainSettings
 from recyclable.objectives.objective import Objective
 from recyclable.training import nvme, zero
+from recyclable.training.events import outlive
 from recyclable.training.optimizer import build_optimizer
 
 
@@ -51,13 +52,16 @@ def engine_for(
         config[key] *= len(objective.passes(0))
     for module, parameter in objective.borrowed():
         zero.gather_with(module, parameter)
-    config.setdefault("tensorboard", {"enabled": True, "output_path": str(out), "job_name": "tensorboard"})
+    if "tensorboard" not in config:
+        config["tensorboard"] = {"enabled": True, "output_path": str(out), "job_name": "tensorboard"}
+        distributed.main_writes(lambda: (out / "tensorboard").mkdir(exist_ok=True))
     with _ended(
         deepspeed.initialize(model=objective, optimizer=build_optimizer(objective, settings), config=config)[0], config
     ) as engine:
         if distributed.world_size() == 1 and machine.zero_stage(config) == 0 and not machine.is_bf16(config):
             engine.enable_backward_allreduce = False  # it would copy every gradient to add up one rank's
         distributed.say(f"attention: {attention.attention_of(objective.student)}")
+        outlive(engine.monitor)
         yield engine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,15 +17,16 @@ from recyclable import distributed
 from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
 from recyclable.data.order import Item, Order, Steps, share_of_step
-from recyclable.errors import InputError
+from recyclable.errors import RunError
 from recyclable.launching import guard, preemption
 from recyclable.objectives.objective import Objective
 from recyclable.training import best, micro_batch, states
-from recyclable.training.checkpoint.choosing import known_micro_batch, newest_whole
+from recyclable.training.checkpoint.choosing import known_micro_batch, newest_whole, require_same_content
 from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import engine_for, materialize
 from recyclable.training.evaluation import to_device
+from recyclable.training.health import Health
 from recyclable.training.monitor import Monitor
 from recyclable.training.optimizer import learning_rate
 from recyclable.training.zero import load_trainable
@@ -45,6 +47,8 @@ class Outcome:
     """Trainable tensors at the best step (fp32 safetensors, the student's parameter names); the caller removes it."""
     final: Scores
     """What `final` scored on the best weights."""
+    skipped: list[int]
+    """Steps that were left out as bad, counted from 1."""
 
 
 def train(
@@ -87,6 +91,7 @@ def train(
         monitor, found = Monitor(engine, settings, label), reads()
         progress = _resumed(engine, out, found) if resume else Progress()
         order = order or Order(len(examples), settings.train_batch_size, settings.seed, lengths)
+        health = Health(engine, settings, progress, out)
         preemption.hold()  # until the run's directory is let go: from here on there is something to keep
         with monitor.bar(progress.step):
             if progress.step == 0:
@@ -94,12 +99,11 @@ def train(
             while progress.step < settings.max_steps:
                 saver.check()
                 begin = time.perf_counter()
-                *losses, ends = train_step(
-                    engine, objective, examples, order.step(progress.step), progress.step, settings
-                )
+                items = order.step(progress.step)
+                *losses, ends = train_step(engine, objective, examples, items, progress.step, settings, health)
                 progress.seconds += time.perf_counter() - begin
                 progress.step += 1
-                monitor.step(progress.step, *losses)
+                monitor.step(progress.step, *(losses if health.fine else map(torch.zeros_like, losses)))
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
                 guard.tell(step=progress.step)
@@ -117,8 +121,8 @@ def train(
         if final:
             load_trainable(objective.student, kept)
             engine.eval()
-            scores = final(engine)
-    return Outcome(progress.history, progress.best_step, kept.path, scores)
+            scores = _finite(final(engine), progress.best_step)
+    return Outcome(progress.history, progress.best_step, kept.path, scores, progress.skipped)
 
 
 def _resumed(engine: deepspeed.DeepSpeedEngine, out: Path, reads: Digests) -> Progress:
@@ -126,10 +130,7 @@ def _resumed(engine: deepspeed.DeepSpeedEngine, out: Path, reads: Digests) -> Pr
     found = newest_whole(out, states.trained_shapes(engine))
     if found is None:
         return Progress()
-    for name, digest in found.record.reads.items():
-        if reads.get(name, digest) != digest:
-            problem = f"is not what the run in {out} began with: digest {reads[name][:12]}, was {digest[:12]}"
-            raise InputError(name, f"{problem}; undo the change, or start anew in another directory")
+    require_same_content(out, found.record, reads)
     progress = found.record.progress
     states.restore(engine, found.files)
     states.set_progress(engine, progress.step, found.record.scaling)
@@ -158,10 +159,14 @@ def train_step(
     items: list[Item],
     step: int,
     settings: TrainSettings,
+    health: Health | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, distributed.Coming]:
     """One optimizer step; returns this rank's summed losses [terms], all ranks' counts [terms] and tokens [] (fp64).
 
     And whether, when it began, any rank had been asked to end.
+
+    Args:
+        health: leaves out a bad step; None: nobody looks.
     """
     world, accumulation = distributed.world_size(), engine.gradient_accumulation_steps()
     # Dropout is the only thing drawn from torch's generators: seeding every step makes resuming exact without state.
@@ -180,15 +185,18 @@ def train_step(
     engine.train()
     summed = torch.zeros(len(terms), dtype=torch.float64, device=engine.device)
     for batch in batches:
-        batch = to_device(batch, engine.device)
+        on_device = to_device(batch, engine.device)
         for of_pass in objective.passes(step):
-            sums = engine(batch, **of_pass)
+            sums = engine(on_device, **of_pass)
             # DeepSpeed averages over ranks and accumulation steps: undo it, the whole step's counts divide instead.
             loss = sum(objective.weights[term] * value / divisors[term] for term, value in sums.items())
             engine.backward(loss * world * accumulation)
-            engine.step()
             for term, value in sums.items():
                 summed[terms.index(term)] += value.detach().double()
+            if health is not None and engine.is_gradient_accumulation_boundary():
+                health.step(summed, counts, batches, items)
+            else:
+                engine.step()
     return summed, counts, tokens, ends
 
 
@@ -202,12 +210,22 @@ def _evaluate(
     settings: TrainSettings,
 ) -> None:
     engine.eval()
-    scores = evaluate(engine)
-    examples = progress.step * settings.train_batch_size
-    progress.history.append({"step": progress.step, "examples": examples, "seconds": progress.seconds, **scores})
+    scores = _finite(evaluate(engine), progress.step)
+    examples = (progress.step - len(progress.skipped)) * settings.train_batch_size
+    skipped = {"skipped": len(progress.skipped)} if progress.skipped else {}
+    row = {"step": progress.step, "examples": examples, "seconds": progress.seconds, **skipped, **scores}
+    progress.history.append(row)
     monitor.scores(progress.step, scores)
     score = None if select is None else scores[select]
     last = progress.step == settings.max_steps
     if last if score is None else progress.best is None or score > progress.best:
         progress.best, progress.best_step = score, progress.step
         progress.best_digest = best.keep(engine.module.student, best.tensors_file(out, progress.step))
+
+
+def _finite(scores: Scores, step: int) -> Scores:
+    """The scores; RunError, on every rank as all have the same, where one is no finite number."""
+    for name, score in scores.items():
+        if not math.isfinite(score):
+            raise RunError(f"weights of step {step}", f"their {name} is {score}: they are damaged, there is no result")
+    return scores

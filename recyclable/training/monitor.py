@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,21 +73,25 @@ class Monitor:
 
     def _log(self, step: int) -> None:
         """A log point: the means since the last one, of all ranks; a collective."""
-        means = (distributed.sum_over_ranks(self._sums) / self._counts.clamp(min=1)).tolist()
+        totals, counts = distributed.sum_over_ranks(self._sums), self._counts
+        means = (totals / counts.clamp(min=1)).tolist()
         self._now = self._clock()  # only now a GPU has done what it was told
-        losses = dict(zip(self._terms, means, strict=True))
-        self._loss = sum(weight * losses[term] for term, weight in self._terms.items())
-        scalars = {"train/loss": self._loss, **{f"train/{term}": value for term, value in losses.items()}}
+        scalars: dict[str, float] = {}
+        if counts.any():  # else all steps since the last log point were left out
+            losses = dict(zip(self._terms, means, strict=True))
+            self._loss = sum(weight * losses[term] for term, weight in self._terms.items())
+            scalars = {"train/loss": self._loss, **{f"train/{term}": value for term, value in losses.items()}}
         scalars["train/learning_rate"] = learning_rate(step - 1, self._settings)
         scalars["perf/examples_per_s"] = self._steps * self._settings.train_batch_size / self._seconds()
         scalars["perf/tokens_per_s"] = self._tokens_per_s()
         if self._peak:
             scalars["perf/mfu"] = scalars["perf/tokens_per_s"] * self._flops / (self._peak * distributed.world_size())
         norm = self._engine.get_global_grad_norm()
-        if norm is not None:
+        if norm is not None and math.isfinite(norm):  # else the step was left out
             scalars["train/grad_norm"] = float(norm)
         self._write(step, scalars)
-        self._bar.set_postfix(loss=f"{self._loss:.4f}")
+        if self._loss is not None:
+            self._bar.set_postfix(loss=f"{self._loss:.4f}")
         if self._in_log():
             self._say(step)
         self._reset()

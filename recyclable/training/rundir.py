@@ -24,21 +24,23 @@ from recyclable.weights.strict_json import read_json
 _RUN = "run.json"
 _OF_A_CLAIM = (LOCK, ".seen-*", f".{_RUN}.partial")  # all that a run leaves that dies before it has begun
 _PATIENCE_S = 5
-# Checkpoints, and weights of a later step than 0.
-_PROGRESS = (
+# Checkpoints, weights of a later step than 0, and batches to be looked at.
+PROGRESS = (
     *("checkpoints/step-*/complete.json", "*/checkpoints/step-*/complete.json"),
     *("best-*[1-9]*.safetensors", "*/best-*[1-9]*.safetensors"),
+    *("bad_steps/*.json", "*/bad_steps/*.json"),
 )
-# These say where and how often, not what is computed: they may differ when a run is resumed.
+# These say where and how often, and what becomes of bad steps: they may differ when a run is resumed.
 _FREE = {
     *("out", "log_every", "save_every", "save_every_minutes", "save_total_limit"),
     *("eval_batch_size", "teacher_cache", "gradient_checkpointing"),
+    *("bad_step", "max_bad_steps", "spike_factor"),
 }
 
 
 @contextmanager
 def claim(
-    settings: Settings, out: Path, marker: str, resume: bool, progress: Sequence[str] = _PROGRESS
+    settings: Settings, out: Path, marker: str, resume: bool, progress: Sequence[str] = PROGRESS
 ) -> Iterator[bool]:
     """Have `out` for this run; gives False when the result (`marker`) is there already and resume was asked for.
 

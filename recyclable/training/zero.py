@@ -23,7 +23,7 @@ from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, 
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import nn
 
-from recyclable import distributed
+from recyclable import distributed, machine
 from recyclable.errors import InputError
 from recyclable.training.swapped import is_swapped, own_masters
 from recyclable.weights.checkpoint_files import Ranged
@@ -64,12 +64,13 @@ def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
 
     Under ZeRO-3 each rank reads its own range of each parameter into its partition: nothing is gathered or broadcast,
     and no rank allocates a whole tensor. Below, a rank reads every parameter whole, in the precision and on the device
-    that it will have. Parameters that have values already are partitioned from them. Does nothing where none is unread.
+    that it will have. Parameters that have values already are partitioned from them. Does nothing the second time.
 
     Two ways to store ZeRO-3's partitions need whole parameters on the way (ZeRO++'s second partition on each host and
     its quantized frozen weights): with them it is as below ZeRO-3, and DeepSpeed partitions.
     """
-    if not is_unread(module):
+    # DeepSpeed would partition a module that has all its values, but takes fp32 weights to NVMe in bf16 on a CPU.
+    if not is_unread(module) and (machine.zero_stage(ds_config) < 3 or is_partitioned(module)):
         return
     config = DeepSpeedConfig(copy.deepcopy(ds_config))
     zero = config.zero_config

@@ -19,6 +19,7 @@ from recyclable.weights.checkpoint_files import Renamed, Source
 from recyclable.weights.digest import Digested
 from recyclable.weights.layouts import model_files
 from recyclable.weights.locate import inside
+from recyclable.weights.own_files import require_own_files
 
 _CHUNK = 1 << 22  # elements compared at a time
 
@@ -29,6 +30,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     if not file.is_file():
         wanted = "expected a model directory in Hugging Face format"
         raise InputError(folder, f"has no config.json, {wanted}{inside(folder, file.name)}")
+    if folder.is_dir():
+        require_own_files(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, return_dict=True)
         kernels = _kernels_from_elsewhere(json.loads(file.read_text(encoding="utf-8")))

@@ -98,6 +98,10 @@ class Source(Ranged):
     def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
         """Bytes [start, stop) of a tensor, uint8."""
 
+    def origin(self, name: str) -> tuple[object, str]:
+        """What messages name for a tensor: the file that it lies in, and what it is called there."""
+        return "weights", name
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements [start, stop) of the flattened tensor, in its stored dtype, as a new flat CPU tensor."""
         stored = self.stored(name)
@@ -149,6 +153,10 @@ class SafetensorsFile(Source):
                 raise InputError(self.path, f"ends within {name}: it was cut short after it was opened")
             done += got
         return data
+
+    def origin(self, name: str) -> tuple[object, str]:
+        """This file."""
+        return self.path, name
 
 
 class InMemory(Source):
@@ -226,6 +234,10 @@ class Renamed(Source):
         """Bytes [start, stop) of a tensor, uint8."""
         return self.source.read_bytes(self.stored_name[name], start, stop)
 
+    def origin(self, name: str) -> tuple[object, str]:
+        """The source's."""
+        return self.source.origin(self.stored_name[name])
+
 
 class TensorFiles(Source):
     """The tensors of an HF model directory, one file or many, by the names that stand in the files."""
@@ -277,3 +289,7 @@ class TensorFiles(Source):
     def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
         """Bytes [start, stop) of a tensor, uint8."""
         return self._where[name].read_bytes(name, start, stop)
+
+    def origin(self, name: str) -> tuple[object, str]:
+        """The file of several that it lies in."""
+        return self._where[name].origin(name)

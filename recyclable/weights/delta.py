@@ -28,6 +28,7 @@ from recyclable.weights.checkpoint_files import DTYPES, Ranged, SafetensorsFile
 from recyclable.weights.differences import Differences
 from recyclable.weights.digest import Digested, element_pieces, in_threads
 from recyclable.weights.files import Layout, SafetensorsWriter, write_in_pieces
+from recyclable.weights.strict_json import parse_json
 from recyclable.weights.team import ALONE, Team
 
 CODECS = ("exact", "bf16", "lowrank", "1bit")
@@ -82,7 +83,7 @@ class Delta:
                 raise InputError(source.path, f"{name} has parts {sorted(parts)}, which do not make a difference")
         self.codec = source.metadata.get("codec", "fp32")
         try:
-            dtypes = json.loads(source.metadata.get("tuned_dtypes", "{}"))
+            dtypes = parse_json(source.metadata.get("tuned_dtypes", "{}"), f"{source.path}, tuned_dtypes")
             self._dtypes = {name: DTYPES[dtype] for name, dtype in dtypes.items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(source.path, f"broken tuned_dtypes in its header: {error}") from error

@@ -21,7 +21,9 @@ import torch
 from blake3 import blake3
 from tqdm import tqdm
 
+from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import SafetensorsFile, Source, Stored
+from recyclable.weights.finite import is_finite
 from recyclable.weights.hashes import sha256_file, sha256_json
 from recyclable.weights.team import ALONE, Team
 
@@ -79,7 +81,7 @@ class Leaves:
 
 
 class Digested(Source, Generic[S]):
-    """A source of tensors; whatever is read through this is hashed on the way.
+    """A source of tensors; whatever is read through this is hashed, and looked through for NaN, on the way.
 
     A read of elements [start, stop) hashes the leaves that begin in that range, and reads on to the end of the last
     of them: ranges that cover a tensor without overlap hash each of its leaves exactly once.
@@ -88,6 +90,7 @@ class Digested(Source, Generic[S]):
     def __init__(self, source: S) -> None:
         self.source = source
         self.leaves = {name: Leaves(source.stored(name).nbytes) for name in source.names}
+        self._broken: set[str] = set()  # tensors with numbers that are not finite
 
     @property
     def names(self) -> list[str]:
@@ -100,17 +103,24 @@ class Digested(Source, Generic[S]):
 
     def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
         """Bytes [start, stop) of a tensor; the leaves that begin there are hashed."""
-        nbytes = self.source.stored(name).nbytes
+        stored = self.source.stored(name)
+        nbytes = stored.nbytes
         first = -(-start // LEAF)
         end = min(nbytes, -(-stop // LEAF) * LEAF) if first * LEAF < stop else stop
         data = self.source.read_bytes(name, start, end)
         for leaf in range(first, -(-end // LEAF) if first * LEAF < stop else first):
             begin = leaf * LEAF - start
-            self.leaves[name][leaf] = blake3(data[begin : begin + LEAF].data).digest()
+            piece = data[begin : begin + LEAF]
+            self.leaves[name][leaf] = blake3(piece.data).digest()
+            if not is_finite(torch.from_numpy(piece).view(stored.dtype)):
+                self._broken.add(name)
         return data[: stop - start]
 
     def complete(self, threads: int | None = None, team: Team = ALONE) -> None:
-        """Bring together what the team has hashed, and read and hash what nobody has, shared out; a collective."""
+        """Bring together what the team has hashed, and read and hash what nobody has, shared out; a collective.
+
+        Raises InputError, on every member, for a tensor with NaN or infinity in it.
+        """
         self._merge(team)
         missing = [
             (name, piece)
@@ -121,11 +131,20 @@ class Digested(Source, Generic[S]):
         in_threads(lambda task: self._hash(task[0], *task[1]), missing[team.rank :: team.size], threads=threads)
         if missing:
             self._merge(team)
+        for name in sorted(self._broken):
+            where, named = self.source.origin(name)
+            raise InputError(where, f"{named} holds NaN or infinity, expected finite numbers: the weights are damaged")
+
+    def origin(self, name: str) -> tuple[object, str]:
+        """The source's."""
+        return self.source.origin(name)
 
     def _merge(self, team: Team) -> None:
         if team.size == 1:
             return
-        for known in team.gather({name: leaves.runs() for name, leaves in self.leaves.items()}):
+        own = {name: leaves.runs() for name, leaves in self.leaves.items()}
+        for known, broken in team.gather((own, self._broken)):
+            self._broken = self._broken | broken
             for name, runs in known.items():
                 self.leaves[name].add(runs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
 
 
 def sync(path: Path) -> None:
@@ -26,9 +27,24 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+def write_json(path: Path, value: Any, finite: bool = True) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it.
+
+    Args:
+        finite: raise RunError for NaN and infinity, which are no JSON; False for what only this program reads.
+    """
+    if finite and (place := _not_finite(value)):
+        raise RunError(path, f"is not written: {place}, expected a finite number")
     write_text(path, json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def _not_finite(value: Any, place: str = "") -> str | None:
+    """The first number that is not finite, and where it stands."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place} is {value}"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    found = (_not_finite(each, f"{place}.{name}" if place else str(name)) for name, each in inner)
+    return next(filter(None, found), None)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import struct
+import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recyclable.errors import InputError
+from recyclable.errors import RunError
 from recyclable.weights.checkpoint_files import DTYPES, Ranged, Stored
 from recyclable.weights.digest import element_pieces, in_threads
 from recyclable.weights.durable import sync, write_json
@@ -32,7 +34,7 @@ class SafetensorsWriter:
         metadata: strings for the header, beside `format`.
         team: its members fill one file together; opening and closing it are collectives.
 
-    Raises InputError when the members do not see one another's files.
+    Raises RunError, on every member, where one cannot write, as on a full disk, or does not see the others' files.
     """
 
     def __init__(
@@ -52,16 +54,13 @@ class SafetensorsWriter:
         """The bytes before the first tensor."""
         self._start = len(self.header)
         self._path, self._aside, self._team = path, path.with_name(f".{path.name}.partial"), team
+        self._problem: str | None = None
         if team.rank == 0:
-            self._file = os.open(self._aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-            self._pwrite(self.header, 0)
-            os.ftruncate(self._file, self._start + offset)
-        team.gather(None)
+            self._try(lambda: self._create(self._start + offset))
+        self._agree()
         if team.rank:
-            try:
-                self._file = os.open(self._aside, os.O_RDWR)
-            except FileNotFoundError as error:
-                raise InputError(path.parent, "is not on a file system that all ranks share") from error
+            self._try(lambda: self._open(os.O_RDWR))
+        self._agree()
 
     def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
         """Put a CPU tensor of the announced dtype at elements [start, start + numel) of the flattened tensor."""
@@ -69,7 +68,37 @@ class SafetensorsWriter:
         if tensor.dtype != stored.dtype or start + tensor.numel() > stored.numel:
             raise ValueError(f"{self._path}: got {name} {tensor.dtype}, {tensor.numel()} from {start}; not {stored}")
         place = self._start + stored.offset + start * stored.dtype.itemsize
-        self._pwrite(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, place)
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._try(lambda: self._pwrite(data, place))
+        if self._team.size == 1:
+            self._agree()
+
+    def _open(self, flags: int) -> None:
+        self._file = os.open(self._aside, flags, 0o666)
+        self._close = weakref.finalize(self, os.close, self._file)
+
+    def _create(self, size: int) -> None:
+        self._open(os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self._pwrite(self.header, 0)
+        os.ftruncate(self._file, size)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Do it; what the system says against it is kept until all members hear of it, and nothing is done any more."""
+        if self._problem is None:
+            try:
+                work()
+            except FileNotFoundError:
+                self._problem = "its directory is gone, or not on a file system that all ranks share"
+            except OSError as error:
+                self._problem = error.strerror or str(error)
+
+    def _agree(self) -> None:
+        """RunError on every member where one had a problem; a collective."""
+        if problem := next(filter(None, self._team.gather(self._problem)), None):
+            if self._team.rank == 0:
+                with suppress(OSError):
+                    self._aside.unlink(missing_ok=True)
+            raise RunError(self._path, f"cannot be written ({problem})")
 
     def _pwrite(self, data: bytes | memoryview, place: int) -> None:
         done = 0
@@ -80,13 +109,16 @@ class SafetensorsWriter:
 
     def close(self) -> None:
         """Flush to the disk and rename; what was never written is zeros."""
-        os.fsync(self._file)
-        os.close(self._file)
-        self._team.gather(None)
+        self._try(lambda: os.fsync(self._file))
+        self._agree()
+        self._close()
         if self._team.rank == 0:
-            self._aside.replace(self._path)
-            sync(self._path.parent)
-        self._team.gather(None)
+            self._try(self._appear)
+        self._agree()
+
+    def _appear(self) -> None:
+        self._aside.replace(self._path)
+        sync(self._path.parent)
 
 
 def write_in_pieces(

@@ -65,6 +65,13 @@ class Rearranged(Source):
         size = self._planned[name].dtype.itemsize
         return self.read(name, start // size, stop // size).view(torch.uint8).numpy()
 
+    def origin(self, name: str) -> tuple[object, str]:
+        """The file, where it is stored as it is."""
+        plan = self._planned[name].plan
+        if isinstance(plan, Held) and isinstance(plan.tensors, Source):
+            return plan.tensors.origin(plan.name)
+        return super().origin(name)
+
 
 class ModelFiles(Rearranged):
     """The tensors of an HF model directory as today's model has them, whichever layout its files have.
@@ -75,6 +82,11 @@ class ModelFiles(Rearranged):
     def __init__(self, files: TensorFiles, structure: Structure) -> None:
         self.folder = files.folder
         super().__init__(_converted(files, structure))
+
+    def origin(self, name: str) -> tuple[object, str]:
+        """The file, or the directory of a tensor that is made of several."""
+        where, named = super().origin(name)
+        return (where if isinstance(where, Path) else self.folder), named
 
 
 def model_files(folder: Path, structure: Structure) -> TensorFiles | ModelFiles:
@@ -88,13 +100,20 @@ def as_saved(model: PreTrainedModel, tensors: Ranged) -> Ranged:
 
     Args:
         model: its structure is enough.
-        tensors: by the model's names.
+        tensors: by the model's names; none is read yet.
+
+    Raises InputError where transformers would make more of them than a rearrangement.
     """
     if not conversions(model):
         return tensors
-    with torch.no_grad():
-        planned = {name: Planned.stored(tensors, name) for name in tensors.names}
-        return Rearranged(revert_weight_conversion(model, planned))
+    planned = {name: Planned.stored(tensors, name) for name in tensors.names}
+    try:
+        with torch.no_grad():
+            return Rearranged(revert_weight_conversion(model, planned))
+    except Exception as error:  # whatever an operation makes of tensors without values
+        reason = str(error).partition("\n")[0]
+        problem = f"{type(model).__name__} cannot be laid out in files as transformers has them ({reason})"
+        raise InputError(model.config.model_type, problem) from error
 
 
 def former_modules(names: Iterable[str], structure: Structure) -> dict[str, str]:

@@ -21,7 +21,7 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.is_file():
         return None
-    lineage = read_json(file)
+    lineage = read_json(file, finite=True)
     if (found := lineage.get("format", FORMAT)) != FORMAT:
         raise InputError(file, f"format {found!r}, this version reads {FORMAT}")
     if not is_fingerprint(lineage.get("fingerprint")) or not isinstance(lineage.get("ancestors"), list):

@@ -15,6 +15,7 @@ from recyclable.errors import InputError
 from recyclable.weights.durable import sync
 from recyclable.weights.hashes import sha256_file
 from recyclable.weights.locate import inside
+from recyclable.weights.own_files import require_own_files
 from recyclable.weights.strict_json import read_json
 
 MANIFEST = "manifest.json"
@@ -97,6 +98,7 @@ class _Metrics(TypedDict, total=False):
     best_step: float
     examples: float
     seconds: float
+    skipped_steps: list[int]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -146,6 +148,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not file.is_file():
         wanted = "expected adapted weights that recyclable wrote; `recyclable store add` takes in others'"
         raise InputError(folder, f"holds no {MANIFEST}, {wanted}{inside(folder, MANIFEST)}")
+    require_own_files(folder)
     content = read_json(file)
     if (folder / SEAL).is_file() and (folder / SEAL).read_bytes() != (sha256_file(file) + "\n").encode():
         raise InputError(file, CHANGED)

@@ -6,26 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recyclable.config.opening import read_text
 from recyclable.errors import InputError
 
 _MAX_BYTES = 1 << 26  # longer than any index or dev curve
 
 
-def read_json(path: Path, finite: bool = False) -> dict[str, Any]:
+def read_json(path: Path, finite: bool = False, expected: str = "") -> dict[str, Any]:
     """The object in a file; InputError when it cannot be read, is no JSON object, or a key stands in it twice.
 
     Args:
         finite: refuse NaN and Infinity, which are no JSON.
+        expected: what the file should be, for the message where it cannot be read.
     """
-    try:
-        if (size := path.stat().st_size) > _MAX_BYTES:
-            raise InputError(path, f"has {size} bytes, expected JSON of at most {_MAX_BYTES}")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"broken JSON: no UTF-8 at byte {error.start}") from error
-    return parse_json(text, path, finite)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(path, "is no file, expected JSON")
+    return parse_json(read_text(path, _MAX_BYTES, expected), path, finite)
 
 
 def parse_json(text: str, where: object, finite: bool = False) -> dict[str, Any]:
@@ -33,6 +29,9 @@ def parse_json(text: str, where: object, finite: bool = False) -> dict[str, Any]
     try:
         content = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_json if finite else None)
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(where, f"broken JSON: {place}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(where, f"broken JSON: {error}") from error
     if not isinstance(content, dict):

@@ -13,6 +13,7 @@ from recyclable.errors import InputError
 from recyclable.weights.base import Base, read_config, reason
 from recyclable.weights.durable import copy_files
 from recyclable.weights.fingerprint import tokenizer_digest
+from recyclable.weights.own_files import require_own_files
 from recyclable.weights.tokenizer_files import tokenizer_files
 
 
@@ -24,6 +25,7 @@ def load_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreT
 
     Raises InputError when there is none, or one with more pieces than the model has embeddings.
     """
+    require_own_files(folder)
     config = config or read_config(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)

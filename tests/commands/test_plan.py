@@ -134,3 +134,41 @@ def test_a_teachers_cached_answers_may_be_those_of_every_layer(tmp_path, capsys)
     argv = ["--model", tmp_path, "--device", "h100", "--deepspeed_config", "125m_zero1", *run]
     _, found = planned(capsys, *argv)
     assert found["chosen"] == "125m_zero1" and "Distillation" in found["run"]["objective"]
+
+
+LLAMA = {**CONFIG, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 2}
+T5 = {
+    **{
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "vocab_size": 200,
+        "d_model": 16,
+        "d_kv": 8,
+    },
+    **{"d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "problem", "objective"),
+    [
+        (CONFIG, "tokens", "Distillation"),
+        (LLAMA, "generation", "TokenDistillation"),
+        (T5, "classification", "Distillation"),
+        (T5, "generation", "TokenDistillation"),
+    ],
+)
+def test_distillation_of_hidden_states_is_planned_for_every_kind_of_task(tmp_path, capsys, config, problem, objective):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "task.yaml").write_text(f"problem: {problem}\n")
+    run = ["method=both", f"task={tmp_path / 'task'}", "beta=1.0", "max_length=32"]
+    _, found = planned(capsys, "--model", tmp_path, "--device", "h100", "--deepspeed_config", "125m_zero1", *run)
+    assert found["run"]["objective"] == objective and found["regimes"][0]["fits"]
+
+
+def test_a_kept_answer_over_a_vocabulary_is_refused_as_a_run_refuses_it(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    argv = ["plan", "--model", str(tmp_path), "--device", "h100", "method=both", "teacher=cached"]
+    assert main(argv) == 2
+    assert "teacher: is cached, expected online" in capsys.readouterr().err

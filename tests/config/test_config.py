@@ -126,7 +126,11 @@ def test_applying_needs_no_steps_and_training_does(write) -> None:
         recycle(write(text), ["method=init", "max_steps=4"])
 
 
-@pytest.mark.parametrize("value", ["2024-99-99", "!!int abc", "!!bool x", "1" * 5000, "[" * 3000, "&a [*a]"])
+BOMB = "[&a0 x, " + ", ".join(f"&a{i} [{f'*a{i - 1}, ' * 9}x]" for i in range(1, 30)) + "]"
+"""9^29 values in a few lines."""
+
+
+@pytest.mark.parametrize("value", ["2024-99-99", "!!int abc", "!!bool x", "1" * 5000, "[" * 3000, "&a [*a]", BOMB])
 def test_a_value_that_yaml_cannot_make_is_one_line_that_says_where(write, value: str) -> None:
     for text, overrides, said in [
         (f"{TUNE}seed: {value}\n", [], r"run\.yaml: (broken YAML: (line 6|nested too)|seed is nested)"),

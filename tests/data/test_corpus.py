@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from recyclable.data.corpus import load_corpus, pack
 from recyclable.data.layout import streamed
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 TEXTS = ["a b c", "d e, “f”", "g h"]
@@ -138,21 +139,21 @@ def test_loading_leaves_the_progress_bar_setting_as_it_was(tmp_path: Path) -> No
         ("a.json", b'[{"text": "x"},\n {"text": }]', r"a\.json, line 2: broken JSON"),
         ("a.json", b'["x"]', r"a\.json, item 1: found JSON str, expected an object"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, row 1: column 'text' is 3, expected a string"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl, row 1: column 'text' is no valid Unicode"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl, row 1: column 'text' is not valid UTF-8"),
         ("a.csv", b"text,id\nx,1\ny\n", r"a\.csv, line 3: found 1 cells, expected 2"),
         ("a.csv", b'text,id\n"x,1\n', r"a\.csv, line 2: a cell opens here with a quote"),
         ("a.csv", b"text,text\nx,y\n", r"a\.csv: a column name appears twice"),
-        ("a.txt", b"caf\xe9\n", r"a\.txt: not valid UTF-8"),
+        ("a.txt", b"caf\xe9\n", r"a\.txt, line 1: not valid UTF-8"),
         ("a.txt.gz", b"plain", r"a\.txt\.gz: broken gzip"),
         ("a.txt.gz", gzip.compress(b"some text " * 99, mtime=0)[:20], r"a\.txt\.gz: broken gzip"),
         ("a.parquet", b"plain", r"a\.parquet: broken Parquet"),
         ("a.txt.gz", flipped(gzip.compress(b"some text " * 99, mtime=0), 15), r"a\.txt\.gz: broken gzip"),
-        ("a.parquet", flipped(in_parquet(TEXTS), 30), r"a\.parquet: broken Parquet"),
+        ("a.parquet", flipped(in_parquet(TEXTS), 30), r"a\.parquet, row 1: broken Parquet"),
         ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, r"a\.jsonl, line 2: broken JSON"),
         ("a.json", b"[" * 100_000, r"a\.json: broken JSON"),
         ("a.jsonl", b'{"text": "x", "id": ' + b"1" * 5000 + b"}", r"a\.jsonl, line 1: broken JSON"),
         ("a.json", b'[{"text": "x", "id": ' + b"1" * 5000 + b"}]", r"a\.json: broken JSON"),
-        ("a.json", b'["caf\xe9"]', r"a\.json: not valid UTF-8"),
+        ("a.json", b'["caf\xe9"]', r"a\.json, item 1: not valid UTF-8"),
         ("a.pdf", b"x", r"a\.pdf: unsupported extension, expected one of \.txt"),
     ],
 )
@@ -255,7 +256,7 @@ def test_a_stream_over_many_batches_loses_nothing(tokenizer, monkeypatch: pytest
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{j}" for j in rng.integers(100, size=rng.integers(1, 9))) for _ in range(50)]
     whole = pack(corpus(texts), tokenizer, 7)
-    monkeypatch.setattr("recyclable.data.packing._BATCH", 3)
+    monkeypatch.setattr("recyclable.data.packing._TOKENS", 3)
     parts = pack(corpus(texts), tokenizer, 7, cache_dir=Path(datasets.config.HF_DATASETS_CACHE) / "other")
     stream = []
     for text in texts:
@@ -313,12 +314,47 @@ def test_the_digest_tells_sequences_apart_and_nothing_else(tokenizer) -> None:
     assert pack(corpus(["a b c"]), tokenizer, 4).digest != digest
 
 
-def test_a_damaged_cache_is_written_anew(tokenizer, own_cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("ids.bin", lambda data: data[:-2]),
+        ("ids.bin", lambda data: bytes(len(data))),
+        ("ids.bin", lambda data: bytes([data[0] ^ 1]) + data[1:]),
+        ("starts.bin", lambda data: data[:-1] + bytes([1 - data[-1]])),
+        ("starts.bin", None),
+        ("meta.json", lambda data: data.replace(b'"tokens": 6', b'"tokens": 7')),
+        ("meta.json", lambda data: data.replace(b'"digest": "', b'"digest": "0')),
+        ("meta.json", lambda data: b"{"),
+    ],
+)
+def test_a_damaged_cache_is_told_and_written_anew(
+    tokenizer, own_cache: Path, capsys: pytest.CaptureFixture, file: str, damage: Callable[[bytes], bytes] | None
+) -> None:
     first = pack(corpus(["a b c d e f"]), tokenizer, 5)
-    (file,) = own_cache.rglob("ids.bin")
-    file.write_bytes(file.read_bytes()[:-2])
-    assert pack(corpus(["a b c d e f"]), tokenizer, 5)[1].tolist() == [2, 8, 9, 10, 3]
-    assert first.digest
+    assert pack(corpus(["a b c d e f"]), tokenizer, 5).digest == first.digest
+    assert capsys.readouterr().out == ""
+    (path,) = own_cache.rglob(file)
+    if damage is None:
+        path.unlink()
+    else:
+        before = path.read_bytes()
+        path.write_bytes(damage(before))
+        assert path.read_bytes() != before
+    again = pack(corpus(["a b c d e f"]), tokenizer, 5)
+    assert f"notice: a packed corpus is damaged and is made anew: {path}: " in capsys.readouterr().out
+    assert (again.digest, again.tokens) == (first.digest, 6)
+    assert [row.tolist() for row in (again[0], again[1])] == [[2, 5, 6, 7, 3], [2, 8, 9, 10, 3]]
+
+
+def test_a_file_that_is_cut_short_under_a_run_is_an_error_and_no_bus_error(tokenizer, own_cache: Path) -> None:
+    packed = pack(corpus(["a b c d e f"]), tokenizer, 5)
+    packed[0], packed.documents(0)
+    for path in own_cache.rglob("*.bin"):
+        os.truncate(path, 7)
+    with pytest.raises(RunError, match=r"ids\.bin: ends before sequence 1: it was cut short after it was opened$"):
+        packed[1]
+    with pytest.raises(RunError, match=r"starts\.bin: ends before sequence 1"):
+        packed.documents(1)
 
 
 def test_ranks_that_pack_at_once_get_the_same_and_leave_nothing_behind(tokenizer_factory, own_cache: Path) -> None:

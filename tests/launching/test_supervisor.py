@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +17,9 @@ from processes import ROOT, SUPPORT
 
 from recyclable.errors import InputError
 from recyclable.launching.command import launcher_environment
-from recyclable.launching.supervisor import launch
+from recyclable.launching.supervisor import launch, remaining
 
+HOST = socket.gethostname()
 RANKS = SUPPORT / "ranks.py"
 COMMAND = (
     "import sys; from recyclable.launching.supervisor import launch; "
@@ -28,6 +31,7 @@ LAUNCHES = {
     "SIGKILL": ["wait"],
     "hello": ["hello"],
     "die": ["die"],
+    "launcher": ["wait"],
     "together": ["together", "two words"],
 }
 
@@ -71,7 +75,21 @@ def test_ranks_end_with_the_command_however_it_ends(commands, sent):
     _, err = command.communicate(timeout=TIMEOUT_S)  # also waits for the ranks: they hold the other end of the pipes
     assert [pid for pid in ranks if alive(pid)] == []
     assert command.returncode == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
-    assert err == ""
+    lost = f"rank 0 on {HOST} lost the command that started it ("
+    assert err.startswith(f"recyclable: error: {'ended by SIGTERM' if sent == signal.SIGTERM else lost}")
+    assert err.count("\n") == 1
+
+
+def test_a_killed_launcher_is_a_failure_and_leaves_no_rank(commands):
+    command, cwd = commands["launcher"]
+    ranks = [int(wait_for(cwd / f"pid{rank}").read_text()) for rank in range(2)]
+    launcher = psutil.Process(ranks[0]).parent()
+    assert "deepspeed.launcher.launch" in launcher.cmdline()
+    launcher.kill()
+    _, err = command.communicate(timeout=TIMEOUT_S)
+    assert [pid for pid in ranks if alive(pid)] == []
+    assert command.returncode == 1
+    assert re.fullmatch(rf"recyclable: error: rank [01] on {HOST} lost deepspeed's launcher, which was killed\n", err)
 
 
 def test_ranks_compute_together_and_bad_input_found_by_rank_0_ends_all_with_2(commands):
@@ -82,7 +100,8 @@ def test_ranks_compute_together_and_bad_input_found_by_rank_0_ends_all_with_2(co
         "rank 1 of 2 passed ['together', 'two words']",
         "rank 1: task.yaml: is wrong",
     ], err
-    assert (status, err) == (2, "")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert re.fullmatch(rf"recyclable: error: rank [01] on {HOST} ended with status 2\n", err)
 
 
 def test_success_of_all_ranks_is_success_and_only_they_talk(commands):
@@ -90,7 +109,27 @@ def test_success_of_all_ranks_is_success_and_only_they_talk(commands):
 
 
 def test_a_killed_rank_is_a_failure(commands):
-    assert result(commands["die"])[0] == 1
+    status, _, err = result(commands["die"])
+    assert status == 1
+    assert err.startswith(f"recyclable: error: rank 1 on {HOST} was killed (signal 9, SIGKILL")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("hosts", "culprits", "most", "left"),
+    [
+        ({"": 4}, {1}, 3, {"": 3}),
+        ({"": 4}, {1}, 2, {"": 2}),
+        ({"a": 2, "b": 2}, {2, 3}, 9, {"a": 2}),
+        ({"a": 2, "b": 2}, {0}, 9, {"a": 1, "b": 2}),
+        ({"a": 2, "b": 2}, {0}, 2, {"a": 1, "b": 1}),
+        ({"a": 2, "b": 2}, set(), 9, {"a": 2, "b": 2}),
+        ({"": 2}, {0, 1}, 9, {}),
+        ({"": 2}, {0}, 0, {}),
+    ],
+)
+def test_what_is_left_is_the_largest_number_of_ranks_that_fits(hosts, culprits, most, left):
+    assert remaining(hosts, culprits, lambda count: count <= most) == left
 
 
 def alive(pid: int) -> bool:

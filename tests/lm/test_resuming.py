@@ -29,6 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for out, how in (*cases, ("broken", {"resume": True})):
             run = {"verb": "pretrain", "config": config(folder, family, out, settings), **how}
             runs.append({**run, "ds_config": {"zero_optimization": {"stage": 1}}})
+    runs += with_another_teacher(folder)
     finish(start(folder / "runs", runs), folder / "runs")
     return folder
 
@@ -40,6 +41,23 @@ def config(folder: Path, family: str, out: str, settings: dict[str, Any]) -> dic
         **{"max_steps": 8, "train_batch_size": 6, "max_length": 24, "learning_rate": 2e-3, "eval_every": 4},
         **{"save_every": 2, "dropout": 0.1, **({"replay": replay} if settings else {})},
     }
+
+
+def with_another_teacher(folder: Path) -> list[dict[str, Any]]:
+    """A run that a teacher teaches breaks off, and another one of its kind is in its place."""
+    teachers = [str(folder / name) for name in ("teacher", "other-teacher")]
+    for name, seed in zip(teachers, (5, 6), strict=True):
+        save_tiny("gpt2", Path(name), seed=seed)
+    taught = {**config(folder, "gpt2", "taught", {}), "teacher": teachers[0]}
+    run = {"verb": "pretrain", "config": taught, "ds_config": {}}
+    changed = {"resume": True, "outcome": folder / "other-teacher-outcome", "replace": teachers}
+    return [{**run, "raise_at": 5}, {**run, **changed}]
+
+
+def test_with_another_teacher_in_the_place_of_its_own_it_does_not_go_on(world: Path) -> None:
+    ended = outcome(world / "other-teacher-outcome")
+    assert ended["error"] == "InputError"
+    assert ended["message"].startswith(f"teacher: is not what the run in {world / 'gpt2-taught'} began with: digest ")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,10 +16,12 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from processes import finish, start
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import SplitModulelist
 from worlds import make_corpus, make_upgraded
 
-from recyclable import carry
+from recyclable import carry, pretrain
 from recyclable.cli import main
+from recyclable.errors import InputError
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
 
@@ -108,6 +110,20 @@ def test_a_delta_from_one_layout_goes_onto_a_base_in_the_other(
         assert all(torch.equal(found[n].view(torch.int32), tuned[n].view(torch.int32)) for n in tuned), "bit for bit"
     digests = [(store / f"from-{way}tuned" / "delta.safetensors").read_bytes() for way in ("", "fused-")]
     assert digests[0] == digests[1]
+
+
+def test_an_upgrade_that_could_not_be_written_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_decoder(tmp_path / "base", "mixtral")
+    corpus, split = make_corpus(tmp_path / "corpus") / "train.txt", SplitModulelist.convert
+    monkeypatch.setattr(
+        SplitModulelist, "convert", lambda *args, **more: {n: t + t for n, t in split(*args, **more).items()}
+    )
+    run = {"max_steps": 1, "train_batch_size": 2, "learning_rate": 1e-3, "max_length": 16}
+    with pytest.raises(InputError, match=r"Mixtral.* cannot be laid out .* \(aten\.add\.Tensor is no") as error:
+        pretrain(base=str(tmp_path / "base"), corpus=str(corpus), out=str(tmp_path / "out"), **run)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_ranks_read_their_own_ranges_of_either_layout_and_train_alike(world: Path, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+
+from recyclable.launching import guard
 
 RANK = int(os.environ["RANK"])
 
@@ -80,9 +83,6 @@ def together() -> int:
 
 
 def hello() -> int:
-    from recyclable.launching import guard
-
-    guard.begin()
     say(f"hello from {RANK}")
     return 0
 
@@ -94,12 +94,7 @@ def die() -> int:
 
 
 def wait() -> int:
-    """Watch the command as `distributed.init` does, and train for ever."""
-    import time
-
-    from recyclable.launching import guard
-
-    guard.begin()
+    """Train for ever."""
     Path("pid.tmp" + str(RANK)).write_text(str(os.getpid()))
     os.replace(f"pid.tmp{RANK}", f"pid{RANK}")
     while True:
@@ -107,4 +102,5 @@ def wait() -> int:
 
 
 if __name__ == "__main__":
+    guard.begin()
     sys.exit(globals()[sys.argv[1]]())

@@ -1,10 +1,10 @@
 """One rank of many small training runs in one process group: `train_ranks.py runs.json`, a list of runs.
 
-A run is {verb, config, ds_config, resume, raise_at, slow, look, lora, replace, items, outcome}: `raise_at` makes it
-fail after that step, as a full disk would, `slow` adds so many seconds to each step, `lora` pre-trains a LoRA on the
+A run is {verb, config, ds_config, resume, raise_at, slow, look, lora, replace, items, spoil, outcome}: `raise_at` makes
+it fail after that step, as a full disk would, `slow` adds so many seconds to each step, `lora` pre-trains a LoRA on the
 frozen base and keeps it as lora.safetensors, `replace` has another file in the place of one while it lasts, `items`
-names a file to which each rank adds what it trains on. What a run ended with is written to `outcome`.json (None:
-`config.out`): {} or {error, message}; with `look` also what rank 0 held after each step.
+names a file to which each rank adds what it trains on, `spoil` is for `spoiled`. What a run ended with is written to
+`outcome`.json (None: `config.out`): {} or {error, message}; with `look` also what rank 0 held after each step.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from recyclable import distributed
 from recyclable.data.order import share_of_step
 from recyclable.errors import InputError
 from recyclable.lm.masked import Masked
+from recyclable.objectives.labelled import LabelledTask
 from recyclable.training import loop
 from recyclable.training.monitor import Monitor
 from recyclable.weights.sources import fill
@@ -53,6 +54,7 @@ def main(file: str) -> int:
                 lora_student(recipe) if run.get("lora") else nullcontext(),
                 replaced(*run.get("replace", ())),
                 noted(run.get("items")),
+                spoiled(run.get("spoil", {})),
             ):
                 getattr(recipe, verb)(config, run["ds_config"], run.get("resume", False))
         except (InputError, Interrupted) as error:
@@ -128,6 +130,37 @@ def noted(file: str | None) -> Iterator[None]:
         return found
 
     with patch.object(loop, "share_of_step", share):
+        yield
+
+
+@contextmanager
+def spoiled(steps: dict[str, str]) -> Iterator[None]:
+    """While it lasts, some steps (from 0) of tuning are bad on the last rank.
+
+    Args:
+        steps: what is bad of each: the `loss` is NaN; it is `infinite`; the `gradient` alone is NaN; a `spike`: the
+            loss is 50 times as large; `absent`: the step is not there at all.
+    """
+    now = ""
+    taken, honest = loop.train_step, LabelledTask.sums
+
+    def step(engine: Any, objective: Any, examples: Any, items: Any, number: int, *more: Any) -> Any:
+        nonlocal now
+        now = str(number)
+        if steps.get(now) == "absent":
+            return tuple(torch.zeros(shape, dtype=torch.float64) for shape in ((1,), (1,), ()))
+        return taken(engine, objective, examples, items, number, *more)
+
+    def sums(self: LabelledTask, batch: Any) -> dict[str, torch.Tensor]:
+        found, how = honest(self, batch), steps.get(now)
+        if how is None or distributed.rank() < distributed.world_size() - 1 or not torch.is_grad_enabled():
+            return found
+        if how == "gradient":
+            found["task"].register_hook(lambda gradient: gradient * float("nan"))
+            return found
+        return {"task": found["task"] * {"loss": float("nan"), "infinite": float("inf"), "spike": 50.0}[how]}
+
+    with patch.object(loop, "train_step", step), patch.object(LabelledTask, "sums", sums):
         yield
 
 

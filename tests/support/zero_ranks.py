@@ -120,10 +120,23 @@ def expected(world: World, kind: str) -> dict[str, torch.Tensor]:
 
 
 def partitions(
-    world: World, kind: str, stage: int, precision: str, teacher: bool = False, engine: bool = False, **config: Any
+    world: World,
+    kind: str,
+    stage: int,
+    precision: str,
+    teacher: bool = False,
+    engine: bool = False,
+    held: bool = False,
+    **config: Any,
 ) -> None:
-    """What lies on this rank after `materialize`, and (`engine`) on all of them in an engine, is the oracle's."""
+    """What lies on this rank after `materialize`, and (`engine`) on all of them in an engine, is the oracle's.
+
+    Args:
+        held: the objective has all its values before.
+    """
     objective, ds = objective_and_config(world, kind, stage, precision, teacher, config)
+    if held:
+        sources.fill(objective)
     wanted = {f"student.{name}": tensor for name, tensor in expected(world, kind).items()}
     if teacher:
         m0 = expected_teacher(world)

@@ -167,7 +167,7 @@ def test_texts_with_labels_may_have_their_words_beside_them(tmp_path: Path) -> N
             {"train": [{"tokens": ["a", None], "tags": ["O", "X"]}]},
             r"row 1: column 'tokens' is empty \(null\), expected a value",
         ),
-        ({"train": [*GOOD, row("a b", "O \ud800")]}, r"row 3: column 'tags' is no valid Unicode"),
+        ({"train": [*GOOD, row("a b", "O \ud800")]}, r"row 3: column 'tags' is not valid UTF-8"),
         ({"train": [*GOOD, {"tokens": ["a"], "tags": [float("nan")]}]}, r"row 3: column 'tags' is empty \(null\)"),
         (
             {"train": [{"tokens": "a b", "tags": ["O", "X"]}]},

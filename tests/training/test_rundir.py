@@ -40,7 +40,7 @@ def test_trying_a_directory_leaves_none(tmp_path: Path) -> None:
 def test_a_damaged_record_of_the_run_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(text.encode("latin1"))
     with (
-        pytest.raises(InputError, match=r"run\.json: (broken JSON|is empty)"),
+        pytest.raises(InputError, match=r"run\.json: (broken JSON|is empty|is not UTF-8)"),
         rundir.claim(Settings(), tmp_path, "manifest.json", resume=True),
     ):
         pass

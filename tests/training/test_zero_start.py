@@ -31,6 +31,10 @@ KINDS = [
     {"case": "partitions", "kind": kind, "stage": stage, "precision": "float32", "engine": True}
     for kind, stage in [("full", 2), ("outdated-bottleneck", 2), ("outdated-bottleneck", 3), ("lora", 3)]
 ]
+HELD = [
+    {"case": "partitions", "kind": "full", "stage": 3, "precision": precision, "engine": True, "held": True}
+    for precision in ("float32", "bfloat16")
+]
 TEACHER = [
     {"case": "partitions", "kind": "outdated-full", "stage": s, "precision": p, "teacher": True, "engine": True}
     for s, p in [(2, "float32"), (3, "float32"), (3, "bfloat16")]
@@ -85,6 +89,7 @@ CASES = {
     1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2] + [{**MOVED, "stage": 0}] + states(3, 5) + LORA_AGAIN,
     2: FULL
     + KINDS
+    + HELD
     + TEACHER
     + EXTRACTION
     + SHARES

@@ -112,7 +112,7 @@ def test_other_damage_is_named(store: Store, tmp_path: Path) -> None:
     (folder / HEAD).rename(tmp_path / "kept")
     assert f"{folder / HEAD}: is missing" in store.damage("first")
     (folder / HEAD).symlink_to(tmp_path / "kept")
-    assert f"{folder / HEAD}: is a link" in store.damage("first")
+    assert store.damage("first")[0].startswith(f"{folder / HEAD}: is a link out of")
     with pytest.raises(InputError, match="is a link out of the directory"):
         AdaptedWeights(folder)
     (folder / HEAD).unlink()

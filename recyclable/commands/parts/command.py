@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 import recyclable.commands
+from recyclable.errors import printable
 
 
 class Command(ABC):
@@ -71,6 +72,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_store(parser: argparse.ArgumentParser) -> None:
     """`--store`, for every verb that takes adapted weights."""
     parser.add_argument("--store", metavar="S", help="the store's directory (default: RECYCLABLE_STORE or ./store)")
+
+
+def tell(text: str) -> None:
+    """Print lines for a person."""
+    print(printable(text), flush=True)
 
 
 def end(arguments: argparse.Namespace, result: Any) -> None:

@@ -7,7 +7,7 @@ import inspect
 from importlib import import_module
 from typing import Any
 
-from recyclable.commands.parts.command import Command, add_json, end
+from recyclable.commands.parts.command import Command, add_json, end, tell
 
 
 class ListCommand(Command):
@@ -37,12 +37,12 @@ class ListCommand(Command):
             about = (inspect.getdoc(of) or "").partition("\n")[0]
             listed.append({"name": name, "from": registry.origin(name), "about": about, "settings": of.explained()})
         for one in listed:
-            print(f"{one['name']:16}{one['about']}  (from {one['from']})")
+            tell(f"{one['name']:16}{one['about']}  (from {one['from']})")
             if arguments.names:
                 for setting in one["settings"]:
-                    print(f"  {_line(setting)}")
+                    tell(f"  {_line(setting)}")
             else:
-                print(f"{'':16}{', '.join(setting['name'] for setting in one['settings'])}")
+                tell(f"{'':16}{', '.join(setting['name'] for setting in one['settings'])}")
         end(arguments, {self._key: listed})
         return 0
 

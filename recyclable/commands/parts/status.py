@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -47,6 +48,8 @@ def one_of_ranks(work: Callable[[], int | None]) -> int:
         told = "".join(traceback.format_exception(error))
         if not guard.last_word(FAILED, " ".join(f"{type(error).__name__}: {error}".split()), told):
             raise
+        if os.environ.get("RECYCLABLE_VERBOSE"):
+            traceback.print_exc()  # of every rank
         status = FAILED
     finally:
         if (distributed := sys.modules.get("recyclable.distributed")) is not None:  # else there is no group to leave

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import datasets
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
+
+from recyclable.data.tokenising import batches, between_blanks
 
 MOST = 50_000_000
 """Characters that are read at most."""
@@ -20,7 +23,7 @@ SPACE = "▁"
 """What SentencePiece writes for the space before a word."""
 _DIGIT, _DIGITS = re.compile(r"\d"), re.compile(r"\d\d")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_BATCH = 500  # documents tokenised per call
+_BATCH = 500  # documents looked up at a time
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,10 @@ def count(corpus: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, most: in
     counts: Counter[tuple[int, ...]] = Counter()
     characters = 0
     with tqdm(total=len(chosen), desc="counting words", unit=" documents", disable=quiet) as bar:
-        for batch in chosen.iter(_BATCH):
-            for encoding in backend.encode_batch(batch["text"], add_special_tokens=False):
+        for batch in batches(part for text in _texts(chosen, bar) for part in between_blanks(text)):
+            for encoding in backend.encode_batch(batch, add_special_tokens=False):
                 counts.update(_words(encoding.ids, encoding.word_ids, apart, starts, kinds))
-            characters += sum(map(len, batch["text"]))
-            bar.update(len(batch["text"]))
+            characters += sum(map(len, batch))
     return Words(dict(counts), len(chosen), characters, whole)
 
 
@@ -84,6 +86,13 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 def len_of(batch: object) -> int:
     """Characters of a batch of documents in Arrow's format."""
     return pc.sum(pc.utf8_length(batch["text"])).as_py() or 0  # type: ignore[index]
+
+
+def _texts(corpus: datasets.Dataset, bar: tqdm) -> Iterator[str]:
+    for table in corpus.with_format("arrow").iter(_BATCH):
+        for text in table["text"]:
+            yield text.as_py()
+            bar.update()
 
 
 def _kind(piece: str) -> str:

@@ -73,29 +73,28 @@ class Distils(LearnsFromLabels):
     """paper: mean over batch *and* classes, as the paper's released code has it."""
 
     def require(self, scene: Scene) -> None:
-        """A teacher reads the student's tokens."""
+        """A teacher reads the student's tokens, and answers in text where the student does."""
         super().require(scene)
-        if scene.kind.over_vocabulary:
-            self._require_text(scene)
+        if scene.kind.over_vocabulary and not scene.head:
+            theirs = scene.carried.weights
+            problem = (
+                f"was tuned for {theirs.manifest.task['problem']}, and {scene.kind.name} is taught by weights that"
+            )
+            raise InputError(theirs.folder, f"{problem} answer in text")
         self._require_read(scene)
+
+    def require_kind(self, kind: TaskKind) -> None:
+        """Where answers are text they are told token by token over the vocabulary."""
+        super().require_kind(kind)
+        if kind.over_vocabulary and self.kd_reduction == "paper":
+            problem = f"is paper, expected batchmean: in {kind.name} there are no classes to divide by"
+            raise InputError("kd_reduction", problem)
 
     def _require_read(self, scene: Scene) -> None:
         """InputError where the teacher cannot read what the student reads."""
         scene.carried.require_same_tokens("a teacher reads the student's tokens; methods init and apply need none")
         theirs = scene.carried.at_home.reader
         scene.data.train.readable_by(theirs.config_for(scene.kind.model_class_for(theirs.config)), theirs.prompts)
-
-    def _require_text(self, scene: Scene) -> None:
-        """InputError for what means nothing where answers are text, told token by token over the vocabulary."""
-        if self.kd_reduction == "paper":
-            problem = f"is paper, expected batchmean: in {scene.kind.name} there are no classes to divide by"
-            raise InputError("kd_reduction", problem)
-        if not scene.head:
-            theirs = scene.carried.weights
-            problem = (
-                f"was tuned for {theirs.manifest.task['problem']}, and {scene.kind.name} is taught by weights that"
-            )
-            raise InputError(theirs.folder, f"{problem} answer in text")
 
     def teaching(self, scene: Scene) -> nn.Module:
         """The old base with the old weights, unread."""
@@ -125,9 +124,6 @@ class LearnsFromTeacher(Distils):
         from recyclable.training.rundir import require_writable
 
         super().require(scene)
-        if self.teacher_top_k is not None and not scene.kind.exclusive:
-            problem = f"is {self.teacher_top_k}, expected null: in {scene.kind.name} no label makes another impossible"
-            raise InputError("teacher_top_k", problem)
         if self.teacher_cache is None:
             return
         if self.teacher_cache.is_file():
@@ -142,16 +138,19 @@ class LearnsFromTeacher(Distils):
             return super()._require_read(scene)
         read_twice(scene, self.max_length)
 
-    def _require_text(self, scene: Scene) -> None:
+    def require_kind(self, kind: TaskKind) -> None:
         """Nor is such a teacher's answer kept: a probability per token of the vocabulary and predicted token."""
-        super()._require_text(scene)
-        for name in ("teacher_cache", "teacher_top_k"):
+        super().require_kind(kind)
+        for name in ("teacher_cache", "teacher_top_k") if kind.over_vocabulary else ():
             if (value := getattr(self, name)) is not None:
-                problem = f"is {value}, expected null: in {scene.kind.name} the teacher answers online, about"
+                problem = f"is {value}, expected null: in {kind.name} the teacher answers online, about"
                 raise InputError(name, f"{problem} all tokens of its vocabulary")
-        if self.teacher == "cached":
-            problem = f"is cached, expected online: in {scene.kind.name} it tells a distribution over the vocabulary"
+        if kind.over_vocabulary and self.teacher == "cached":
+            problem = f"is cached, expected online: in {kind.name} it tells a distribution over the vocabulary"
             raise InputError("teacher", f"{problem} for every token of an answer, too much to keep")
+        if self.teacher_top_k is not None and not kind.exclusive:
+            problem = f"is {self.teacher_top_k}, expected null: in {kind.name} no label makes another impossible"
+            raise InputError("teacher_top_k", problem)
 
     def online(self, kind: TaskKind) -> bool:
         """Whether the teacher computes in every step."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recyclable.methods.parts.scene import Scene
+    from recyclable.tasks.parts.kind import TaskKind
 
 
 class Method(TaskSettings):
@@ -54,6 +55,10 @@ class Method(TaskSettings):
 
     def require(self, scene: Scene) -> None:
         """InputError for what the method cannot use, before anything is read."""
+        self.require_kind(scene.kind)
+
+    def require_kind(self, kind: TaskKind) -> None:
+        """InputError for settings that mean nothing in tasks of this kind; all that a plan knows of a task."""
 
     @abstractmethod
     def student(self, scene: Scene) -> nn.Module:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
+from recyclable.data.bad_rows import BadRow
 from recyclable.data.files import check_text
-from recyclable.errors import InputError
 
 
 class Cell(ABC):
@@ -21,7 +21,7 @@ class Cell(ABC):
 
     @abstractmethod
     def read(self, where: str, place: int, column: str, value: Any) -> Any:
-        """The value of a row's column, as kinds of tasks take it; InputError where it is none."""
+        """The value of a row's column, as kinds of tasks take it; BadRow where it is none."""
 
 
 class Text(Cell):
@@ -121,11 +121,11 @@ TEXTS, WORDS, LABELS = ListOf(TEXT, "texts"), ListOf(TEXT, "words"), ListOf(LABE
 
 
 def _there(where: str, place: int, column: str, value: Any) -> Any:
-    """The value; InputError for null, or NaN where a data frame lost it."""
+    """The value; BadRow for null, or NaN where a data frame lost it."""
     if value is None or value != value:
-        raise InputError(f"{where}, row {place}", f"column {column!r} is empty (null), expected a value")
+        raise BadRow(f"{where}, row {place}", f"column {column!r} is empty (null), expected a value", "empty cell")
     return value
 
 
-def _wrong(where: str, place: int, column: str, value: object, wanted: str) -> InputError:
-    return InputError(f"{where}, row {place}", f"column {column!r} is {value!r}, expected {wanted}")
+def _wrong(where: str, place: int, column: str, value: object, wanted: str) -> BadRow:
+    return BadRow(f"{where}, row {place}", f"column {column!r} is {value!r}, expected {wanted}", "wrong type")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recyclable.config.settings import Settings
-from recyclable.data.files import Row, format_of, label_names, read_features, read_rows, with_names
+from recyclable.data.bad_rows import BadRow, BadRows
+from recyclable.data.files import Row, format_of, read_features, read_rows
+from recyclable.data.parquet import label_names, with_names
 from recyclable.errors import InputError
 from recyclable.tasks import KINDS, every_kind
 from recyclable.tasks.parts.columns import Columns, choose
@@ -32,6 +34,16 @@ class Raw:
     declared: tuple[str, ...] | None = None
     """The names of the labels, in order, where the file declares them."""
 
+    def place(self, at: int) -> str:
+        """Where a row comes from, as messages say it."""
+        return f"{self.where}, row {self.places[at]}"
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these rows stay, by their indices."""
+        for column in (self.texts, self.pairs, self.labels, self.places):
+            if column is not None:
+                column[:] = [column[at] for at in rows]
+
 
 Rows = list[Any]
 """[what is known of a split, (place, row) after (place, row) of it]"""
@@ -48,6 +60,8 @@ class Source(NamedTuple):
     kind: TaskKind
     settings: Settings
     """What the task file says to the kind beside the columns (`TaskKind.settings`)."""
+    bad: BadRows
+    """Which rows are left out, where `bad_rows` is `skip`."""
 
 
 def read_source(source: str | Path | dict[str, Any]) -> Source:
@@ -55,12 +69,13 @@ def read_source(source: str | Path | dict[str, Any]) -> Source:
     where, spec, root = describe(source)
     kinds = [KINDS.get(spec["problem"], where)()] if "problem" in spec else every_kind()
     check(where, spec, kinds)
+    bad = BadRows(spec.get("bad_rows", "refuse"))
     if "dataset" in spec:
         name, rows = spec["dataset"], _hub_rows(spec)
     else:
         name = root.name if root != Path() else "task"
         paths = {split: spec[split] for split in SPLIT_NAMES if spec.get(split) is not None}
-        rows = {split: _file_rows(root / Path(path).expanduser()) for split, path in paths.items()}
+        rows = {split: _file_rows(root / Path(path).expanduser(), bad) for split, path in paths.items()}
     if "train" not in rows:
         wanted = "the key `train` or a file train.jsonl, .json, .csv, .tsv, .conll or .parquet"
         raise InputError(where, f"no train split, expected {wanted}")
@@ -71,13 +86,15 @@ def read_source(source: str | Path | dict[str, Any]) -> Source:
         if not any(kind.has_labels for kind in kinds):
             raise InputError(where, f"labels are for classes, but problem is {kinds[0].name}")
         kinds = [kind for kind in kinds if kind.has_labels]
-    raws = {split: _collect(raw, of, layout.named(spec), spec) for split, (raw, of) in rows.items()}
+    raws = {split: _collect(raw, of, layout.named(spec), spec, bad) for split, (raw, of) in rows.items()}
     kind = max(kinds, key=lambda kind: kind.claims(raws["train"]))
+    for raw in raws.values():
+        _require_rows(raw, kind, bad)
     having_pairs = {split for split, raw in raws.items() if raw.pairs is not None}
     if having_pairs and having_pairs != set(raws):
         lacking = next(raw for split, raw in raws.items() if split not in having_pairs)
         raise InputError(lacking.where, "no second text, but other splits have one")
-    return Source(str(spec.get("name", name)), spec.get("labels"), raws, kind, settings_of(where, spec, kind))
+    return Source(str(spec.get("name", name)), spec.get("labels"), raws, kind, settings_of(where, spec, kind), bad)
 
 
 def files_of_task(source: str | Path | dict[str, Any]) -> list[Path]:
@@ -99,12 +116,12 @@ def _first(train: Rows) -> dict[str, Any]:
     return first[1]
 
 
-def _file_rows(path: Path) -> Rows:
+def _file_rows(path: Path, bad: BadRows) -> Rows:
     suffix = format_of(path)
     if suffix is not None and suffix.startswith(".txt"):
         raise InputError(path, "a .txt file has no labels, expected .jsonl, .json, .csv, .tsv, .conll or .parquet")
     untyped = suffix is not None and suffix[1:4] in ("csv", "tsv")
-    return [Raw(str(path), untyped, features=read_features(path)), read_rows(path)]
+    return [Raw(str(path), untyped, features=read_features(path)), read_rows(path, bad=bad)]
 
 
 def _hub_rows(spec: dict[str, Any]) -> dict[str, Rows]:
@@ -121,34 +138,59 @@ def _hub_rows(spec: dict[str, Any]) -> dict[str, Rows]:
     return found
 
 
-def _collect(raw: Raw, rows: Iterable[Row], columns: Columns, spec: Mapping[str, Any]) -> Raw:
+def _collect(raw: Raw, rows: Iterable[Row], columns: Columns, spec: Mapping[str, Any], bad: BadRows) -> Raw:
     """Fill `raw`.
 
     Args:
         columns: by the names they have here.
         spec: second texts whose column it names are there, else where the first row has them.
     """
-    text, pair, label = columns.text, columns.pair, columns.label
-    raw.declared = None if label is None else label_names(raw.features.get(label.name))
+    raw.declared = None if columns.label is None else label_names(raw.features.get(columns.label.name))
     for place, row in rows:
-        where = f"{raw.where}, row {place}"
-        if pair is not None and not raw.texts and (pair.needed or pair.name in row or pair.key in spec):
-            raw.pairs = []
-        elif pair is not None and raw.pairs is None and pair.name in row:
-            raise InputError(where, f"column {pair.name!r} is new here, expected it in every row or in none")
-        found = {}
-        for column in columns.every:
-            if column is pair and raw.pairs is None:
-                continue
-            if column.name not in row:
-                hint = f"name it in task.yaml, as `{column.key}: COLUMN`"
-                raise InputError(where, f"no column {column.name!r}, found {sorted(row)}; {hint}")
-            found[column.key] = column.holds.read(raw.where, place, column.name, row[column.name])
-        raw.texts.append(found[text.key])
-        raw.labels.append(None if label is None else found[label.key])
-        raw.places.append(place)
-        if pair is not None and raw.pairs is not None:
-            raw.pairs.append(found[pair.key])
-    if not raw.texts:
-        raise InputError(raw.where, "this split is empty, expected at least one example")
+        with bad:
+            _add(raw, place, row, columns, spec)
+    _require_some(raw, bad)
     return raw
+
+
+def _require_rows(raw: Raw, kind: TaskKind, bad: BadRows) -> None:
+    """Keep what the kind takes for its rows."""
+    kept = []
+    for at in range(len(raw.places)):
+        with bad:
+            kind.require_row(raw, at)
+            kept.append(at)
+    raw.keep(kept)
+    _require_some(raw, bad)
+
+
+def _require_some(raw: Raw, bad: BadRows) -> None:
+    if not raw.texts:
+        problem = "this split is empty, expected at least one example"
+        raise InputError(raw.where, f"{problem}; {bad}" if bad.counts else problem)
+
+
+def _add(raw: Raw, place: int, row: dict[str, Any], columns: Columns, spec: Mapping[str, Any]) -> None:
+    """Add a row to `raw`; BadRow for one that cannot be used."""
+    text, pair, label = columns.text, columns.pair, columns.label
+    where, pairs = f"{raw.where}, row {place}", raw.pairs
+    if pair is not None and not raw.texts and (pair.needed or pair.name in row or pair.key in spec):
+        pairs = []
+    elif pair is not None and raw.pairs is None and pair.name in row:
+        problem = f"column {pair.name!r} is new here, expected it in every row or in none"
+        raise BadRow(where, problem, f"column {pair.name!r} not in every row")
+    found = {}
+    for column in columns.every:
+        if column is pair and pairs is None:
+            continue
+        if column.name not in row:
+            hint = f"name it in task.yaml, as `{column.key}: COLUMN`"
+            problem = f"no column {column.name!r}, found {sorted(row)}; {hint}"
+            raise BadRow(where, problem, f"no column {column.name!r}")
+        found[column.key] = column.holds.read(raw.where, place, column.name, row[column.name])
+    raw.texts.append(found[text.key])
+    raw.labels.append(None if label is None else found[label.key])
+    raw.places.append(place)
+    raw.pairs = pairs
+    if pair is not None and pairs is not None:
+        pairs.append(found[pair.key])

@@ -108,13 +108,17 @@ class TaskKind(ABC):
 
     @abstractmethod
     def read(self, given: Sequence[object] | None, raws: Mapping[str, Raw]) -> tuple[Labels, dict[str, Split]]:
-        """Labels in order, and the splits, from rows as files have them.
+        """Labels in order, and the splits, from rows as files have them, each of which `require_row` let pass.
 
         Args:
             given: the task file's `labels`, or those that the files declare.
 
         Raises InputError for labels that are none.
         """
+
+    def require_row(self, raw: Raw, at: int) -> None:
+        """BadRow where a row of a split, by its index, is no example of this kind, whatever the others are."""
+        return
 
     def moved(self, targets: list[Any], places: Sequence[int]) -> list[Any]:
         """Targets of a split when class i has become class `places[i]`; here indices, or lists of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from recyclable.errors import InputError
@@ -60,6 +61,14 @@ def _shown(labels: Iterable[str] | None) -> str:
     """At most twenty of them."""
     names = list(labels or ())
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def look_alike(labels: Sequence[str]) -> list[list[str]]:
+    """Classes that differ only in case, in blanks, or in how Unicode writes the same characters, together."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def class_index(label: object, index: dict[str, int], raw: Raw, place: int, named: bool) -> int:

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from recyclable import distributed
 from recyclable.config.settings import Settings
 from recyclable.data.split import Split
 from recyclable.errors import InputError
 from recyclable.tasks import KINDS
 from recyclable.tasks.parts.files import read_source
 from recyclable.tasks.parts.kind import TaskKind
-from recyclable.tasks.parts.labels import declared_names
+from recyclable.tasks.parts.labels import declared_names, look_alike
+
+_SHOWN = 5
+"""Groups of classes that a notice names."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Task:
     """Whether that order is also the one in which the training texts first have the labels."""
     settings: Settings = field(default_factory=Settings)
     """What its task file says to its kind beside the columns (`TaskKind.settings`)."""
+    left_out: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Bad rows of its files that are no examples (`data.bad_rows.BadRows.as_dict`)."""
 
     @property
     def kind(self) -> TaskKind:
@@ -46,7 +52,8 @@ class Task:
 
     def described(self) -> dict[str, Any]:
         """What a manifest says of it."""
-        return {"name": self.name, "problem": self.problem, "labels": list(self.labels), "digest": self.digest}
+        told = {"left_out": self.left_out} if self.left_out else {}
+        return {"name": self.name, "problem": self.problem, "labels": list(self.labels), "digest": self.digest, **told}
 
     def in_order(self, labels: Sequence[str]) -> Task:
         """The same task where `labels[i]` names class i; InputError unless these are its own labels, each once."""
@@ -80,6 +87,7 @@ def load_task(source: str | Path | dict[str, Any]) -> Task:
             ClassLabel columns have them, else sorted: as numbers where all spell integers);
             dataset: "name" or "name:config" on the Hugging Face hub; train, dev and test then name its splits
             (null: do without, say where the labels of a test split are secret);
+            bad_rows: refuse (the first row that cannot be used is an error) or skip (they are left out and told);
 
             or the same keys as a dict, paths relative to the working directory.
 
@@ -89,14 +97,32 @@ def load_task(source: str | Path | dict[str, Any]) -> Task:
 
     Raises:
         InputError: nothing there, no train split, unknown key, missing column, empty split, null text or label, a label
-            that train lacks, a label that is no number in regression, splits that declare other labels or orders.
+            that train lacks, a label that is no number in regression, splits that declare other labels or orders, a
+            split whose texts are all blank.
     """
-    name, listed, raws, kind, settings = read_source(source)
+    name, listed, raws, kind, settings, bad = read_source(source)
+    if bad.counts:
+        distributed.say(f"notice: {name}: {bad}")
     given = listed or (declared_names(raws) if kind.has_labels else None)
     labels, splits = kind.read(given, raws)
+    for split, raw in raws.items():
+        if all(map(_is_blank, splits[split].texts)):
+            raise InputError(raw.where, "every text is blank, expected some to read")
+    if listed is None and (groups := look_alike(labels)):
+        told = "; ".join(", ".join(map(ascii, group)) for group in groups[:_SHOWN]) + "; ..." * (len(groups) > _SHOWN)
+        distributed.say(f"notice: {name}: classes that look alike are told apart: {told}")
     ordered = given is not None or labels == tuple(map(str, range(len(labels))))
     alike = list(dict.fromkeys(_flat(splits["train"].labels))) == list(range(len(labels)))
-    return Task(name, kind.name, labels, splits, _digest(kind.name, labels, splits), ordered, alike, settings)
+    return Task(
+        name, kind.name, labels, splits, _digest(kind.name, labels, splits), ordered, alike, settings, bad.as_dict()
+    )
+
+
+def _is_blank(text: Any) -> bool:
+    """Whether nothing is said in a text, a list of words or a conversation."""
+    if isinstance(text, dict):
+        return "content" in text and _is_blank(text["content"])
+    return not text.strip() if isinstance(text, str) else all(map(_is_blank, text))
 
 
 def _flat(targets: list[Any]) -> Iterator[Any]:

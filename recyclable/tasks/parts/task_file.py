@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import yaml
-
-from recyclable.config.plain_yaml import explained, load_yaml
+from recyclable.config.plain_yaml import read_yaml
 from recyclable.config.run_file import make_config
 from recyclable.config.settings import Settings
+from recyclable.data.bad_rows import Policy
 from recyclable.data.files import format_of
 from recyclable.errors import InputError
 from recyclable.tasks import every_kind
@@ -18,7 +17,7 @@ from recyclable.tasks.parts.columns import Columns, listed
 from recyclable.tasks.parts.kind import TaskKind
 
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
-_OF_ALL_KINDS = ("name", "train", "dev", "test", "problem", "labels", "dataset")
+_OF_ALL_KINDS = ("name", "train", "dev", "test", "problem", "labels", "dataset", "bad_rows")
 
 
 def known_keys(kinds: Sequence[TaskKind]) -> list[str]:
@@ -40,14 +39,7 @@ def describe(source: str | Path | dict[str, Any]) -> tuple[str, dict[str, Any], 
         raise InputError(path, "no such file or directory, expected a directory with train.* or a task file (.yaml)")
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(path, "expected a directory with train.* or a task file that ends in .yaml")
-    try:
-        spec = load_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise InputError(path, f"broken YAML: {explained(error)}") from error
-    if not isinstance(spec, dict):
-        raise InputError(path, f"found {type(spec).__name__}, expected the keys {', '.join(known_keys(every_kind()))}")
+    spec = read_yaml(path, "a task file", f"the keys {', '.join(known_keys(every_kind()))}")
     if path.stem != "task" and "dataset" not in spec:
         spec.setdefault("name", path.stem)
     return str(path), spec, path.parent.resolve()
@@ -63,6 +55,8 @@ def check(where: str, spec: dict[str, Any], kinds: Sequence[TaskKind]) -> None:
             continue
         if key != "labels" and not (isinstance(value, str | Path) and str(value)):
             raise InputError(where, f"{key} is {value!r}, expected a string")
+    if (policy := spec.get("bad_rows", "refuse")) not in get_args(Policy):
+        raise InputError(where, f"bad_rows is {policy!r}, expected one of {', '.join(get_args(Policy))}")
     if "labels" in spec:
         labels = spec["labels"]
         if not isinstance(labels, list | tuple) or any(not isinstance(x, str | int | float) for x in labels):

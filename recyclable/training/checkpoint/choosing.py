@@ -57,6 +57,14 @@ def newest_whole(out: Path, layout: Mapping[str, list[int]]) -> Checkpoint | Non
     return None
 
 
+def require_same_content(out: Path, record: Record, reads: Mapping[str, str]) -> None:
+    """InputError where a run reads other content than the one in `out` did."""
+    for name, digest in record.reads.items():
+        if reads.get(name, digest) != digest:
+            problem = f"is not what the run in {out} began with: digest {reads[name][:12]}, was {digest[:12]}"
+            raise InputError(name, f"{problem}; undo the change, or start anew in another directory")
+
+
 def known_micro_batch(out: Path) -> int | None:
     """The micro-batch of the newest checkpoint that says one, None where none does; a collective."""
     found = None

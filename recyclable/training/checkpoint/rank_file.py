@@ -14,17 +14,21 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
 from recyclable.training.pieces import MOMENTS, WEIGHT, Piece
 from recyclable.weights.checkpoint_files import Ranged, SafetensorsFile, Stored
 from recyclable.weights.files import SafetensorsWriter
+from recyclable.weights.finite import is_finite
 from recyclable.weights.strict_json import parse_json
 
 _KEY = re.compile(rf"({'|'.join((WEIGHT, *MOMENTS))}):(.+)@(0|[1-9][0-9]{{0,18}})", re.DOTALL)
 
 
 def write_pieces(path: Path, pieces: list[Piece]) -> str:
-    """Write pieces, and let go of each as soon as it is written; returns the file's BLAKE3 digest (hex)."""
+    """Write pieces, and let go of each as soon as it is written; returns the file's BLAKE3 digest (hex).
+
+    Raises RunError for numbers that are not finite: nobody could go on from them.
+    """
     steps = {f"{piece.name}@{piece.start}": piece.steps for piece in pieces}
     waiting = deque(
         (f"{kind}:{piece.name}@{piece.start}", tensor) for piece in pieces for kind, tensor in piece.tensors.items()
@@ -36,6 +40,8 @@ def write_pieces(path: Path, pieces: list[Piece]) -> str:
     with ThreadPoolExecutor(1) as hashing:  # while the disk takes the same bytes
         while waiting:
             key, tensor = waiting.popleft()
+            if not is_finite(tensor):
+                raise RunError(key, "holds NaN or infinity: training has come to nothing")
             hashed = hashing.submit(digest.update, tensor.view(torch.uint8).numpy().data)
             writer.write(key, tensor)
             hashed.result()

@@ -44,6 +44,12 @@ class Progress:
     """Of the file with the best step's weights (`weights.digest.file_digest`)."""
     history: list[dict[str, Number]] = field(default_factory=list)
     """One row per evaluation: step, examples, seconds and the scores."""
+    skipped: list[Count] = field(default_factory=list)
+    """Steps that were left out as bad (`training.health`), counted from 1."""
+    overflows: Count = 0
+    """Steps that only changed the loss scale (fp16)."""
+    recent: list[Number] = field(default_factory=list)
+    """Losses of the last steps, where spikes are looked for."""
 
 
 @dataclass(config=_CHECKED)
@@ -73,6 +79,8 @@ class Record:
     ranks: Annotated[int, Field(ge=1)]
     micro_batch: Annotated[int, Field(ge=1)]
     files: dict[str, RankFile] = field(default_factory=dict)
+    runs: dict[str, Progress] = field(default_factory=dict)
+    """Of a stack of adapters: name -> what it has done so far."""
 
 
 _RECORD = TypeAdapter(Record)

@@ -120,7 +120,8 @@ class Saver:
             self._problem = f"the checkpoint of step {step} could not be written: {problem}"
 
     def _own_file(self, aside: Path, pieces: list[Piece]) -> dict[str, str | int]:
-        aside.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)  # a run's directory that is gone is not made anew
+        aside.mkdir(exist_ok=True)
         path = aside / rank_file(distributed.rank())
         return {"blake3": write_pieces(path, pieces), "bytes": path.stat().st_size}
 
@@ -172,4 +173,6 @@ class Saver:
 def _told(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror or error} ({error.filename})" if error.filename else f"{error.strerror or error}"
+    if isinstance(error, InputError):
+        return str(error)
     return f"{type(error).__name__}: {error}"

@@ -1,0 +1,138 @@
+"""Token ids of documents of any length in bounded memory: short ones together, a long one window by window.
+
+A tokenizer keeps some 160 bytes for each character that it is given at once. A long document is therefore read in
+windows that overlap, and one is left for the next where both cut a stretch of text into the same tokens: what was far
+before or behind decides nothing there, so that the tokens are those of the whole document.
+
+They may not be where nothing agrees in a whole overlap: in a "word" of thousands of characters. It is cut there.
+Tokenizers without offsets (written in Python) are given texts cut before a blank, as a sentence of its own each.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+WINDOW = 1 << 18
+"""Characters; longer documents are read in such windows."""
+OVERLAP = 1 << 12
+"""Characters that two windows have in common."""
+_TOGETHER = 1 << 20  # characters of short documents per call, at most
+_DOCUMENTS = 1000  # per call, at most
+_AGREED = 16  # tokens on either side of a seam that both windows have alike
+_SEAMS = (4, 5, 3, 6, 2)  # eighths of the overlap where a seam is sought
+
+
+class Piece(NamedTuple):
+    """Token ids of a document, or of a part of it."""
+
+    ids: list[int]
+    begins: bool = True
+    """Whether the document begins with it."""
+    ends: bool = True
+
+
+def tokenised(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[Piece]:
+    """The documents in tokens, in order, none of them special ones."""
+    for batch in batches(documents):
+        if len(batch[0]) > WINDOW:
+            yield from _pieces(tokenizer, batch[0])
+        else:
+            yield from map(Piece, _ids(tokenizer, batch))
+
+
+def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """As many documents as a tokenizer is given at once; one that is longer than a window is by itself."""
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        full = len(batch) == _DOCUMENTS or characters + len(document) > _TOGETHER
+        if batch and (full or len(document) > WINDOW):
+            yield batch
+            batch, characters = [], 0
+        batch.append(document)
+        characters += len(document) if len(document) <= WINDOW else _TOGETHER + 1
+    if batch:
+        yield batch
+
+
+def between_blanks(document: str) -> Iterator[str]:
+    """A document in parts of a window's length, cut before a blank where there is one."""
+    begin = 0
+    while len(document) - begin > WINDOW:
+        blanks = (at for at in range(begin + WINDOW, begin + WINDOW - OVERLAP, -1) if document[at].isspace())
+        end = next(blanks, begin + WINDOW)
+        yield document[begin:end]
+        begin = end
+    yield document[begin:]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, document: str) -> Iterator[Piece]:
+    if tokenizer.is_fast:
+        parts = _in_windows(tokenizer, document)
+    else:
+        parts = (_ids(tokenizer, [part])[0] for part in between_blanks(document))
+    begins, last = True, next(parts)
+    for ids in parts:
+        yield Piece(last, begins, ends=False)
+        begins, last = False, ids
+    yield Piece(last, begins)
+
+
+def _in_windows(tokenizer: PreTrainedTokenizerBase, document: str) -> Iterator[list[int]]:
+    here, first = _Window.read(tokenizer, document, 0), 0
+    while here.end < len(document):
+        there = _Window.read(tokenizer, document, here.end - OVERLAP)
+        found = _seam(here, there)
+        if found is None:
+            cut = here.end - OVERLAP // 2
+            there = _Window.read(tokenizer, document, cut)
+            found = bisect_left(here.starts, cut), 0
+        last, following = found
+        yield here.ids[first:last]
+        here, first = there, following
+    yield here.ids[first:]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A part of a document in tokens."""
+
+    end: int
+    """Its first character behind it."""
+    ids: list[int]
+    starts: list[int]
+    """Where in the document each token begins."""
+
+    @classmethod
+    def read(cls, tokenizer: PreTrainedTokenizerBase, document: str, begin: int) -> _Window:
+        end = min(begin + WINDOW, len(document))
+        options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        read = tokenizer(document[begin:end], **options, return_offsets_mapping=True, verbose=False)
+        return cls(end, read["input_ids"], [begin + start for start, _ in read["offset_mapping"]])
+
+    def around(self, token: int) -> list[tuple[int, int]]:
+        """The tokens on either side of a place, with where they begin."""
+        span = slice(max(0, token - _AGREED), token + _AGREED)
+        return list(zip(self.ids[span], self.starts[span], strict=True))
+
+
+def _seam(here: _Window, there: _Window) -> tuple[int, int] | None:
+    """The first token, in either of two windows, behind a place around which both have the same; None: no such."""
+    for eighths in _SEAMS:
+        place = here.end - OVERLAP + OVERLAP * eighths // 8
+        left, right = bisect_left(here.starts, place), bisect_left(there.starts, place)
+        agreed = here.around(left)
+        if len(agreed) == 2 * _AGREED and agreed == there.around(right):
+            return left, right
+    return None
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    # verbose=False: no warning about documents longer than the model's limit; they are cut later
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(texts, **options, verbose=False)["input_ids"]

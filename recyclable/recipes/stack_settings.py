@@ -1,0 +1,69 @@
+"""The run config of `recyclable stack`: one base, and the runs of `tune` whose adapters are trained on it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from recyclable.config.run_file import make_config
+from recyclable.config.settings import Settings
+from recyclable.errors import InputError
+from recyclable.recipes.tune_settings import TuneSettings, read_tune_settings
+
+_OF_MODEL = ("dropout", "attn_implementation", "gradient_checkpointing")
+_OF_STACK = ("base", "out", "save_every", "save_every_minutes", "save_total_limit", *_OF_MODEL)
+
+
+class StackSettings(Settings):
+    """Several adapters on one frozen base in one run."""
+
+    purpose: ClassVar[str] = "stack"
+
+    out: Path
+    """Directory the results go to, each into one of its run's name."""
+    base: str
+    """The model that all adapters are for."""
+    shared: dict[str, Any] = Field({})
+    """Settings of `tune` that all runs have."""
+    runs: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Name -> settings of `tune` that are this run's own; they win over the shared ones."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Replaces every dropout rate of the base; null keeps the base's own. What is drawn differs from a run alone."""
+    attn_implementation: str | None = None
+    """As for `tune`."""
+    gradient_checkpointing: bool | None = None
+    """As for `tune`."""
+    save_every: int = Field(500, ge=0)
+    """Steps between checkpoints of all runs together; 0 writes none by steps."""
+    save_every_minutes: float | None = Field(None, gt=0)
+    """Minutes between checkpoints, besides; null: by steps alone."""
+    save_total_limit: int = Field(2, ge=1)
+    """How many checkpoints stay."""
+
+    def tunes(self) -> dict[str, TuneSettings]:
+        """Name -> the run as `tune` would have it alone."""
+        return {name: self._tune(name, own) for name, own in self.runs.items()}
+
+    def _tune(self, name: str, own: dict[str, Any]) -> TuneSettings:
+        if not name.strip(".") or "/" in name or not name.isprintable():
+            raise InputError("runs", f"has a run called {name!r}, expected names of directories")
+        given = {"tuning": "lora", **self.shared, **own}
+        where = f"runs.{name}"
+        for key in _OF_STACK:
+            if key in given:
+                raise InputError(where, f"{key} is given, but it is the whole stack's")
+        of_model = {key: getattr(self, key) for key in _OF_MODEL if getattr(self, key) is not None}
+        tuned = read_tune_settings({**given, **of_model, "base": self.base, "out": str(self.out / name)}, where)
+        if tuned.tuning != "lora" or getattr(tuned, "use_dora", False):
+            kind = "DoRA" if tuned.tuning == "lora" else repr(tuned.tuning)
+            raise InputError(where, f"tuning is {kind}, expected 'lora' in a stack: run `recyclable tune` for others")
+        return tuned
+
+
+def read_stack_settings(content: dict[str, Any], where: object) -> StackSettings:
+    """Raises InputError, for any of the runs as well."""
+    settings = make_config(StackSettings, content, where)
+    settings.tunes()
+    return settings

@@ -1,0 +1,36 @@
+"""Scalars for people to watch are no reason to end a run: where they cannot be written any more it goes on without."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+from recyclable import distributed
+
+_Event = tuple[str, float, int]
+_hook = threading.excepthook
+
+
+def outlive(monitor: Any) -> None:
+    """Have a monitor of DeepSpeed leave out what is no finite number, and end, told, when the disk fails it.
+
+    TensorBoard writes in a thread, which dies of a full disk with a traceback; whoever writes next is told why.
+    """
+    write = monitor.write_events
+
+    def written(events: list[_Event], *more: Any, **options: Any) -> None:
+        try:
+            write([event for event in events if math.isfinite(event[1])], *more, **options)
+        except OSError as error:
+            monitor.enabled = False
+            monitor.write_events = lambda *_, **__: None
+            distributed.say(f"notice: scalars cannot be written any more ({error.strerror or error})")
+
+    monitor.write_events = written
+    threading.excepthook = _thread_died
+
+
+def _thread_died(arguments: threading.ExceptHookArgs) -> None:
+    if not (isinstance(arguments.exc_value, OSError) and "AsyncWriter" in type(arguments.thread).__name__):
+        _hook(arguments)

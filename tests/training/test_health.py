@@ -1,0 +1,187 @@
+"""A bad step leaves no trace in the weights, at every stage and in every precision: the run is the one without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plain import BETAS, CLIP, DECAY, EPSILON, largest_difference, saved_tensors, short
+from processes import STAGE_3, finish, outcome, start
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from transformers import BertForSequenceClassification
+from worlds import make_base, make_task
+
+from recyclable.data.examples import LabelledTexts
+from recyclable.data.order import Order
+from recyclable.models.tasks import task_model
+from recyclable.tasks.parts.task import load_task
+from recyclable.weights.base import Base
+from recyclable.weights.sources import fill
+from recyclable.weights.vocabulary import load_tokenizer
+
+STEPS, BATCH, LENGTH, SEED, RATE = 17, 8, 16, 7, 2e-3
+BAD = {0: "gradient", 11: "loss", 12: "infinite", 13: "gradient", 14: "spike"}  # from 0
+ONE = {"2": "loss"}
+LAYOUTS = {
+    **{f"{stage}-fp32": {"zero_optimization": {"stage": stage}} for stage in (0, 1, 2)},
+    **{f"{stage}-bf16": {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}} for stage in (0, 1, 2)},
+    "1-bf16-fp32-sums": {
+        "zero_optimization": {"stage": 1},
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    },
+    "2-offload": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+    "3-fp32": {"zero_optimization": {"stage": 3, **STAGE_3}},
+    "3-bf16-offload": {
+        "zero_optimization": {"stage": 3, **STAGE_3, "offload_optimizer": {"device": "cpu"}},
+        "bf16": {"enabled": True},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("health")
+    make_base(folder / "base")
+    make_task(folder / "task")
+    return folder
+
+
+def run(world: Path, out: str, layout: str, spoil: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    config = {
+        **{"out": world / out, "base": world / "base", "task": str(world / "task"), "max_steps": STEPS},
+        **{"train_batch_size": BATCH, "learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": DECAY},
+        **{"adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "adam_epsilon": EPSILON, "max_grad_norm": CLIP},
+        **{"seed": SEED, "max_length": LENGTH, "dropout": 0.0, "eval_every": STEPS, "save_every": 0, "log_every": 1},
+        **{"bad_step": "skip", "max_bad_steps": 4, "spike_factor": 5.0, **settings},
+    }
+    ds_config = {"train_micro_batch_size_per_gpu": 2, **LAYOUTS[layout]}  # two passes of each rank make a step
+    return {"verb": "tune", "config": config, "ds_config": ds_config, "spoil": spoil}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(world: Path) -> Path:
+    """The world after all runs on two ranks, of which one alone meets what is bad."""
+    runs = []
+    for layout in LAYOUTS:
+        runs.append(run(world, f"{layout}-spoiled", layout, BAD))
+        runs.append(run(world, f"{layout}-absent", layout, dict.fromkeys(BAD, "absent")))
+    short = {"max_steps": 4, "save_every": 1}
+    stops = run(world, "stops", "2-fp32", ONE, **short, bad_step="stop")
+    goes_on = {**run(world, "stops", "2-fp32", ONE, **short), "resume": True, "outcome": world / "resumed"}
+    runs += [stops, goes_on, run(world, "never-stopped", "2-fp32", ONE, **short)]
+    runs.append(run(world, "too-many", "1-bf16", {2: "loss", 3: "loss"}, max_bad_steps=1, max_steps=5))
+    runs.append(run(world, "at-once", "3-fp32", {0: "gradient"}, bad_step="stop"))
+    finish(start(world / "two", runs, nproc=2), world / "two")
+    return world
+
+
+def tensors(out: Path) -> dict[str, str]:
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.safetensors")}
+    assert found.keys() == {"delta.safetensors", "head.safetensors"}, outcome(out)
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_weights_are_those_of_the_run_that_never_had_the_steps(two_ranks: Path, layout: str) -> None:
+    assert tensors(two_ranks / f"{layout}-spoiled") == tensors(two_ranks / f"{layout}-absent")
+
+
+@pytest.mark.parametrize("layout", ["0-fp32", "2-fp32", "3-fp32"])
+def test_the_weights_are_those_of_plain_training_without_the_steps(two_ranks: Path, layout: str) -> None:
+    task, tokenizer = load_task(str(two_ranks / "task")), load_tokenizer(two_ranks / "base")
+    examples = LabelledTexts(task.splits["train"], tokenizer, LENGTH)
+    order = Order(len(examples), BATCH, SEED)
+    model = BertForSequenceClassification.from_pretrained(two_ranks / "base", num_labels=len(task.labels))
+    model.load_state_dict(fill(task_model(Base(two_ranks / "base"), task, SEED)).state_dict())
+    model.eval()
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPSILON)
+    for step in range(STEPS):
+        if step in BAD:
+            continue
+        batch = examples.batch(order.step(step))
+        labels = batch.pop("labels")
+        nn.functional.cross_entropy(model(**batch).logits, labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+    found = saved_tensors(two_ranks / f"{layout}-spoiled", two_ranks / "base")
+    assert largest_difference(found, short(dict(model.named_parameters()))) < 1e-4
+
+
+def test_what_was_left_out_is_told_and_recorded(two_ranks: Path) -> None:
+    out = two_ranks / "2-fp32-spoiled"
+    record, log = json.loads((out / "manifest.json").read_text()), (two_ranks / "two" / "log").read_text()
+    left_out = [step + 1 for step in BAD]
+    assert record["metrics"]["skipped_steps"] == left_out
+    assert record["history"][-1]["skipped"] == len(BAD)
+    assert record["history"][-1]["examples"] == record["metrics"]["examples"] == (STEPS - len(BAD)) * BATCH
+    assert "skipped" not in record["metrics"]["dev"]
+    assert log.count(f"notice: step 12 is left out: the loss is nan; its batch is in {out / 'bad_steps'}\n") == 1
+    untouched = json.loads((two_ranks / "2-fp32-absent" / "manifest.json").read_text())
+    assert "skipped_steps" not in untouched["metrics"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_logged_number_is_of_a_step_that_was_left_out(two_ranks: Path, layout: str) -> None:
+    events = EventAccumulator(str(two_ranks / f"{layout}-spoiled" / "tensorboard")).Reload()
+    for tag in events.Tags()["scalars"]:
+        assert all(math.isfinite(event.value) for event in events.Scalars(tag)), tag
+    losses = [event.step for event in events.Scalars("train/loss")]
+    assert losses == [step + 1 for step in range(STEPS) if step not in BAD]
+
+
+def test_the_batch_is_kept_for_people_to_look_at(two_ranks: Path) -> None:
+    folder = two_ranks / "2-fp32-spoiled" / "bad_steps"
+    told = json.loads((folder / "step-00000015.json").read_text())
+    task, tokenizer = load_task(str(two_ranks / "task")), load_tokenizer(two_ranks / "base")
+    examples = LabelledTexts(task.splits["train"], tokenizer, LENGTH)
+    step = Order(len(examples), BATCH, SEED).step(14)
+    assert [(each["epoch"], each["example"]) for each in told["examples"]] == step
+    assert re.match(r"the loss is [\d.]+, more than 5 times the median of the last 10, [01]\.\d+$", told["problem"])
+    assert told["loss"] > 5
+    rows = []
+    for rank in range(2):
+        batch = load_file(folder / f"step-00000015-rank-{rank:05d}.safetensors")
+        rows += [row for number in range(2) for row in batch[f"{number}.input_ids"].tolist()]
+    assert words(rows) == words(examples.batch(step)["input_ids"].tolist())
+
+
+def words(rows: list[list[int]]) -> list[list[int]]:
+    """Without padding, which each micro-batch has its own of."""
+    return sorted([token for token in row if token] for row in rows)
+
+
+def test_a_run_that_stops_publishes_nothing_and_goes_on_from_its_checkpoint(two_ranks: Path) -> None:
+    stopped = outcome(two_ranks / "stops")
+    assert stopped["error"] == "RunError"
+    assert stopped["message"].startswith("step 3: the loss is nan; no weight was changed by it, its batch is in ")
+    assert "with bad_step=skip" in stopped["message"]
+    assert json.loads((two_ranks / "resumed.json").read_text()) == {}
+    assert tensors(two_ranks / "stops") == tensors(two_ranks / "never-stopped")
+    assert "resumed at step 2" in (two_ranks / "two" / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("too-many", "step 4: the loss is nan; more than max_bad_steps=1 in a row are bad"),
+        ("at-once", "step 1: the norm of the gradients is no finite number; no weight was changed by it"),
+    ],
+)
+def test_an_end_leaves_the_batch_and_no_result(two_ranks: Path, out: str, message: str) -> None:
+    found = outcome(two_ranks / out)
+    assert found["error"] == "RunError" and found["message"].startswith(message)
+    assert list((two_ranks / out / "bad_steps").glob("*.json"))
+    assert not (two_ranks / out / "manifest.json").exists() and not list((two_ranks / out).glob("delta*"))
