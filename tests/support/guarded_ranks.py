@@ -31,10 +31,10 @@ def ended(status: int, line: str = "", traceback: str = "") -> None:
 
 
 def main() -> None:
-    guard.begin(every=True)
-    guard.begin(every=True)
     sys.stdout.write(f"{os.getpid()}\n")
     sys.stdout.flush()
+    guard.begin(every=True)
+    guard.begin(every=True)
     guard.tell(step=3)
     if CASE == "silent":  # a script that knows of no guardian's last word
         return
