@@ -49,6 +49,7 @@ class Evaluate(RanksCommand):
         from recyclable import distributed
         from recyclable.machine import load_ds_config
         from recyclable.recipes.evaluate import evaluate_all
+        from recyclable.recipes.same_inputs import require_same_inputs
         from recyclable.report.compare import plot, table
         from recyclable.weights.manifest import read_manifest
         from recyclable.weights.store import find
@@ -57,6 +58,8 @@ class Evaluate(RanksCommand):
         if "RANK" in os.environ or ds_config:  # else one process does it all, without a process group
             distributed.init()
         folders = [find(weights, arguments.store) for weights in arguments.weights]
+        read = {"weights": folders, "old_base": arguments.old_base, "base": arguments.base, "task": arguments.task}
+        require_same_inputs(read)
         rows = evaluate_all(
             folders,
             arguments.base,

@@ -60,12 +60,14 @@ class Generate(RanksCommand):
         from recyclable import distributed
         from recyclable.machine import load_ds_config
         from recyclable.recipes.generate import generate
+        from recyclable.recipes.same_inputs import require_same_inputs
         from recyclable.tasks.parts.asked import read_prompts
 
         settings, prompts = self._settings(arguments), read_prompts(arguments.prompts)
         ds_config = load_ds_config(arguments.deepspeed_config) if arguments.deepspeed_config else {}
         if "RANK" in os.environ or ds_config:  # else one process does it all, without a process group
             distributed.init()
+        require_same_inputs(settings)
         result = generate(settings, prompts, ds_config)
         if not distributed.is_main():
             return

@@ -43,11 +43,14 @@ class Probe(RanksCommand):
     def work(self, arguments: argparse.Namespace) -> None:
         from recyclable import distributed
         from recyclable.recipes.probe import probe
+        from recyclable.recipes.same_inputs import require_same_inputs
         from recyclable.report.probe_page import summary
 
         if "RANK" in os.environ:  # else one process does it all, without a process group
             distributed.init()
-        result, verdict = probe(self._settings(arguments), arguments.resume)
+        settings = self._settings(arguments)
+        require_same_inputs(settings)
+        result, verdict = probe(settings, arguments.resume)
         if distributed.is_main():
             tell(summary(result, verdict.reason))
             end(arguments, result)

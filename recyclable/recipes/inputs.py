@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ _NO_BASES = ("cached", "online")
 """What `teacher` says in recycling."""
 
 
-def inputs(settings: BaseModel) -> dict[str, list[Path]]:
+def inputs(settings: BaseModel | Mapping[str, Any]) -> dict[str, list[Path]]:
     """Setting, as messages call it -> files on this host; nothing of what is fetched from the hub by `datasets`.
 
     Raises InputError for what is not there.
     """
     found: dict[str, list[Path]] = {}
-    for field, files in _inputs(settings, "", getattr(settings, "store", None)):
+    told = settings if isinstance(settings, Mapping) else dict(settings)
+    for field, files in _inputs(told, "", told.get("store")):
         found.setdefault(field, []).extend(files)
     return {field: files for field, files in found.items() if files}
 
@@ -39,16 +40,15 @@ def _inputs(value: Any, field: str, store: str | None) -> Iterator[tuple[str, li
             yield f"{field}.heldout", files_of_corpus(value.heldout, "heldout")
     elif name == "task" and value is not None:
         yield field, files_of_task(value)
-    elif name == "tasks" and isinstance(value, dict):
+    elif name == "tasks" and isinstance(value, Mapping):
         yield field, [file for each in value.values() for file in files_of_task(each)]
-    elif isinstance(value, BaseModel | dict):
-        own = value if isinstance(value, dict) else {key: getattr(value, key) for key in type(value).model_fields}
-        for key, each in own.items():
+    elif isinstance(value, BaseModel | Mapping):
+        for key, each in dict(value).items():
             yield from _inputs(each, f"{field}.{key}".lstrip("."), store)
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _inputs(each, field, store)
-    elif isinstance(value, str) and name in _WEIGHTS:
+    elif isinstance(value, str | Path) and name in _WEIGHTS:
         yield field, files_of_model(find(value, store))
     elif name == "parent" and not Path(str(value)).is_dir():
         return  # another base of the study

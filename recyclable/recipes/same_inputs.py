@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -20,7 +21,7 @@ Place = tuple[str, str]
 """A setting, and the name of a file that it stands for."""
 
 
-def require_same_inputs(settings: BaseModel) -> None:
+def require_same_inputs(settings: BaseModel | Mapping[str, Any]) -> None:
     """InputError on every rank, naming host and file, where hosts read different files under one name; a collective.
 
     A file of a file system that hosts share is known by its inode and its times, the same to the nanosecond on all of
@@ -54,7 +55,7 @@ def require_same_inputs(settings: BaseModel) -> None:
     _require_same(digests)
 
 
-def _files(settings: BaseModel) -> dict[Place, Path]:
+def _files(settings: BaseModel | Mapping[str, Any]) -> dict[Place, Path]:
     """By names, since directories may be links that lead elsewhere on every host."""
     found: dict[Place, Path] = {}
     for field, paths in inputs(settings).items():

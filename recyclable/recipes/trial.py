@@ -26,7 +26,7 @@ from recyclable.recipes.same_inputs import require_same_inputs
 _SMALL_TIMES, _LARGE_TIMES = 20, 3
 _LARGE = {"cpu": 4 << 20, "cuda": 64 << 20}
 """Numbers in fp32: 16 and 256 MiB."""
-_VERBS = {"method": "recycle", "corpus": "pretrain", "experiments": "study"}
+_VERBS = {"method": "recycle", "corpus": "pretrain", "experiments": "study", "runs": "stack"}
 """A key of a run config -> whose it is."""
 
 

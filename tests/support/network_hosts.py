@@ -1,7 +1,7 @@
 """Hosts on one machine: each a network, process, mount and name space of its own with an sshd, all on one switch.
 
-A host is its process 1: killing that kills all that runs there, at once. Needs root, iproute2, openssh-server and
-pdsh; `.ci/run` installs them.
+A host is its process 1: killing that kills all that runs there, at once. Needs root, iproute2, openssh-server,
+pdsh and openmpi-bin; `.ci/run` installs them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from processes import LAUNCHER_VARIABLES, ROOT
 
-NEEDED = ("ip", "sshd", "ssh-keygen", "ssh", "pdsh", "unshare", "nsenter")
+NEEDED = ("ip", "sshd", "ssh-keygen", "ssh", "pdsh", "mpirun", "unshare", "nsenter")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _PATIENCE_S = 30
 _UNSHARE = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]

@@ -18,9 +18,10 @@ if __name__ == "__main__":
         variables = shlex.join(f"{name}={value}" for name, value in carried.items() if name.isidentifier())
         line = f"cd {shlex.quote(os.getcwd())} && exec env -i {variables} {shlex.join(command)}"
         tasks.append(subprocess.Popen(["ssh", node, line], stdin=subprocess.DEVNULL))
+    bad = 0
     while any(task.poll() is None for task in tasks):
-        if any(task.poll() for task in tasks):
-            for task in tasks:
-                task.terminate()
+        bad = bad or next((task.returncode for task in tasks if task.returncode), 0)
+        for task in tasks if bad else ():
+            task.terminate()
         time.sleep(0.1)
-    sys.exit(max((task.returncode for task in tasks if task.returncode > 0), default=0))
+    sys.exit(bad or max(task.returncode for task in tasks))
