@@ -75,15 +75,14 @@ def attempt(
             start_new_session=True,
         )
         try:
-            asked = _supervise(hub, selector, started)
+            status, asked = _supervise(hub, selector, started)
         finally:
             _end(started)
-        assert hub.ending is not None
-        return Attempt(hub.ending.status, hub.culprits(), hub.any_lost(), asked)
+        return Attempt(status, hub.culprits(), hub.any_lost(), asked)
 
 
-def _supervise(hub: Hub, selector: selectors.BaseSelector, launcher: subprocess.Popen[bytes]) -> bool:
-    """Until it is over; whether it was asked to be."""
+def _supervise(hub: Hub, selector: selectors.BaseSelector, launcher: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """Until it is over; how it ended, and whether it was asked to."""
     stopped, ended_at = _Stopped(launcher.pid), None
     with _noted() as asked:
         obeyed = 0
@@ -100,9 +99,11 @@ def _supervise(hub: Hub, selector: selectors.BaseSelector, launcher: subprocess.
             elif not hub.heard_of_all and stopped.for_long():
                 hub.blame(Cause(None, "a rank was stopped (SIGSTOP or the like) before it had begun"))
             hub.tick()
+        assert hub.ending is not None
+        status = hub.ending.status
         with contextlib.suppress(subprocess.TimeoutExpired):
-            launcher.wait(_LAST_S if hub.ending.status != causes.DONE else _DONE_S)
-        return bool(asked)
+            launcher.wait(_DONE_S if status == causes.DONE else _LAST_S)
+        return status, bool(asked)
 
 
 def _obey(hub: Hub, asked: list[int]) -> None:

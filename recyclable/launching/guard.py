@@ -35,7 +35,7 @@ def begin(every: bool = False) -> None:
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}
     with theirs:
         process = subprocess.Popen(
-            command, env=environment, stdin=theirs, stdout=subprocess.DEVNULL, start_new_session=True
+            command, env=environment, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
         )
     os.environ.pop(VARIABLE, None)  # no process that this one starts is a rank
     _guardian = own, process

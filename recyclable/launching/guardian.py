@@ -74,8 +74,8 @@ class Guardian:
         while own is not None and not own.over:
             self._turn(own)
 
-    def _turn(self, own: Hub | None) -> None:
-        for key, _ in self._selector.select(_TICK_S):
+    def _turn(self, own: Hub | None, wait: float = _TICK_S) -> None:
+        for key, _ in self._selector.select(wait):
             key.data()
         self._tell_step()
         if own is not None:
@@ -222,7 +222,7 @@ class Guardian:
         """The rank is gone: tell the hub how, or a person where there is no hub."""
         number, status = end_of(self._pid)
         patience = time.monotonic() + _LAST_S
-        self._turn(own)  # hear what the rank said last
+        self._turn(own, 0)  # hear what the rank said last
         while not self._joined and not self._alone and time.monotonic() < patience:
             self._turn(own)
         self._send({"gone": {"signal": number, "status": status}})

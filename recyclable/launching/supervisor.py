@@ -75,13 +75,14 @@ def remaining(hosts: Mapping[str, int], culprits: Collection[int], fits: Fits) -
     Args:
         hosts: host -> ranks, in the order of their numbers.
     """
-    left, begin = {}, 0
+    left: dict[str, int] = {}
+    begin = 0
     for host, slots in hosts.items():
         left[host] = slots - sum(begin <= rank < begin + slots for rank in culprits)
         begin += slots
     most = sum(left.values())
     count = next((number for number in range(most, 0, -1) if fits(number)), 0)
-    taken = {}
+    taken: dict[str, int] = {}
     for host, slots in left.items():
         taken[host] = min(slots, count - sum(taken.values()))
     return {host: slots for host, slots in taken.items() if slots}

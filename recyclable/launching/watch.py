@@ -36,8 +36,9 @@ def of_environment() -> Watch:
         port, token, *addresses = os.environ[VARIABLE].split(",")
         client = os.environ.get("SSH_CONNECTION", "").split()[:1]  # who came over ssh is the command
         return Watch((*addresses, *client), int(port), token)
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return Watch((address,), port + 1 if port < 65535 else port - 1, "", commanded=False)
+    torchs = int(os.environ["MASTER_PORT"])
+    beside = torchs + 1 if torchs < 65535 else torchs - 1
+    return Watch((os.environ["MASTER_ADDR"],), beside, "", commanded=False)
 
 
 def own_addresses(hosts: Iterable[str]) -> tuple[str, ...]:

@@ -352,7 +352,7 @@ def test_a_base_that_is_not_related_is_tried_where_that_is_allowed(world: World,
 def test_ranks_are_told_what_the_command_line_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
 
-    def launch(script: Path, argv: list[str], nproc: int, hostfile: str | None) -> int:
+    def launch(script: Path, argv: list[str], nproc: int, hostfile: str | None, **_: object) -> int:
         assert (script.name, nproc, hostfile) == ("probe.py", 2, None)
         told.append(argv)
         return 0

@@ -76,8 +76,8 @@ def start(
     from recyclable.launching.supervisor import launch
     from recyclable.resources import launch_script
 
-    how = {"nproc": nproc, "hostfile": hostfile, "launcher": launcher, "restarts": restarts, "fits": fits}
-    return launch(launch_script(verb), argv, **how)
+    script = launch_script(verb)
+    return launch(script, argv, nproc=nproc, hostfile=hostfile, launcher=launcher, restarts=restarts, fits=fits)
 
 
 def rank_main(verb: str, argv: list[str] | None = None) -> int:
