@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from subprocess import Popen
 
 import torch
 from safetensors.torch import load_file
@@ -64,16 +65,21 @@ def hosts(quick: bool) -> dict[str, int]:
         }
     right = 0
     with tempfile.TemporaryDirectory() as scratch:
-        alone = Path(scratch) / "alone"
-        with closing(Cluster(alone, 1)) as cluster:
-            status, _, err = ended(cluster.start("pretrain", _config(cluster)))
-            assert status == 0, err
+        alone = trained_alone(Path(scratch) / "alone")
         for number, (name, (count, scenario)) in enumerate(scenarios.items()):
             with closing(Cluster(Path(scratch) / str(number), count)) as cluster:
-                problem = scenario(cluster, alone / "run")
+                problem = scenario(cluster, alone)
             right += not problem
             print(f"{name}: {problem or 'right'}", flush=True)
     return {"tried": len(scenarios), "right": right}
+
+
+def trained_alone(folder: Path) -> Path:
+    """The result of one process on one host, which all others are compared with."""
+    with closing(Cluster(folder, 1)) as cluster:
+        status, _, err = ended(cluster.start("pretrain", _config(cluster)))
+    assert status == 0, err
+    return folder / "run"
 
 
 def trained(cluster: Cluster, alone: Path) -> str:
@@ -147,11 +153,11 @@ def _config(cluster: Cluster) -> Path:
     return cluster.run_file("run", **steps, train_batch_size=12, learning_rate=1e-3)
 
 
-def _wait_for_checkpoint(cluster: Cluster, run: object) -> None:
+def _wait_for_checkpoint(cluster: Cluster, run: Popen[str]) -> None:
     """Until one is whole: then training is on its way."""
     end = time.monotonic() + 240
     while not any((cluster.folder / "run" / "checkpoints").glob("step-*/complete.json")):
-        assert time.monotonic() < end, "no checkpoint was written"
+        assert run.poll() is None and time.monotonic() < end, "no checkpoint was written"
         time.sleep(0.02)
 
 

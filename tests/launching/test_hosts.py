@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import faults_hosts
 import pytest
 import torch
 from host_worlds import Cluster, ended
@@ -199,3 +201,18 @@ def test_a_slurm_job_that_stopped_after_a_checkpoint_is_queued_again_and_no_othe
         assert slurm_job(cluster, slurm, "slurm.sbatch", {"VERB": "rank"})[0] == status
         assert (slurm / "requeued").exists() == (status == 75)
         (slurm / "requeued").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def two_hosts(tmp_path):
+    """Of which one is not to outlive its test."""
+    with closing(Cluster(tmp_path / "two", 2)) as cluster:
+        yield cluster
+
+
+def test_a_host_that_is_killed_is_named_and_the_other_finishes_as_if_nothing_had_been(two_hosts, tmp_path):
+    assert faults_hosts.killed(two_hosts, faults_hosts.trained_alone(tmp_path / "alone")) == ""
+
+
+def test_hosts_that_are_cut_off_from_each_other_both_say_so_and_end(two_hosts, tmp_path):
+    assert faults_hosts.cut_without_ssh(two_hosts, tmp_path) == ""
