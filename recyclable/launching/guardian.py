@@ -25,6 +25,7 @@ from recyclable.launching.wire import Channel, Message, notice_loss
 _TICK_S = 0.5
 _STOPPED_S = 10.0  # then a rank that is stopped is given up
 _LINGER_S = 20.0  # the same for one that has said its last word
+_LINGER_DONE_S = 120.0  # and for one that is done, which a launcher would take for a failure if it was ended
 _LAST_S = 3.0  # for the last word of a rank that hardly began
 _REACH_S = 20.0  # how long a command's hub may be out of reach
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -180,7 +181,8 @@ class Guardian:
         if "word" in message:
             word = message["word"]
             self._word = Ending(word["status"], word["line"], word["traceback"])
-            self._kill_at = min(self._kill_at, time.monotonic() + _LINGER_S)
+            linger = _LINGER_DONE_S if self._word.status == causes.DONE else _LINGER_S
+            self._kill_at = min(self._kill_at, time.monotonic() + linger)
         self._send(message)
 
     def _tell_step(self) -> None:
