@@ -32,14 +32,16 @@ def own_address(interface: str | None = None, towards: str | None = None) -> str
 
     Args:
         interface: its name, where the user says which one ranks use.
-        towards: another host, where nobody came here over ssh.
+        towards: another host, where whoever came here over ssh came from here.
     """
     from recyclable.host import addresses
 
     if interface is not None:
         return next(iter(addresses().get(interface, [])), None)
     reached = os.environ.get("SSH_CONNECTION", "").split()
-    return reached[2] if len(reached) == 4 else address_towards(towards or "127.0.0.1")
+    if len(reached) == 4 and reached[0] != reached[2] and not reached[2].startswith("127."):
+        return reached[2]
+    return address_towards(towards or "127.0.0.1")
 
 
 def listen(address: str) -> int:

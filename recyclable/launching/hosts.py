@@ -1,4 +1,4 @@
-"""Asks all hosts of a hostfile at once: an `agent` on each, over ssh, or beside this process on this host."""
+"""Asks all hosts of a hostfile at once: an `agent` on each over ssh; beside this process where there is no other."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Silent(Exception):
 class Agent:
     """The process that answers on one host."""
 
-    def __init__(self, host: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, host: str, variables: Mapping[str, str], by_ssh: bool) -> None:
         self.host = host
         command = [sys.executable, "-m", "recyclable.launching.agent"]
         own = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
         environment = {**variables, "PYTHONPATH": own}  # as deepspeed's launcher gives it
-        if not is_here(host):
+        if by_ssh:
             words = [f"{name}={value}" for name, value in environment.items()]
             line = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([*words, *command])}"
             # The options that pdsh will be given, so that what is tried here is what will be done there.
@@ -103,7 +103,9 @@ class Hosts:
 
     def __enter__(self) -> Hosts:
         try:
-            self._agents = {host: Agent(host, self._variables) for host in self.names}
+            # pdsh goes to this host over ssh as well where there are others
+            by_ssh = len(self.names) > 1 or not all(map(is_here, self.names))
+            self._agents = {host: Agent(host, self._variables, by_ssh) for host in self.names}
         except BaseException:
             self.__exit__(None, None, None)
             raise
