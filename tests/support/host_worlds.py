@@ -12,7 +12,7 @@ from typing import Any
 from network_hosts import Host, Switch, recyclable
 from worlds import make_base, make_corpus, make_task, write_config
 
-TIMEOUT_S = 240
+TIMEOUT_S = 600  # on a busy machine; of a quiet one a run takes 20 s
 _PRETRAIN = {
     **{"max_steps": 6, "train_batch_size": 8, "max_length": 24, "learning_rate": 5e-3, "dropout": 0.0, "seed": 7},
     **{"eval_every": 6, "save_every": 2, "log_every": 1, "mlm_head": "keep"},
