@@ -121,7 +121,7 @@ def lost(where: Where, problem: str | None) -> Cause:
 
 def orphaned(where: Where) -> Cause:
     """Of a rank whose launcher is gone."""
-    return Cause(where, "lost deepspeed's launcher, which was killed")
+    return Cause(where, "lost deepspeed's launcher (it was killed)")
 
 
 def first(causes: Sequence[Cause]) -> Cause:

@@ -144,7 +144,10 @@ class Guardian:
                 self._signal(number)
             case {"do": "end", "grace": int() | float() as grace}:
                 self._kill_at = min(self._kill_at, time.monotonic() + grace)
-                self._signal(signal.SIGTERM if grace else signal.SIGKILL)
+                if not grace:
+                    self._signal(signal.SIGKILL)
+                elif self._word is None:  # else it is about to end, with a status of its own
+                    self._signal(signal.SIGTERM)
 
     def _lose_hub(self, error: OSError | None) -> None:
         if self._joined:

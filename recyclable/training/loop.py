@@ -109,6 +109,7 @@ def train(
                 guard.tell(step=progress.step)
                 end = ends.value() or (preemption.asked() is not None and distributed.world_size() == 1)
                 if saver.due(progress.step) or end:
+                    states.require_known(engine)
                     saver.wait()  # before another copy is made
                     saver.save(_record(engine, progress, found), states.copies(engine))
                 if end:

@@ -161,14 +161,16 @@ def test_a_run_that_one_rank_was_asked_to_end_is_gone_on_with_to_the_same_bits(r
     assert weights(world, "asked") == weights(world, "whole")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda sent: sent.name)
-def test_one_process_writes_a_checkpoint_when_it_is_asked_to_end(world, tmp_path, capsys, monkeypatch, sent):
+@pytest.mark.parametrize(
+    ("sent", "at"), [(signal.SIGTERM, 4), (signal.SIGUSR1, 4), (signal.SIGINT, 4), (signal.SIGTERM, 10)]
+)
+def test_one_process_writes_a_checkpoint_when_it_is_asked_to_end(world, tmp_path, capsys, monkeypatch, sent, at):
     verbs = Verbs(tmp_path, capsys)
     original = Monitor.step
 
     def step(self: Monitor, number: int, *losses: Any) -> None:
         original(self, number, *losses)
-        if number == 4:
+        if number == at:
             os.kill(os.getpid(), sent)
 
     before = signal.getsignal(sent)
@@ -177,10 +179,10 @@ def test_one_process_writes_a_checkpoint_when_it_is_asked_to_end(world, tmp_path
         patch.setattr(Monitor, "step", step)
         assert verbs.run(*run) == (
             75,
-            [f"recyclable: ended by {sent.name} after step 4, whose checkpoint is written: go on with --resume"],
+            [f"recyclable: ended by {sent.name} after step {at}, whose checkpoint is written: go on with --resume"],
         )
     assert signal.getsignal(sent) is before
-    assert [path.name for path in (verbs.out / "checkpoints").iterdir()] == ["step-00000004"]
+    assert [path.name for path in (verbs.out / "checkpoints").iterdir()] == [f"step-{at:08d}"]
     assert verbs.run(*run, "--resume")[0] == 0
     assert {path.name for path in verbs.out.iterdir()} >= {"manifest.json"}
 

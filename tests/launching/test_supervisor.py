@@ -32,6 +32,8 @@ LAUNCHES = {
     "hello": ["hello"],
     "die": ["die"],
     "launcher": ["wait"],
+    "runner": ["wait"],
+    "asleep": ["asleep"],
     "together": ["together", "two words"],
 }
 
@@ -80,16 +82,28 @@ def test_ranks_end_with_the_command_however_it_ends(commands, sent):
     assert err.count("\n") == 1
 
 
-def test_a_killed_launcher_is_a_failure_and_leaves_no_rank(commands):
-    command, cwd = commands["launcher"]
+@pytest.mark.parametrize(
+    ("name", "generation", "said"),
+    [
+        ("launcher", 0, rf"rank [01] on {HOST} lost deepspeed's launcher \(it was killed\)"),
+        ("runner", 1, r"deepspeed's launcher ended by signal 9 \(SIGKILL\)"),
+    ],
+)
+def test_a_killed_launcher_is_a_failure_and_leaves_no_rank(commands, name, generation, said):
+    command, cwd = commands[name]
     ranks = [int(wait_for(cwd / f"pid{rank}").read_text()) for rank in range(2)]
-    launcher = psutil.Process(ranks[0]).parent()
-    assert "deepspeed.launcher.launch" in launcher.cmdline()
+    launcher = psutil.Process(ranks[0]).parents()[generation]
+    assert f"deepspeed.launcher.{('launch', 'runner')[generation]}" in launcher.cmdline()
     launcher.kill()
     _, err = command.communicate(timeout=TIMEOUT_S)
     assert [pid for pid in ranks if alive(pid)] == []
     assert command.returncode == 1
-    assert re.fullmatch(rf"recyclable: error: rank [01] on {HOST} lost deepspeed's launcher, which was killed\n", err)
+    assert re.fullmatch(f"recyclable: error: {said}\n", err)
+
+
+def test_a_rank_that_is_stopped_before_it_is_watched_over_does_not_hold_the_others(commands):
+    status, _, err = result(commands["asleep"])
+    assert (status, err) == (1, "recyclable: error: a rank was stopped (SIGSTOP or the like) before it had begun\n")
 
 
 def test_ranks_compute_together_and_bad_input_found_by_rank_0_ends_all_with_2(commands):
