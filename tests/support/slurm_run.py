@@ -1,4 +1,7 @@
-"""A stand-in for `srun --kill-on-bad-exit`: one task on each node of the job, over ssh, with this environment."""
+"""A stand-in for `srun`: one task on each node of the job, over ssh, with this environment; the highest status.
+
+With `--kill-on-bad-exit=1` the first task that fails ends the others, and its status is the job's.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import time
 
 if __name__ == "__main__":
     command = sys.argv[1:]
+    options = []
     while command[0].startswith("--"):
-        command.pop(0)
+        options.append(command.pop(0))
     tasks = []
     for number, node in enumerate(os.environ["SLURM_JOB_NODELIST"].split(",")):
         carried = {**os.environ, "SLURM_NODEID": str(number)}
@@ -20,8 +24,9 @@ if __name__ == "__main__":
         tasks.append(subprocess.Popen(["ssh", node, line], stdin=subprocess.DEVNULL))
     bad = 0
     while any(task.poll() is None for task in tasks):
-        bad = bad or next((task.returncode for task in tasks if task.returncode), 0)
-        for task in tasks if bad else ():
-            task.terminate()
+        if "--kill-on-bad-exit=1" in options:
+            bad = bad or next((task.returncode for task in tasks if task.returncode), 0)
+            for task in tasks if bad else ():
+                task.terminate()
         time.sleep(0.1)
     sys.exit(bad or max(task.returncode for task in tasks))
