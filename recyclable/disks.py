@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
 
 from recyclable import distributed
+from recyclable.errors import InputError
 
 
 def hosts() -> list[str]:
@@ -43,6 +45,19 @@ def keeper(folder: Path) -> int:
         with suppress(OSError):
             mark.unlink(missing_ok=True)
     return 0 if all(seen) else names.index(names[distributed.rank()])
+
+
+def require_alike(digests: Mapping[str, str]) -> None:
+    """InputError on every rank, naming what and the host, where ranks have read different content; a collective.
+
+    The last word on what no file on the hosts told of before, as data sets of the hub.
+    """
+    told = distributed.Ranks().gather(dict(digests))
+    for what, digest in told[0].items():
+        other = next((rank for rank, theirs in enumerate(told) if theirs.get(what) != digest), None)
+        if other is not None:
+            names = hosts()
+            raise InputError(what, f"is not the same on {names[other]} as on {names[0]}: expected the same content")
 
 
 def _identity() -> str:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 from recyclable import disks, distributed
+from recyclable.errors import InputError
 
 
 class Told:
@@ -46,3 +47,11 @@ def test_rank_0_writes_for_all_who_share_its_disk_else_the_first_of_a_host(
     monkeypatch.setattr(distributed, "is_main", lambda: own == 0)
     ranks += [[("a", "1"), ("a", "1"), ("b", "2"), ("b", "2")], [True, True, shared, shared]]
     assert disks.keeper(tmp_path) == keeper
+
+
+def test_content_that_differs_on_one_rank_is_named_with_its_host(ranks):
+    ranks += [[{"task": "d1", "base": "b"}, {"task": "d2", "base": "b"}], [("a", "1"), ("b", "2")]]
+    with pytest.raises(InputError, match=r"^task: is not the same on b as on a: expected the same content$"):
+        disks.require_alike({"task": "d1", "base": "b"})
+    ranks += [[{"task": "d1"}] * 2]
+    disks.require_alike({"task": "d1"})

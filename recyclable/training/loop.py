@@ -17,6 +17,7 @@ from recyclable import distributed
 from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
 from recyclable.data.order import Item, Order, Steps, share_of_step
+from recyclable.disks import require_alike
 from recyclable.errors import RunError
 from recyclable.launching import guard, preemption
 from recyclable.objectives.objective import Objective
@@ -89,6 +90,7 @@ def train(
         if tried is not None:
             micro_batch.verify(engine, objective, tried)
         monitor, found = Monitor(engine, settings, label), reads()
+        require_alike(found)
         progress = _resumed(engine, out, found) if resume else Progress()
         order = order or Order(len(examples), settings.train_batch_size, settings.seed, lengths)
         health = Health(engine, settings, progress, out)
