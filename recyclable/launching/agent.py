@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from recyclable.host import address_towards
+from recyclable.host import address_towards, addresses
 from recyclable.launching.host_report import report
 
 _CONNECT_S = 5
@@ -34,8 +34,6 @@ def own_address(interface: str | None = None, towards: str | None = None) -> str
         interface: its name, where the user says which one ranks use.
         towards: another host, where whoever came here over ssh came from here.
     """
-    from recyclable.host import addresses
-
     if interface is not None:
         return next(iter(addresses().get(interface, [])), None)
     reached = os.environ.get("SSH_CONNECTION", "").split()
@@ -44,8 +42,10 @@ def own_address(interface: str | None = None, towards: str | None = None) -> str
     return address_towards(towards or "127.0.0.1")
 
 
-def listen(address: str) -> int:
+def listen(address: str | None) -> int:
     """Wait for connections to an address until this process ends; the port."""
+    if address is None:
+        raise OSError("has no address by which other hosts could reach it")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.create_server((address, 0), family=family, backlog=1024)
     _listening.append(listener)

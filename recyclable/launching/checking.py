@@ -79,14 +79,10 @@ def _is_small_file(word: str) -> bool:
 def _ways(hosts: Hosts, found: Checked) -> None:
     """Whether every host reaches every other; the first one's address, and a free port there."""
     first = hosts.names[0]
-    chosen = (
-        next((found.reports[first]["chosen_interfaces"].get(name) for name in _INTERFACES), None)
-        if (first in found.reports)
-        else None
-    )
-    interface = chosen if chosen and chosen in found.reports[first]["interfaces"] else None
     other = next((host for host in hosts.answering if not is_here(host)), None)
-    addresses = hosts.ask("own_address", interface=interface, towards=other)
+    addresses = hosts.ask_each(
+        "own_address", lambda host: {"interface": _chosen(found.reports[host]), "towards": other}
+    )
     ports = hosts.ask_each("listen", lambda host: {"address": addresses[host]})
     places = {host: (addresses[host], port) for host, port in ports.items()}
     asked = list(places)
@@ -104,3 +100,9 @@ def _ways(hosts: Hosts, found: Checked) -> None:
     hosts.ask("release")
     if first in places:
         found.address, found.port = places[first]
+
+
+def _chosen(report: Mapping[str, Any]) -> str | None:
+    """The interface that the user has named for ranks of a host, if it is there."""
+    named = (report["chosen_interfaces"].get(variable) for variable in _INTERFACES)
+    return next((name for name in named if name in report["interfaces"]), None)

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from recyclable.host import is_here
 
+T = TypeVar("T")
 _ANSWER_S = 30
 _SSH = ("-oBatchMode=yes", "-oConnectTimeout=10", "-x")
 
@@ -129,22 +130,26 @@ class Hosts:
     ) -> dict[str, Any]:
         """Ask every one at the same time, with arguments of its own."""
 
-        def one(host: str) -> tuple[str, Any, str | None]:
-            try:
-                return host, self._agents[host].ask(name, timeout_s, **arguments_of(host)), None
-            except Silent as why:
-                return host, None, str(why)
-
-        found = list(self._pool.map(one, self.answering))
-        self.silent |= {host: why for host, _, why in found if why is not None}
-        return {host: answer for host, answer, why in found if why is None}
+        return self._each(lambda host: self._agents[host].ask(name, timeout_s, **arguments_of(host)))
 
     def skews(self) -> dict[str, float]:
         """Host -> seconds that its clock is ahead of this host's, to half of what a question takes."""
 
-        def one(host: str) -> tuple[str, float]:
+        def one(host: str) -> float:
             before = time.time()
             theirs = self._agents[host].ask("clock")
-            return host, theirs - (before + time.time()) / 2
+            return theirs - (before + time.time()) / 2
 
-        return dict(self._pool.map(one, self.answering))
+        return self._each(one)
+
+    def _each(self, ask: Callable[[str], T]) -> dict[str, T]:
+        """What is answered by those who do; the others are left out from now on."""
+
+        def one(host: str) -> tuple[str, T] | None:
+            try:
+                return host, ask(host)
+            except Silent as why:
+                self.silent[host] = str(why)
+                return None
+
+        return dict(filter(None, self._pool.map(one, self.answering)))
