@@ -21,7 +21,7 @@ NEEDED = ("ip", "sshd", "ssh-keygen", "ssh", "pdsh", "mpirun", "unshare", "nsent
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _PATIENCE_S = 30
 _UNSHARE = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-# Process 1: a disk and names of its own, then sshd; it takes in orphans, as process 1 must.
+# Process 1: a disk and names of its own, then sshd; it takes in orphans, as process 1 must, and ends with its input.
 _BOOT = """
 set -e
 hostname {name}
@@ -35,7 +35,7 @@ ip link set lo up
 read networked
 {sshd} -D -f {files}/sshd_config -E {own}/sshd.log &
 echo up
-while true; do sleep 1000 & wait; done
+cat > /dev/null
 """
 _SSHD = """
 Port 22
@@ -155,7 +155,7 @@ class Switch:
         self.tag = f"rh{os.getpid() % 10000}{time.monotonic_ns() % 1000}"[:9]
         self.disk.mkdir()
         self.files.mkdir()
-        self._process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self._process = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)  # gone with this process
         self._name = str(self._process.pid)
         self.hosts: list[Host] = []
         try:
