@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -31,14 +30,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from forked import start
 from memory import MB, anonymous_bytes, peak
 from plan_configurations import CALIBRATION, QUICK, TWELVE, Configuration
 
-from recyclable.host import free_port
 from recyclable.report.compare import table
 
 TIMEOUT_S = 900
-IMPORTS = ["deepspeed", "recyclable.recipes.pretrain", "recyclable.recipes.tune", "recyclable.recipes.recycle"]
 WORDS = 5000
 """Words of the tokenizer; a vocabulary may have more rows."""
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
@@ -98,16 +96,8 @@ def compare(one: Configuration, scratch: Path | None) -> dict[str, Any]:
 
 
 def _forked(work: Callable[[Path], Any], folder: Path, ranks: int) -> list[Any]:
-    """What each rank returns. Ranks are forked from a process that has everything imported, and told what a launcher
-    would tell them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
-    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
-    started = []
-    for number in range(ranks):
-        told = {key: str(value) for key, value in (together | {"RANK": number, "LOCAL_RANK": number}).items()}
-        started.append(context.Process(target=_joined, args=(work, folder, told)))
-        started[-1].start()
+    """What each rank returns."""
+    started = start(_joined, work, folder, ranks=ranks)
     try:
         for process in started:
             process.join(TIMEOUT_S)
@@ -119,17 +109,13 @@ def _forked(work: Callable[[Path], Any], folder: Path, ranks: int) -> list[Any]:
     return [json.loads((folder / f"rank-{number}.json").read_text()) for number in range(ranks)]
 
 
-def _joined(work: Callable[[Path], Any], folder: Path, told: dict[str, str]) -> None:
+def _joined(work: Callable[[Path], Any], folder: Path) -> None:
     """What a rank does; writes what comes of it to rank-<rank>.json."""
-    os.environ.update(told)
-    import torch
-
     from recyclable import distributed
 
-    torch.set_num_threads(1)
     distributed.init()
     distributed.barrier()
-    (folder / f"rank-{told['RANK']}.json").write_text(json.dumps(work(folder)))
+    (folder / f"rank-{distributed.rank()}.json").write_text(json.dumps(work(folder)))
     distributed.shutdown()
 
 

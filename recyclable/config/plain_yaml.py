@@ -10,7 +10,7 @@ import yaml
 from recyclable.config.opening import read_text
 from recyclable.errors import InputError
 
-_MAX_BYTES = 1 << 22
+_MAX_BYTES = 1 << 20
 _MAX_NODES = 1 << 20
 """Of a document whose aliases are written out: a few lines can stand for more than any memory holds."""
 

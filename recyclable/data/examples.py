@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from recyclable.data.order import Item
 from recyclable.data.readable import require_embedded, require_positions, require_readable
+from recyclable.data.tokenising import enough
 
 if TYPE_CHECKING:
     from recyclable.data.split import Split
@@ -127,8 +128,10 @@ class LabelledTexts:
     """Where a text is padded; None: where the tokenizer pads."""
 
     def __init__(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-        pairs = () if split.pairs is None else (split.pairs,)
-        self._encoded = tokenizer(split.texts, *pairs, truncation=max_length is not None, max_length=max_length)
+        columns = [split.texts] if split.pairs is None else [split.texts, split.pairs]
+        if max_length is not None and split.pairs is None:  # of two it matters which is the longer
+            columns = [enough(tokenizer, split.texts, max_length)]
+        self._encoded = tokenizer(*columns, truncation=max_length is not None, max_length=max_length)
         self._tokenizer, self._max_length = tokenizer, max_length
         self.labels = torch.tensor(split.labels)
 

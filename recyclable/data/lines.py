@@ -30,19 +30,20 @@ class Lines:
     """(number, line) of a file from where it stands; BadRow for one that is too long, behind which it goes on."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
-        self._path, self._file, self._number = path, file, 0
+        self._path, self._file, self._number, self._within = path, file, 0, False
 
     def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> tuple[int, str]:
+        while self._within:  # a line that was too long, whose end is only looked for where somebody goes on
+            self._within = not (rest := self._file.readline(1 << 20)).endswith("\n") and rest != ""
         line = self._file.readline(LONGEST)
         if not line:
             raise StopIteration
         self._number += 1
         if len(line) == LONGEST and not line.endswith("\n"):
-            while (rest := self._file.readline(1 << 20)) and not rest.endswith("\n"):
-                pass
+            self._within = True
             raise too_long(f"{self._path}, line {self._number}")
         return self._number, line
 

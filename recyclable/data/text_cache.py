@@ -34,6 +34,8 @@ def kept(folder: Path, documents: Iterable[str], bad: BadRows, quiet: bool) -> d
     """
     if (found := _open(folder, bad)) is not None:
         return found
+    if folder.is_dir():
+        print(f"notice: what was kept of a corpus is damaged and is read anew: {folder}", flush=True)
     aside = folder.with_name(f".aside-{uuid.uuid4().hex}")
     aside.mkdir(parents=True)
     try:

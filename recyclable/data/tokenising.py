@@ -71,6 +71,21 @@ def between_blanks(document: str) -> Iterator[str]:
     yield document[begin:]
 
 
+def enough(tokenizer: PreTrainedTokenizerBase, texts: list[str], most: int) -> list[str]:
+    """The texts, long ones as short as they may be where each is to be cut to `most` tokens: the same tokens stay."""
+    return [text if len(text) <= WINDOW else _enough(tokenizer, text, most) for text in texts]
+
+
+def _enough(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+    size, from_its_end = WINDOW, tokenizer.truncation_side == "left"
+    while size < len(text):
+        part = text[-size:] if from_its_end else text[:size]
+        if len(_ids(tokenizer, [part])[0]) > 2 * most + _AGREED:  # those near the cut may be others
+            return part
+        size *= 2
+    return text
+
+
 def _pieces(tokenizer: PreTrainedTokenizerBase, document: str) -> Iterator[Piece]:
     if tokenizer.is_fast:
         parts = _in_windows(tokenizer, document)

@@ -43,6 +43,8 @@ class Cause:
     """Whether `what` is all that is to be said."""
     second: bool = False
     """Whether it may be but what another rank's end did to this one."""
+    unreliable: bool = False
+    """Whether the rank had better be done without: it was killed, stopped or lost."""
 
     def line(self, checkpoint: int | None = None) -> str:
         """What is said of it.
@@ -95,7 +97,8 @@ def died(where: Where, number: int | None, status: int | None, asked: int | None
         if number == asked:
             return Cause(None, f"ended by {name}")
         hint = ", as the system does when memory runs out" if number == signal.SIGKILL else ""
-        return Cause(where, f"was killed (signal {number}, {name}{hint})", second=number in _OFTEN_OF_ANOTHER)
+        second = number in _OFTEN_OF_ANOTHER
+        return Cause(where, f"was killed (signal {number}, {name}{hint})", second=second, unreliable=not second)
     if status is None:
         return Cause(where, "ended, nobody saw how", second=True)
     return Cause(where, f"ended with status {status}", status if status in (BAD_INPUT, PREEMPTED) else FAILED)
@@ -110,13 +113,13 @@ def said(where: Where, status: int, line: str, traceback: str) -> Cause:
 
 def stopped(where: Where, seconds: float) -> Cause:
     """Of a rank that somebody stopped."""
-    return Cause(where, f"does not run (SIGSTOP or the like, for {seconds:.0f} s)")
+    return Cause(where, f"does not run (SIGSTOP or the like, for {seconds:.0f} s)", unreliable=True)
 
 
 def lost(where: Where, problem: str | None) -> Cause:
     """Of a rank that nothing is heard of any more: its guardian went without a word, or the network."""
     reason = f"no sign of its host: {problem}" if problem else "its host or its guardian was ended"
-    return Cause(where, f"is lost ({reason})")
+    return Cause(where, f"is lost ({reason})", unreliable=True)
 
 
 def orphaned(where: Where) -> Cause:

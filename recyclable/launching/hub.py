@@ -64,7 +64,6 @@ class Hub:
         self._strangers: set[Channel] = set()
         self._members: dict[int, _Member] = {}
         self._causes: list[Cause] = []
-        self._culprits: set[int] = set()
         self._settled = self._over = self._begun = float("inf")
         self._checkpoint: int | None = None
         self._asked: int | None = None
@@ -112,8 +111,7 @@ class Hub:
 
     def interrupt(self) -> None:
         """End all ranks at once."""
-        cause = Cause(None, "ended at once")
-        self._end(Ending(cause.status, cause.line(self._checkpoint)), 0)
+        self._end(Ending(causes.FAILED, Cause(None, "ended at once").line(self._checkpoint)), 0)
 
     def launcher_ended(self, how: str) -> None:
         """Be told that what started the ranks is gone, while some of them have not said that they are done."""
@@ -126,14 +124,13 @@ class Hub:
         if self.ending is not None:
             return  # ranks end because they are told to
         self._causes.append(cause)
-        if cause.where is not None and not cause.second and not cause.whole and not cause.traceback:
-            self._culprits.add(cause.where.rank)
         patience = _PATIENCE_S if first(self._causes).second else _SETTLE_S
         self._settled = min(self._settled, time.monotonic() + patience)
 
     def culprits(self) -> set[int]:
         """Ranks that were killed, stopped or lost."""
-        return self._culprits | {member.where.rank for member in self._members.values() if member.lost}
+        lost = {member.where.rank for member in self._members.values() if member.lost}
+        return lost | {cause.where.rank for cause in self._causes if cause.unreliable and cause.where is not None}
 
     def any_lost(self) -> bool:
         """Whether there are ranks that may still run, on a host that is out of reach."""
@@ -154,7 +151,7 @@ class Hub:
         self._strangers.add(channel)
 
     def _hello(self, channel: Channel, message: Message) -> None:
-        """A guardian names itself; anybody else is left standing."""
+        """A guardian names itself; anybody else is turned away."""
         self._strangers.discard(channel)
         rank, world, host = (message.get(key) for key in ("rank", "world", "host"))
         known = hmac.compare_digest(str(message.get("hello")).encode(), self._token.encode())

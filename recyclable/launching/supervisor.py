@@ -72,6 +72,8 @@ def launch(
 def remaining(hosts: Mapping[str, int], culprits: Collection[int], fits: Fits) -> dict[str, int]:
     """Host -> ranks without those that were the cause, as many of them as fit; empty where none do.
 
+    Where all were, all are taken again.
+
     Args:
         hosts: host -> ranks, in the order of their numbers.
     """
@@ -80,6 +82,7 @@ def remaining(hosts: Mapping[str, int], culprits: Collection[int], fits: Fits) -
     for host, slots in hosts.items():
         left[host] = slots - sum(begin <= rank < begin + slots for rank in culprits)
         begin += slots
+    left = left if any(left.values()) else dict(hosts)
     most = sum(left.values())
     count = next((number for number in range(most, 0, -1) if fits(number)), 0)
     taken: dict[str, int] = {}

@@ -18,6 +18,7 @@ from recyclable.architectures.dropout import require_dropout, set_dropout
 from recyclable.architectures.names import canonical_name, model_prefix
 from recyclable.architectures.structure import saved_buffers
 from recyclable.errors import InputError
+from recyclable.models.large import LargeOnMeta
 from recyclable.weights.base import Base, reason
 from recyclable.weights.sources import Read, drawn, set_source
 
@@ -50,7 +51,7 @@ def structure(config: PretrainedConfig, auto: Any, architecture: str | None = No
             raise InputError("architecture", f"found {architecture!r}, no model of type {config.model_type!r}")
         make = found._from_config
     try:
-        with init_empty_weights(include_buffers=False), no_init_weights():
+        with init_empty_weights(include_buffers=False), no_init_weights(), LargeOnMeta():
             model = make(config, dtype=torch.float32)
     except Exception as error:  # whatever a family makes of its config
         raise InputError("config.json", f"makes no model: {reason(error)}") from error

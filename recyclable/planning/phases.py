@@ -20,6 +20,9 @@ _CPU_PROCESS = 55_000_000
 """What a process grows by beside tensors: modules imported late, threads, small blocks. Fitted, docs/planning.md."""
 _KEPT = 1.0
 """Of what comes and goes, what glibc may keep beside it: 26 to about 70% was seen, most where lengths change."""
+_HALF_PRODUCT = 2 * 256 * 1024
+"""What oneDNN keeps for a product of half precision of other shapes: two pieces of compiled code, each in a buffer of
+the size that its generator begins with (`jit_generator`). 0.54 MB were measured; products in fp32 have nearly none."""
 _GPU_RUNTIME = 800_000_000
 """CUDA's context and NCCL's buffers: nominal, not measured here."""
 _GPU_FRAGMENTS = 0.05
@@ -36,14 +39,18 @@ def phases(
         gives_back: whether a CPU's allocator gives back what is freed, as `memory` has it.
     """
     found = {"start": _start(sizes, zero), "training": _training(sizes, zero, training), "step": _step(sizes, zero)}
+    products = training.half_products
     if evaluation is not None:
         found["evaluation"] = _evaluation(sizes, zero, evaluation)
+        products |= evaluation.half_products
     for name in found.keys() & {"step", "evaluation"}:
         found[name].device["buckets"] += zero.size * _stays(sizes, zero, training)
     for name, held in found.items():
         if saves and name != "start":
             held.host["checkpoint"] = copied(sizes, zero)
         held.device += _process(held, zero, gives_back)
+        if zero.on_cpu:
+            held.device["process"] += _HALF_PRODUCT * len(products)
     return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from recyclable import machine
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.teachers import FrozenModel
+from recyclable.planning.swapping import Swapping, largest_sub_group
 
 FP32 = 4
 
@@ -44,6 +45,7 @@ class Zero:
     optimizer_on: str
     """none, cpu or nvme"""
     parameters_on: str
+    swapping: Swapping
     accumulating: bool
     """Whether several passes make up a step."""
 
@@ -74,6 +76,7 @@ class Zero:
             sub_group=int(zero.get("sub_group_size", 1e9)),
             optimizer_on=optimizer_on,
             parameters_on=parameters_on,
+            swapping=Swapping.of(zero),
             accumulating=accumulating,
         )
 
@@ -166,12 +169,28 @@ def steady(sizes: Sizes, zero: Zero) -> Held:
         if zero.stage < 3:
             held.host["buckets"] += zero.size * (own + largest)
             held.device["buckets"] += zero.size * largest
+    if "nvme" in (zero.optimizer_on, zero.parameters_on):
+        held.host += _swapped(sizes, zero, ranks)
     if zero.stage == 3:
         where = held.device if zero.optimizer_on == "none" else held.host
         where["gradients"] += zero.summed * own
         if not zero.on_cpu:
             held.device["buckets"] += zero.size * zero.reduce_bucket
     return held
+
+
+def _swapped(sizes: Sizes, zero: Zero, ranks: int) -> Parts[str]:
+    """In the host's memory, of what is on NVMe."""
+    trained, other = (
+        [-(-n // ranks) for n in of.values()] for of in (sizes.trained, {**sizes.frozen, **sizes.teacher})
+    )
+    sub_group = largest_sub_group(([-(-n // ranks) for n in group.values()] for group in sizes.groups()), zero.sub_group)
+    found: Parts[str] = Counter()
+    if zero.parameters_on == "nvme":
+        found += zero.swapping.of_parameters(trained, other, zero.size, sub_group)
+    if zero.optimizer_on == "nvme":
+        found += zero.swapping.of_states(FP32, sub_group)
+    return found
 
 
 def copied(sizes: Sizes, zero: Zero) -> int:

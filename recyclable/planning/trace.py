@@ -44,6 +44,10 @@ class Untraceable(Exception):
     """A model did something that tensors without values cannot do: looked at one, or called a kernel of its own."""
 
 
+Product = tuple[str, tuple[tuple[int, ...], ...]]
+"""An operation and the shapes of its tensors."""
+
+
 class Use(NamedTuple):
     """A module begins to compute."""
 
@@ -71,6 +75,8 @@ class Trace:
     """Of parameters by modules, forward and backward, in their order."""
     flops: int
     """Of matrix products and attention in all passes over the batch, a multiplication and an addition as two."""
+    half_products: frozenset[Product]
+    """Matrix products in half precision, those of the same shapes once."""
 
     @property
     def saved(self) -> int:
@@ -92,6 +98,7 @@ class _Follow(TorchDispatchMode):
     finished: int = 0
     held: list[int] = field(default_factory=lambda: [0] * 4)
     moments: list[tuple[int, ...]] = field(default_factory=list)
+    half_products: set[Product] = field(default_factory=set)
     _known: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +114,9 @@ class _Follow(TorchDispatchMode):
             found = func(*args, **kwargs)
         if packet in _FLOPS:
             self.flops += _FLOPS[packet](*args, **kwargs, out_val=found)
+        if packet in _PRODUCTS and args[0].dtype.itemsize == 2:
+            shapes = tuple(tuple(tensor.shape) for tensor in args if isinstance(tensor, torch.Tensor))
+            self.half_products.add((str(packet), shapes))
         for tensor in tree_iter(found):
             if isinstance(tensor, torch.Tensor):
                 self.follow(tensor)
@@ -138,6 +148,7 @@ class _Follow(TorchDispatchMode):
 
 
 _ATEN = torch.ops.aten
+_PRODUCTS = {_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm}
 _FLOPS = {
     **flop_registry,
     _ATEN.addmm_: flop_registry[_ATEN.addmm],
@@ -224,7 +235,8 @@ def trace(
                 module.training = mode
     moments = np.array(follow.moments, dtype=np.int64).reshape(-1, 5)
     flops = before + follow.flops * max(1, len(passes) - 1)
-    return Trace(moments[:, :4], moments[:, 4], forward, tuple(order), tuple(uses), flops)
+    products = frozenset(follow.half_products)
+    return Trace(moments[:, :4], moments[:, 4], forward, tuple(order), tuple(uses), flops, products)
 
 
 @contextmanager

@@ -103,8 +103,7 @@ def _trained(
             )
 
         def reads() -> dict[str, str]:
-            found = {"corpus": text.digests[NEW]}
-            found |= {"replay.corpus": text.digests[OLD]} if OLD in text.digests else {}
+            found = dict(text.reads)
             for name, read in models.items():
                 read.hashed.complete(team=distributed.Ranks())
                 found |= fingerprint(read).told(name)

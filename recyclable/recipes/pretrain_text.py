@@ -40,12 +40,15 @@ class Text:
     """The same -> the digest of the tokens trained on."""
     left_out: dict[str, dict[str, Any]]
     """The same -> the bad rows that are left out (`data.bad_rows.BadRows.as_dict`)."""
+    reads: dict[str, str]
+    """Every text that the run reads, by the name of its setting -> the digest of its tokens."""
 
 
 @dataclass(frozen=True)
 class _Corpus:
     """One corpus, packed."""
 
+    name: str
     training: Packed
     heldout: Packed
     cut: int
@@ -54,6 +57,10 @@ class _Corpus:
     """Which of the held-out ones the loss is measured on."""
     bad: BadRows
     """What is left out of both."""
+
+    def reads(self) -> dict[str, str]:
+        """Its texts, by the name of their setting -> digest."""
+        return {self.name: self.training.digest, f"{self.name}.heldout": self.heldout.digest}
 
 
 def read_text(kind: LMKind, base: Base, tokenizer: PreTrainedTokenizerBase) -> Text:
@@ -69,14 +76,15 @@ def read_text(kind: LMKind, base: Base, tokenizer: PreTrainedTokenizerBase) -> T
     order: Steps = Order(new.cut, kind.train_batch_size, kind.seed)
     if old is None or kind.replay is None:
         training = kind.examples(new.training, tokenizer, base, range(new.cut))
-        return Text(training, order, {NEW: heldout(new)}, {NEW: new.training.digest}, {NEW: new.bad.as_dict()})
+        digests, left_out = {NEW: new.training.digest}, {NEW: new.bad.as_dict()}
+        return Text(training, order, {NEW: heldout(new)}, digests, left_out, new.reads())
     joined, begin = Joined(new.training, old.training), len(new.training)
     places = np.concatenate([np.arange(new.cut), np.arange(begin, begin + old.cut)]).tolist()
     training = kind.examples(joined, tokenizer, base, places)
     order = Replaying(new.cut, old.cut, kind.replay.share, kind.train_batch_size, kind.seed)
     digests = {NEW: new.training.digest, OLD: old.training.digest}
     left_out = {NEW: new.bad.as_dict(), OLD: old.bad.as_dict()}
-    return Text(training, order, {NEW: heldout(new), OLD: heldout(old)}, digests, left_out)
+    return Text(training, order, {NEW: heldout(new), OLD: heldout(old)}, digests, left_out, new.reads() | old.reads())
 
 
 def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrainedTokenizerBase) -> _Corpus:
@@ -99,4 +107,4 @@ def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrai
         if cut == 0:
             raise InputError(where, "only one sequence, expected another to hold out; or name `heldout`")
     last = min(len(heldout), first + (kind.max_heldout_sequences or len(heldout)))
-    return _Corpus(blocks, heldout, cut, range(first, last), bad)
+    return _Corpus(where, blocks, heldout, cut, range(first, last), bad)

@@ -43,6 +43,14 @@ def verified(path: Path, digest: str | None) -> SafetensorsFile:
     return file
 
 
+def result(path: Path, digest: str | None) -> SafetensorsFile:
+    """As `verified`, when the run that wrote it ends: RunError."""
+    try:
+        return verified(path, digest)
+    except InputError as error:
+        raise RunError("the best weights", f"cannot be the result: {error}") from error
+
+
 def drop(out: Path, kept: Collection[int], until: int) -> None:
     """Remove the weights of steps up to `until` that no checkpoint and no result refers to any more."""
     for path in out.glob("best-*.safetensors"):

@@ -54,7 +54,7 @@ def engine_for(
         zero.gather_with(module, parameter)
     if "tensorboard" not in config:
         config["tensorboard"] = {"enabled": True, "output_path": str(out), "job_name": "tensorboard"}
-        distributed.main_writes(lambda: (out / "tensorboard").mkdir(exist_ok=True))
+        distributed.main_writes(lambda: (out / "tensorboard").mkdir(parents=True, exist_ok=True))
     with _ended(
         deepspeed.initialize(model=objective, optimizer=build_optimizer(objective, settings), config=config)[0], config
     ) as engine:

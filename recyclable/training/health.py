@@ -22,6 +22,7 @@ from recyclable.training.checkpoint.record import Progress
 from recyclable.training.states import scaling, set_scaling
 from recyclable.weights.durable import write_json
 from recyclable.weights.files import write_tensors
+from recyclable.weights.team import Team
 
 FOLDER = "bad_steps"
 """Beside a run's other files."""
@@ -67,7 +68,8 @@ class Health:
         Raises RunError on every rank where the settings say so, or one bad step follows another.
         """
         loss, norm = self._numbers(sums, counts)
-        problem, scaled = self._problem(loss, norm), scaling(self._engine)
+        problem = wrong_with(loss, norm, self._settings, self._progress)
+        scaled = scaling(self._engine)
         with patch.object(self._engine.basic_optimizer, "step", _nothing) if problem else nullcontext():
             self._engine.step()
         if problem:
@@ -84,8 +86,8 @@ class Health:
         self.fine = not problem
         if problem:
             self._leave_out(problem, loss, batches, items)
-        elif self._settings.spike_factor is not None:
-            self._progress.recent = [*self._progress.recent, loss][-WINDOW:]
+        else:
+            remember(loss, self._settings, self._progress)
 
     def _numbers(self, sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
         """The step's loss and, where DeepSpeed does not look at it, the norm of its gradients (else 0)."""
@@ -95,46 +97,60 @@ class Health:
         losses = zip(weights, totals, counts.clamp(min=1).tolist(), strict=True)
         return sum(weight * total / count for weight, total, count in losses), norm
 
-    def _problem(self, loss: float, norm: float) -> str | None:
-        if not math.isfinite(loss):
-            return f"the loss is {loss}"
-        if not math.isfinite(norm):
-            return f"the norm of the gradients is {norm}"
-        factor, recent = self._settings.spike_factor, self._progress.recent
-        if factor is not None and len(recent) >= _LEAST and loss > factor * (usual := median(recent)):
-            return (
-                f"the loss is {loss:.4g}, more than {factor:g} times the median of the last {len(recent)}, {usual:.4g}"
-            )
-        return None
-
     def _leave_out(self, problem: str, loss: float, batches: Sequence[Batch], items: Sequence[Item]) -> None:
         progress, settings = self._progress, self._settings
         step = progress.step + 1
-        distributed.agreed_write(lambda: self._keep(step, problem, loss, batches, items))
+        team = distributed.Ranks()
+        distributed.agreed_write(lambda: keep_batch(self._out, step, problem, loss, batches, items, team))
         kept = f"its batch is in {self._out / FOLDER}"
         if settings.bad_step == "stop":
             hint = "look at it, then go on with --resume, or with bad_step=skip to leave such steps out"
             raise RunError(f"step {step}", f"{problem}; no weight was changed by it, {kept}: {hint}")
         progress.skipped.append(step)
-        in_a_row = 1
-        while step - in_a_row in progress.skipped:
-            in_a_row += 1
-        if in_a_row > settings.max_bad_steps:
+        if too_many(settings, progress):
             most = f"more than max_bad_steps={settings.max_bad_steps} in a row are bad: nothing is learned any more"
             raise RunError(f"step {step}", f"{problem}; {most}; {kept}")
         distributed.say(f"notice: step {step} is left out: {problem}; {kept}")
 
-    def _keep(self, step: int, problem: str, loss: float, batches: Sequence[Batch], items: Sequence[Item]) -> None:
-        """Every rank leaves its micro-batches for people to look at, rank 0 what they are made of."""
-        folder = self._out / FOLDER
-        folder.mkdir(exist_ok=True)
-        name = f"step-{step:08d}"
-        tensors = {f"{number}.{of}": tensor for number, batch in enumerate(batches) for of, tensor in batch.items()}
-        write_tensors(folder / f"{name}-rank-{distributed.rank():05d}.safetensors", tensors)
-        if distributed.is_main():
-            told = loss if math.isfinite(loss) else str(loss)
-            examples = [{"epoch": epoch, "example": example} for epoch, example in items]
-            write_json(folder / f"{name}.json", {"step": step, "problem": problem, "loss": told, "examples": examples})
+
+def wrong_with(loss: float, norm: float, settings: TrainSettings, progress: Progress) -> str | None:
+    """What is wrong with a step of such a loss and norm of the gradients, if anything."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if not math.isfinite(norm):
+        return f"the norm of the gradients is {norm}"
+    factor, recent = settings.spike_factor, progress.recent
+    if factor is not None and len(recent) >= _LEAST and loss > factor * (usual := median(recent)):
+        return f"the loss is {loss:.4g}, more than {factor:g} times the median of the last {len(recent)}, {usual:.4g}"
+    return None
+
+
+def remember(loss: float, settings: TrainSettings, progress: Progress) -> None:
+    """Have the loss of a good step among those that a spike is measured by."""
+    if settings.spike_factor is not None:
+        progress.recent = [*progress.recent, loss][-WINDOW:]
+
+
+def too_many(settings: TrainSettings, progress: Progress) -> bool:
+    """Whether more of the last steps that were left out follow each other than may."""
+    last, in_a_row = progress.skipped[-1], 1
+    while last - in_a_row in progress.skipped:
+        in_a_row += 1
+    return in_a_row > settings.max_bad_steps
+
+
+def keep_batch(
+    out: Path, step: int, problem: str, loss: float, batches: Sequence[Batch], items: Sequence[Item], team: Team
+) -> None:
+    """Every rank of a team leaves its micro-batches for people to look at, the first what they are made of."""
+    folder, name = out / FOLDER, f"step-{step:08d}"
+    folder.mkdir(exist_ok=True)
+    tensors = {f"{number}.{of}": tensor for number, batch in enumerate(batches) for of, tensor in batch.items()}
+    write_tensors(folder / f"{name}-rank-{team.rank:05d}.safetensors", tensors)
+    if team.rank == 0:
+        told = loss if math.isfinite(loss) else str(loss)
+        examples = [{"epoch": epoch, "example": example} for epoch, example in items]
+        write_json(folder / f"{name}.json", {"step": step, "problem": problem, "loss": told, "examples": examples})
 
 
 def _own_norm(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor:

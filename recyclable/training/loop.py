@@ -118,7 +118,7 @@ def train(
                     saver.wait()
                     raise preemption.preempted(progress.step)
         saver.wait()
-        kept, scores = best.verified(best.tensors_file(out, progress.best_step), progress.best_digest), {}
+        kept, scores = best.result(best.tensors_file(out, progress.best_step), progress.best_digest), {}
         if distributed.is_main():
             best.drop(out, {progress.best_step}, settings.max_steps)
         if final:

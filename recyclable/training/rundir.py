@@ -6,8 +6,8 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from socket import gethostname
 from tempfile import TemporaryFile
@@ -22,7 +22,9 @@ from recyclable.weights.durable import missing_directories, remove_empty, write_
 from recyclable.weights.strict_json import read_json
 
 _RUN = "run.json"
-_OF_A_CLAIM = (LOCK, ".seen-*", f".{_RUN}.partial")  # all that a run leaves that dies before it has begun
+_SEEN = ".seen-"
+_SCRATCH = ("best-*.safetensors", ".*.partial")
+_OF_A_CLAIM = (LOCK, f"{_SEEN}*", f".{_RUN}.partial")  # all that a run leaves that dies before it has begun
 _PATIENCE_S = 5
 # Checkpoints, weights of a later step than 0, and batches to be looked at.
 PROGRESS = (
@@ -59,6 +61,9 @@ def claim(
     distributed.barrier()
     if (out / marker).is_file():
         clear_scratch(out)  # a run may have died between the two
+        if distributed.is_main():
+            with suppress(InputError, OSError), locked(out):
+                pass  # so its lock goes as well
         yield False
         return
     require_writable("out", out)
@@ -70,22 +75,38 @@ def claim(
                 begun = _require_own(settings, out, resume)  # nobody else comes in any more
         try:
             _require_shared(out)
-            if distributed.is_main():
-                write_json(out / _RUN, json.loads(settings.model_dump_json()))
-            distributed.barrier()
+            _by_main(out, lambda: write_json(out / _RUN, json.loads(settings.model_dump_json())))
             yield True
         except BaseException:
             # on whichever rank fails: the launcher ends the others, rank 0 perhaps before it gets here
             if not begun and not any(any(out.glob(pattern)) for pattern in (marker, *progress)):
-                for path in out.iterdir() if out.is_dir() else ():
-                    if path.is_dir():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink(missing_ok=True)
+                _empty(out)
                 remove_empty(made)
             raise
         finally:
             preemption.let_go()
+
+
+def _by_main(out: Path, work: Callable[[], None]) -> None:
+    """Have rank 0 do it; what the system says against it is an InputError on every rank. A collective."""
+
+    def attempt() -> None:
+        if distributed.is_main():
+            with _one_line("out", out):
+                work()
+
+    distributed.agreed(attempt)
+
+
+def _empty(out: Path) -> None:
+    """Remove all that is in a run's directory; who dies meanwhile leaves a run that may be resumed, or nothing."""
+    found = list(out.iterdir()) if out.is_dir() else []
+    for path in sorted(found, key=lambda path: path.name == _RUN):  # it goes last
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _require_own(settings: Settings, out: Path, resume: bool) -> bool:
@@ -119,7 +140,7 @@ def require_writable(field: str, folder: Path) -> None:
         made = missing_directories(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=folder).close()
+            TemporaryFile(dir=folder, prefix=_SEEN).close()  # by name only where a file system wants it
         finally:
             remove_empty(made)
 
@@ -138,18 +159,18 @@ def _one_line(field: str, folder: Path) -> Iterator[None]:
 def _require_shared(out: Path) -> None:
     """Make the directory on rank 0; InputError on every rank when one of them does not see what is put there."""
     ranks = distributed.Ranks()
-    if distributed.is_main():
+    mark = out / f"{_SEEN}{distributed.broadcast_object(secrets.token_hex(8))}"
+
+    def leave_mark() -> None:
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(".seen-*"):
-            left.unlink()
-    mark = out / f".seen-{distributed.broadcast_object(secrets.token_hex(8))}"
-    if distributed.is_main():
+        for left in out.glob(f"{_SEEN}*"):
+            left.unlink(missing_ok=True)
         mark.touch()
-    distributed.barrier()
+
+    _by_main(out, leave_mark)
     places = ranks.gather("" if _appears(mark) else f"rank {ranks.rank} on {gethostname()}")
     blind = ", ".join(filter(None, places))
-    if distributed.is_main():
-        mark.unlink()
+    _by_main(out, lambda: mark.unlink(missing_ok=True))
     if blind:
         raise InputError("out", f"{out} is not on a file system that all ranks share: not seen by {blind}")
 
@@ -165,9 +186,11 @@ def _appears(path: Path) -> bool:
 
 
 def clear_scratch(out: Path) -> None:
-    """Remove what only an unfinished run needs."""
+    """Remove what only an unfinished run needs; what cannot be removed stays, as the result is whole."""
     if distributed.is_main():
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        for path in out.glob("best-*.safetensors"):
-            path.unlink()
+        for pattern in _SCRATCH:
+            for path in out.glob(pattern):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
     distributed.barrier()

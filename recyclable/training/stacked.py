@@ -25,9 +25,11 @@ from recyclable import distributed, machine
 from recyclable.config.settings import LearnSettings
 from recyclable.data.examples import Batch
 from recyclable.data.order import Item, Order
+from recyclable.errors import RunError
 from recyclable.launching import guard, preemption
 from recyclable.objectives.stacked import NOBODY, Part, StackedTasks
 from recyclable.tasks.parts.task_data import TaskData
+from recyclable.training import health
 from recyclable.training.asking import Asked
 from recyclable.training.checkpoint.choosing import newest_whole, require_same_content
 from recyclable.training.checkpoint.record import Progress, Record
@@ -190,7 +192,8 @@ class _Stack:
                 sums[number] += value
         self._end_phase()
         for number, run in live.items():
-            self._update(number, run, step, sums[number] / max(1, counts[number]))
+            batches = [batch for each in passes for of, batch in each if of == number]
+            self._update(number, run, step, sums[number] / max(1, counts[number]), batches, items[number])
             run.progress.seconds += time.perf_counter() - begin
 
     def _pass(self, parts: list[Part], counts: dict[int, int]) -> list[float]:
@@ -201,20 +204,29 @@ class _Stack:
         (sums / divisors).sum().backward()
         return [float(value) for value in sums.detach()]
 
-    def _update(self, number: int, run: StackedRun, step: int, loss: float) -> None:
+    def _update(
+        self, number: int, run: StackedRun, step: int, loss: float, batches: list[Batch], items: list[Item]
+    ) -> None:
         parameters = list(run.trained.values())
         limit = run.settings.max_grad_norm or float("inf")
         norm = float(nn.utils.clip_grad_norm_(parameters, limit))
-        if not np.isfinite([loss, norm]).all():
-            run.problem = f"its loss is {loss} and its gradient's norm {norm} at step {step + 1}"
-            return
+        settings, progress = run.settings, run.progress
+        if problem := health.wrong_with(loss, norm, settings, progress):
+            settings.out.mkdir(exist_ok=True)
+            health.keep_batch(settings.out, step + 1, problem, loss, batches, items, ALONE)
+            progress.skipped.append(step + 1)
+            if settings.bad_step == "stop" or health.too_many(settings, progress):
+                run.problem = f"{problem} at step {step + 1}"
+                return
         optimizer, rate = self._optimizers[number], learning_rate(step, run.settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        if not problem:
+            optimizer.step()
+            health.remember(loss, settings, progress)
         optimizer.zero_grad()
-        run.progress.step += 1
-        if run.progress.step % run.settings.log_every == 0 or not run.live:
+        progress.step += 1
+        if not problem and (progress.step % settings.log_every == 0 or not run.live):
             scalars = {"train/loss": loss, "train/grad_norm": norm, "train/learning_rate": rate}
             self._write(number, run, scalars)
 
@@ -224,9 +236,13 @@ class _Stack:
         for number, run in self.runs.items():
             if not run.due(step):
                 continue
-            scores = self._scores(number, run, run.data.dev, [run.data.metric])
+            try:
+                scores = self._scores(number, run, run.data.dev, [run.data.metric])
+            except RunError as error:  # of this run alone
+                run.problem, run.best = str(error), run.best or _copied(run)
+                continue
             progress = run.progress
-            examples = progress.step * run.settings.train_batch_size
+            examples = (progress.step - len(progress.skipped)) * run.settings.train_batch_size
             progress.history.append(
                 {"step": progress.step, "examples": examples, "seconds": progress.seconds, **scores}
             )
@@ -234,7 +250,7 @@ class _Stack:
             score = scores[run.data.metric]
             if progress.best is None or score > progress.best:
                 progress.best, progress.best_step = score, progress.step
-                run.best = {name: tensor.detach().float().cpu().clone() for name, tensor in run.trained.items()}
+                run.best = _copied(run)
         self._end_phase()
 
     def finish(self) -> None:
@@ -305,6 +321,10 @@ class _Stack:
             self._writers[number] = SummaryWriter(str(run.settings.out / "tensorboard"))
         for name, value in scalars.items():
             self._writers[number].add_scalar(name, value, run.progress.step)
+
+
+def _copied(run: StackedRun) -> Tensors:
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in run.trained.items()}
 
 
 def in_passes(items: dict[int, list[Item]], rows: int | None) -> Iterator[list[tuple[int, list[Item]]]]:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from recyclable.architectures.names import canonical_name, model_prefix
 from recyclable.architectures.structure import Structure
+from recyclable.config.opening import read_text
 from recyclable.errors import InputError
 from recyclable.weights.checkpoint_files import Renamed, Source
 from recyclable.weights.digest import Digested
@@ -22,6 +23,9 @@ from recyclable.weights.locate import inside
 from recyclable.weights.own_files import require_own_files
 
 _CHUNK = 1 << 22  # elements compared at a time
+_PARTS = ("layer", "layers", "experts")
+_MAX_BYTES = 1 << 26
+_MOST_PARTS = 10_000  # the deepest published networks have about 1000 layers, the most experts are 2048
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -33,8 +37,13 @@ def read_config(folder: Path) -> PretrainedConfig:
     if folder.is_dir():
         require_own_files(folder)
     try:
+        content = json.loads(read_text(file, _MAX_BYTES))
+        if wrong := _impossible(content):
+            raise InputError(file, f"{wrong}, expected 0 to {_MOST_PARTS}")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, return_dict=True)
-        kernels = _kernels_from_elsewhere(json.loads(file.read_text(encoding="utf-8")))
+        kernels = _kernels_from_elsewhere(content)
+    except InputError:
+        raise
     except Exception as error:  # every kind checks its fields in its own way
         raise InputError(file, f"cannot be used: {reason(error)}") from error
     named = config.architectures or []
@@ -50,6 +59,20 @@ def reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it needs Python code of its own (auto_map), which is never run; expected a kind that transformers has"
     return str(error).partition("\nModel type should be one of")[0]  # all hundreds of them
+
+
+def _impossible(content: Any) -> str | None:
+    """What a config has more of than any model, so that making them would not end, or less than none."""
+    if isinstance(content, list):
+        return next(filter(None, map(_impossible, content)), None)
+    if not isinstance(content, dict):
+        return None
+    for key, value in content.items():
+        if key.endswith(_PARTS) and isinstance(value, int | float) and not 0 <= value <= _MOST_PARTS:
+            return f"{key} is {value}"
+        if inner := _impossible(value):
+            return inner
+    return None
 
 
 def _kernels_from_elsewhere(content: Any) -> list[str]:

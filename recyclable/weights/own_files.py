@@ -1,4 +1,7 @@
-"""Links out of a model's directory are not followed: whoever made it would decide which of your files are read."""
+"""What files of a model's directory may be: links out of it are not followed, and texts are no larger than any.
+
+Whoever made the directory would else decide which of your files are read, and how much memory that takes.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ from pathlib import Path
 from recyclable.errors import InputError
 from recyclable.weights.chat_template import FOLDER
 
+_TEXTS = (".json", ".txt", ".model", ".jinja")
+_MAX_BYTES = 1 << 28
+"""Eight times the largest tokenizer's."""
+
 
 def require_own_files(folder: Path) -> None:
-    """InputError where a file of a directory of a base or of adapted weights is a link out of it.
+    """InputError where a file of a directory of a base or of adapted weights is a link out of it, or a vast text.
 
     The directory itself may be one; and in the hub's cache files are links to the same model's blobs.
     """
     home = folder.resolve()
     own = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     try:
-        links = [path for path in (*folder.iterdir(), *(folder / FOLDER).glob("*")) if path.is_symlink()]
+        files = (*folder.iterdir(), *(folder / FOLDER).glob("*"))
+        links = [path for path in files if path.is_symlink()]
     except OSError as error:
         raise InputError(folder, f"cannot be read ({error.strerror})") from error
     for link in links:
@@ -28,3 +36,6 @@ def require_own_files(folder: Path) -> None:
         if outside:
             problem = "is a link out of the model's directory, which is not followed: expected the file itself there"
             raise InputError(link, problem)
+    for file in files:
+        if file.suffix in _TEXTS and file.is_file() and (size := file.stat().st_size) > _MAX_BYTES:
+            raise InputError(file, f"has {size} bytes, expected {_MAX_BYTES} at most")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from verbs import Verbs
 from worlds import make_adapter, make_base, make_corpus, make_outdated, make_task, make_upgraded
 
 from recyclable.errors import RunError
+from recyclable.training.monitor import Monitor
 from recyclable.weights.durable import write_json
 from recyclable.weights.finite import is_finite
 
@@ -121,3 +123,23 @@ def test_json_never_holds_a_number_that_is_none(tmp_path: Path, value: float) ->
     with pytest.raises(RunError, match=rf"heldout\.after\.1\.loss is {value}, expected a finite number"):
         write_json(tmp_path / "lineage.json", {"heldout": {"after": [{}, {"loss": value}]}})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bit_of_the_best_weights_that_flips_under_a_run_is_noticed(
+    world: Path, verbs: Verbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Monitor.step
+
+    def flip(self: Monitor, step: int, *losses: Any) -> None:
+        taken(self, step, *losses)
+        for file in verbs.out.glob("best-00000000.safetensors"):
+            data = bytearray(file.read_bytes())
+            data[-100] ^= 1
+            file.write_bytes(data)
+
+    monkeypatch.setattr(Monitor, "step", flip)
+    settings = {"base": world / "base", "task": world / "task", "learning_rate": 1e-30}  # no step is better than 0
+    status, said = verbs.run(*verbs.training("tune", **settings))
+    assert (status, len(said)) == (1, 1), said
+    assert "best-00000000.safetensors: was changed after it was written" in said[0]
+    assert not (verbs.out / "manifest.json").exists()

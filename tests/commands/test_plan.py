@@ -138,14 +138,8 @@ def test_a_teachers_cached_answers_may_be_those_of_every_layer(tmp_path, capsys)
 
 LLAMA = {**CONFIG, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 2}
 T5 = {
-    **{
-        "model_type": "t5",
-        "architectures": ["T5ForConditionalGeneration"],
-        "vocab_size": 200,
-        "d_model": 16,
-        "d_kv": 8,
-    },
-    **{"d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
+    **{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 200, "d_model": 16},
+    **{"d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
 }
 
 

@@ -17,6 +17,7 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    MixtralConfig,
     ModernBertConfig,
     NomicBertConfig,
     RobertaConfig,
@@ -27,6 +28,7 @@ from worlds import make_base, make_task, make_tokenizer, make_upgraded
 from recyclable.carrying.places import canonical_names
 from recyclable.errors import InputError
 from recyclable.lm.masked import Masked
+from recyclable.models.build import structure
 from recyclable.models.heads import head_modules, untrained_tensors
 from recyclable.models.tasks import task_model
 from recyclable.tasks.parts.task import Task, load_task
@@ -255,6 +257,14 @@ def test_a_family_whose_checkpoints_transformers_converts_starts_as_transformers
     found, plain = state(made), state(AutoModelForMaskedLM.from_pretrained(tmp_path))
     assert fresh == [] and found.keys() == plain.keys()
     assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_a_model_whose_tensors_no_machine_could_hold_has_a_structure() -> None:
+    sizes = {"hidden_size": 4096, "intermediate_size": 1 << 14, "num_hidden_layers": 1, "vocab_size": 100}
+    model = structure(MixtralConfig(num_local_experts=1 << 20, **sizes), AutoModel)
+    assert model.layers[0].mlp.experts.down_proj.shape == (1 << 20, 4096, 1 << 14)  # 280 TB
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
 
 
 def test_files_that_hold_a_tied_tensor_twice_must_hold_the_same(base: Path, tmp_path: Path) -> None:

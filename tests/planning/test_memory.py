@@ -16,6 +16,7 @@ from recyclable.planning.gathering import gathered
 from recyclable.planning.memory import PARTS, Memory, memory, traced
 from recyclable.planning.phases import phases
 from recyclable.planning.states import Sizes, Zero, in_partition, steady
+from recyclable.planning.swapping import largest_sub_group
 
 BF16 = {"bf16": {"enabled": True}}
 
@@ -69,6 +70,33 @@ def test_offload_moves_the_optimizer_to_the_host_or_to_nvme() -> None:
     assert here.host == here.nvme == 0
     assert host.host >= 12 * PARAMETERS and host.device < here.device
     assert nvme.nvme >= 12 * PARAMETERS and nvme.device < here.device
+
+
+def test_what_is_on_nvme_takes_pinned_buffers_and_what_is_to_stay_in_the_hosts_memory() -> None:
+    nvme = {"device": "nvme", "nvme_path": "/nvme"}
+    own, largest = (of(-(-p.numel() // 2) for p in model().parameters()) for of in (sum, max))
+
+    def host(parameters: dict[str, int], states: dict[str, int], **more: int) -> Memory:
+        sections = {"offload_param": {**nvme, **parameters}, "offload_optimizer": {**nvme, **states}}
+        return predicted({"stage": 3, **sections, **more}, 2, **BF16)
+
+    least = host({"buffer_count": 1, "buffer_size": largest, "max_in_cpu": 0}, {"buffer_count": 4})
+    assert host({"buffer_count": 3, "buffer_size": largest, "max_in_cpu": 0}, {"buffer_count": 4}).host - least.host == (
+        2 * 2 * largest
+    )
+    assert host({}, {"buffer_count": 4}).host - least.host >= 2 * (5 * 100_000_000 - largest)
+    kept = host({"buffer_count": 1, "buffer_size": largest, "max_in_cpu": 1000}, {"buffer_count": 4})
+    assert kept.host - least.host == 2 * 1000 and kept.device == least.device
+    fewer = host({"buffer_count": 1, "buffer_size": largest, "max_in_cpu": 0}, {"buffer_count": 3})
+    matrices = sum(-(-p.numel() // 2) for p in model().parameters() if p.dim() > 1)  # the optimizer's first group
+    assert least.host - fewer.host == 4 * matrices
+    assert least.host > 2 * (own + largest)
+
+
+def test_sub_groups_end_with_the_tensor_that_fills_them() -> None:
+    assert largest_sub_group([[3, 4, 5, 1], [2]], least=6) == 7
+    assert largest_sub_group([[3, 4, 5, 1], [2]], least=100) == 13
+    assert largest_sub_group([[30], [2]], least=6) == 30
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments() -> None:

@@ -152,7 +152,7 @@ def test_a_stack_that_was_interrupted_goes_on_as_if_nothing_had_been(
 
 def test_a_run_whose_numbers_fail_is_given_up_and_the_others_are_saved(world: World) -> None:
     runs = {"plain": RUNS["plain"], "wild": {"seed": 1, "learning_rate": 1e30, "max_grad_norm": 0}}
-    with pytest.raises(RunError, match="1 of 2 runs were given up: wild: its loss is"):
+    with pytest.raises(RunError, match=r"1 of 2 runs were given up: wild: (the loss is|predictions: )"):
         stack(**world.settings("wild", runs))
     require_same(world.folder / "wild", world.alone(RUNS), {"plain": {}})
     assert not (world.folder / "wild" / "wild" / MANIFEST).exists()

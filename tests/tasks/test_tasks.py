@@ -295,3 +295,40 @@ def test_the_real_tasks_have_the_rows_and_labels_they_declare(real_data: Path) -
         assert task.name == folder.name
         assert {name: len(split) for name, split in task.splits.items()} == meta["splits"]
         assert set(task.labels) == set(map(str, meta["labels"]))
+
+
+# what is odd and not wrong
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (("left", "right"), None),
+        (("left", "left "), "'left', 'left '"),
+        (("left", "Left"), "'Left', 'left'"),
+        (("caf\u00e9", "cafe\u0301"), r"'cafe\u0301', 'caf\xe9'"),
+        (("a  b", "a b"), "'a  b', 'a b'"),
+        (("\ufb01n", "fin"), r"'fin', '\ufb01n'"),
+        (("1", "1.0"), None),
+    ],
+)
+def test_classes_that_look_alike_are_told(
+    labels: tuple[str, str], told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "train.jsonl", [row(text="a", label=labels[0]), row(text="b", label=labels[1]), row(text="c", label="other")])
+    load_task({"train": str(tmp_path / "train.jsonl"), "name": "t"})
+    said = capsys.readouterr().out
+    assert said == ("" if told is None else f"notice: t: classes that look alike are told apart: {told}\n")
+    load_task({"train": str(tmp_path / "train.jsonl"), "labels": [*labels, "other"]})
+    assert capsys.readouterr().out == ""  # whoever lists them knows
+
+
+def test_a_split_whose_texts_are_all_blank_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.jsonl", [row(text=" "), row(text="", label="b"), row(text="\n\u2003")])
+    with pytest.raises(InputError, match=r"train\.jsonl: every text is blank, expected some to read"):
+        load_task({"train": str(path)})
+    write_rows(tmp_path / "train.jsonl", [row(text=" "), row(label="b")])
+    assert len(load_task({"train": str(path)}).splits["train"]) == 2
+    write_rows(tmp_path / "train.jsonl", [{"tokens": [" ", ""], "tags": ["O", "B-X"]}])
+    with pytest.raises(InputError, match="every text is blank"):
+        load_task({"train": str(path)})

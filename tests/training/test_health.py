@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,31 +20,30 @@ from torch import nn
 from transformers import BertForSequenceClassification
 from worlds import make_base, make_task
 
+from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import LabelledTexts
 from recyclable.data.order import Order
+from recyclable.errors import RunError
 from recyclable.models.tasks import task_model
 from recyclable.tasks.parts.task import load_task
+from recyclable.training.checkpoint.record import Progress
+from recyclable.training.health import Health
 from recyclable.weights.base import Base
 from recyclable.weights.sources import fill
 from recyclable.weights.vocabulary import load_tokenizer
 
-STEPS, BATCH, LENGTH, SEED, RATE = 17, 8, 16, 7, 2e-3
+STEPS, BATCH, LENGTH, SEED, RATE = 16, 8, 16, 7, 2e-3
 BAD = {0: "gradient", 11: "loss", 12: "infinite", 13: "gradient", 14: "spike"}  # from 0
 ONE = {"2": "loss"}
+BF16, ON_HOST = {"bf16": {"enabled": True}}, {"offload_optimizer": {"device": "cpu"}}
+TWO_PASSES = {"train_micro_batch_size_per_gpu": 2}  # of each rank make a step, else one
 LAYOUTS = {
-    **{f"{stage}-fp32": {"zero_optimization": {"stage": stage}} for stage in (0, 1, 2)},
-    **{f"{stage}-bf16": {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}} for stage in (0, 1, 2)},
-    "1-bf16-fp32-sums": {
-        "zero_optimization": {"stage": 1},
-        "bf16": {"enabled": True},
-        "data_types": {"grad_accum_dtype": "fp32"},
-    },
-    "2-offload": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
-    "3-fp32": {"zero_optimization": {"stage": 3, **STAGE_3}},
-    "3-bf16-offload": {
-        "zero_optimization": {"stage": 3, **STAGE_3, "offload_optimizer": {"device": "cpu"}},
-        "bf16": {"enabled": True},
-    },
+    **{f"{stage}-fp32": {"zero_optimization": {"stage": stage}} for stage in (0, 1)},
+    **{f"{stage}-bf16": {"zero_optimization": {"stage": stage}, **BF16} for stage in (0, 2)},
+    "1-bf16-fp32-sums": {"zero_optimization": {"stage": 1}, **BF16, "data_types": {"grad_accum_dtype": "fp32"}},
+    "2-offload": {"zero_optimization": {"stage": 2, **ON_HOST}, **TWO_PASSES},
+    "3-fp32": {"zero_optimization": {"stage": 3, **STAGE_3}, **TWO_PASSES},
+    "3-bf16-offload": {"zero_optimization": {"stage": 3, **STAGE_3, **ON_HOST}, **BF16},
 }
 
 
@@ -63,8 +63,7 @@ def run(world: Path, out: str, layout: str, spoil: dict[str, Any], **settings: A
         **{"seed": SEED, "max_length": LENGTH, "dropout": 0.0, "eval_every": STEPS, "save_every": 0, "log_every": 1},
         **{"bad_step": "skip", "max_bad_steps": 4, "spike_factor": 5.0, **settings},
     }
-    ds_config = {"train_micro_batch_size_per_gpu": 2, **LAYOUTS[layout]}  # two passes of each rank make a step
-    return {"verb": "tune", "config": config, "ds_config": ds_config, "spoil": spoil}
+    return {"verb": "tune", "config": config, "ds_config": LAYOUTS[layout], "spoil": spoil}
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +74,10 @@ def two_ranks(world: Path) -> Path:
         runs.append(run(world, f"{layout}-spoiled", layout, BAD))
         runs.append(run(world, f"{layout}-absent", layout, dict.fromkeys(BAD, "absent")))
     short = {"max_steps": 4, "save_every": 1}
-    stops = run(world, "stops", "2-fp32", ONE, **short, bad_step="stop")
-    goes_on = {**run(world, "stops", "2-fp32", ONE, **short), "resume": True, "outcome": world / "resumed"}
-    runs += [stops, goes_on, run(world, "never-stopped", "2-fp32", ONE, **short)]
-    runs.append(run(world, "too-many", "1-bf16", {2: "loss", 3: "loss"}, max_bad_steps=1, max_steps=5))
+    stops = run(world, "stops", "2-offload", ONE, **short, bad_step="stop")
+    goes_on = {**run(world, "stops", "2-offload", ONE, **short), "resume": True, "outcome": world / "resumed"}
+    runs += [stops, goes_on, run(world, "never-stopped", "2-offload", ONE, **short)]
+    runs.append(run(world, "too-many", "2-bf16", {2: "loss", 3: "loss"}, max_bad_steps=1, max_steps=5))
     runs.append(run(world, "at-once", "3-fp32", {0: "gradient"}, bad_step="stop"))
     finish(start(world / "two", runs, nproc=2), world / "two")
     return world
@@ -95,7 +94,7 @@ def test_the_weights_are_those_of_the_run_that_never_had_the_steps(two_ranks: Pa
     assert tensors(two_ranks / f"{layout}-spoiled") == tensors(two_ranks / f"{layout}-absent")
 
 
-@pytest.mark.parametrize("layout", ["0-fp32", "2-fp32", "3-fp32"])
+@pytest.mark.parametrize("layout", ["0-fp32", "2-offload", "3-fp32"])
 def test_the_weights_are_those_of_plain_training_without_the_steps(two_ranks: Path, layout: str) -> None:
     task, tokenizer = load_task(str(two_ranks / "task")), load_tokenizer(two_ranks / "base")
     examples = LabelledTexts(task.splits["train"], tokenizer, LENGTH)
@@ -121,7 +120,7 @@ def test_the_weights_are_those_of_plain_training_without_the_steps(two_ranks: Pa
 
 
 def test_what_was_left_out_is_told_and_recorded(two_ranks: Path) -> None:
-    out = two_ranks / "2-fp32-spoiled"
+    out = two_ranks / "2-offload-spoiled"
     record, log = json.loads((out / "manifest.json").read_text()), (two_ranks / "two" / "log").read_text()
     left_out = [step + 1 for step in BAD]
     assert record["metrics"]["skipped_steps"] == left_out
@@ -129,7 +128,7 @@ def test_what_was_left_out_is_told_and_recorded(two_ranks: Path) -> None:
     assert record["history"][-1]["examples"] == record["metrics"]["examples"] == (STEPS - len(BAD)) * BATCH
     assert "skipped" not in record["metrics"]["dev"]
     assert log.count(f"notice: step 12 is left out: the loss is nan; its batch is in {out / 'bad_steps'}\n") == 1
-    untouched = json.loads((two_ranks / "2-fp32-absent" / "manifest.json").read_text())
+    untouched = json.loads((two_ranks / "2-offload-absent" / "manifest.json").read_text())
     assert "skipped_steps" not in untouched["metrics"]
 
 
@@ -143,7 +142,7 @@ def test_no_logged_number_is_of_a_step_that_was_left_out(two_ranks: Path, layout
 
 
 def test_the_batch_is_kept_for_people_to_look_at(two_ranks: Path) -> None:
-    folder = two_ranks / "2-fp32-spoiled" / "bad_steps"
+    folder = two_ranks / "2-offload-spoiled" / "bad_steps"
     told = json.loads((folder / "step-00000015.json").read_text())
     task, tokenizer = load_task(str(two_ranks / "task")), load_tokenizer(two_ranks / "base")
     examples = LabelledTexts(task.splits["train"], tokenizer, LENGTH)
@@ -185,3 +184,72 @@ def test_an_end_leaves_the_batch_and_no_result(two_ranks: Path, out: str, messag
     assert found["error"] == "RunError" and found["message"].startswith(message)
     assert list((two_ranks / out / "bad_steps").glob("*.json"))
     assert not (two_ranks / out / "manifest.json").exists() and not list((two_ranks / out).glob("delta*"))
+
+
+class Engine:
+    """What `Health` asks of one whose loss scale changes, in fp16, which needs a GPU."""
+
+    class Optimizer:
+        """Overflows for so many steps."""
+
+        def __init__(self, overflows: int) -> None:
+            self.loss_scaler = SimpleNamespace(
+                dynamic=True, cur_scale=2.0**16, cur_iter=0, raise_error_at_min_scale=True
+            )
+            self.left, self.overflow = overflows, False
+
+    def __init__(self, overflows: int) -> None:
+        self.optimizer, self.taken = self.Optimizer(overflows), 0
+        self.basic_optimizer = SimpleNamespace(step=lambda: None)
+        self.module = SimpleNamespace(weights={"task": 1.0})
+
+    def step(self) -> None:
+        """As DeepSpeed's: halve the scale, or count."""
+        optimizer = self.optimizer
+        optimizer.overflow = optimizer.left > 0
+        optimizer.left -= 1
+        if optimizer.overflow:
+            optimizer.loss_scaler.cur_scale /= 2
+        else:
+            self.taken += 1
+
+
+def steps_of(engine: Engine, out: Path, losses: list[float], **changed: Any) -> Progress:
+    settings = TrainSettings(out=out, max_steps=100, learning_rate=1e-3, **changed)
+    progress = Progress()
+    health = Health(engine, settings, progress, out)
+    for loss in losses:
+        health.step(torch.tensor([loss], dtype=torch.float64), torch.ones(1, dtype=torch.float64), [], [])
+        progress.step += 1
+    return progress
+
+
+def test_overflows_that_find_the_loss_scale_are_counted_and_no_bad_steps(tmp_path: Path) -> None:
+    engine = Engine(overflows=20)
+    progress = steps_of(engine, tmp_path, [1.0] * 30, bad_step="stop")
+    assert (progress.overflows, progress.skipped, engine.taken) == (20, [], 10)
+    assert not engine.optimizer.loss_scaler.raise_error_at_min_scale
+    assert not (tmp_path / "bad_steps").exists()
+
+
+def test_overflows_without_end_are_bad(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"^step 64: the norm of the gradients is no finite number; no weight"):
+        steps_of(Engine(overflows=1000), tmp_path, [1.0] * 100, bad_step="stop")
+
+
+def test_a_bad_loss_leaves_the_loss_scale_as_it_was(tmp_path: Path) -> None:
+    engine = Engine(overflows=2)  # DeepSpeed, too, finds its gradients to be none
+    progress = steps_of(engine, tmp_path, [math.nan, math.inf, 1.0], bad_step="skip")
+    assert progress.skipped == [1, 2] and progress.overflows == 0
+    assert engine.optimizer.loss_scaler.cur_scale == 2.0**16
+
+
+@pytest.mark.parametrize(("factor", "left_out"), [(None, []), (3.0, [12, 14]), (4.0, [14])])
+def test_a_spike_is_measured_by_the_median_of_the_good_steps(
+    tmp_path: Path, factor: float | None, left_out: list[int]
+) -> None:
+    losses = [100.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.5, 1.0, 9.0]
+    progress = steps_of(Engine(overflows=0), tmp_path, losses, bad_step="skip", spike_factor=factor)
+    assert progress.skipped == left_out
+    good = [loss for step, loss in enumerate(losses, 1) if step not in left_out]
+    assert progress.recent == ([] if factor is None else good)

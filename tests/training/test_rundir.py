@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import killed_at
 
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
@@ -209,3 +211,63 @@ def test_what_a_run_left_that_died_after_its_result_goes_when_it_is_resumed(tmp_
     with rundir.claim(One(), tmp_path, "manifest.json", resume=True) as unfinished:
         assert not unfinished
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "manifest.json"}
+
+
+# ---- wherever it dies
+
+
+def run_to(out: Path, end: str) -> None:
+    """A run that fails before it gets anywhere, or is finished and cleans up."""
+    with pytest.raises(Failure), rundir.claim(One(), out, "manifest.json", resume=False):
+        for name in ("best-00000000.safetensors", "tensorboard/events", "checkpoints/.partial-step-00000002/x"):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text("x")
+        if end == "finished":
+            for name in ("checkpoints/step-00000002/complete.json", "best-00000002.safetensors", "manifest.json"):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                (out / name).write_text("{}")
+            rundir.clear_scratch(out)
+        raise Failure
+
+
+@pytest.mark.parametrize("end", ["failed", "finished"])
+def test_wherever_a_run_dies_in_claim_or_clean_up_it_is_resumed_and_nothing_stays_for_good(
+    end: str, tmp_path: Path
+) -> None:
+    number, outcomes = 1, []
+    while killed_at(number, out := tmp_path / str(number), lambda out=out: run_to(out, end)):
+        with rundir.claim(One(), out, "manifest.json", resume=True) as unfinished:
+            outcomes.append(unfinished)
+            (out / "manifest.json").write_text("{}")
+            rundir.clear_scratch(out)
+        left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {"tensorboard/events"}
+        assert left == {"run.json", "manifest.json"}, number
+        shutil.rmtree(out)
+        number += 1
+    assert number > 15, "so few file operations make no claim"
+    assert set(outcomes) == ({True, False} if end == "finished" else {True})
+
+
+def test_a_directory_that_stops_taking_files_is_refused_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rundir, "write_json", full)
+    with (
+        pytest.raises(
+            InputError, match=r"^out: .*/out cannot be used \(No space left on device\), expected a directory"
+        ),
+        rundir.claim(One(), tmp_path / "out", "manifest.json", resume=False),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_is_whole_is_no_failure_where_scratch_cannot_be_removed(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "best-00000002.safetensors").write_text("x")
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    rundir.clear_scratch(tmp_path)
