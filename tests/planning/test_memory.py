@@ -81,9 +81,9 @@ def test_what_is_on_nvme_takes_pinned_buffers_and_what_is_to_stay_in_the_hosts_m
         return predicted({"stage": 3, **sections, **more}, 2, **BF16)
 
     least = host({"buffer_count": 1, "buffer_size": largest, "max_in_cpu": 0}, {"buffer_count": 4})
-    assert host({"buffer_count": 3, "buffer_size": largest, "max_in_cpu": 0}, {"buffer_count": 4}).host - least.host == (
-        2 * 2 * largest
-    )
+    assert host(
+        {"buffer_count": 3, "buffer_size": largest, "max_in_cpu": 0}, {"buffer_count": 4}
+    ).host - least.host == (2 * 2 * largest)
     assert host({}, {"buffer_count": 4}).host - least.host >= 2 * (5 * 100_000_000 - largest)
     kept = host({"buffer_count": 1, "buffer_size": largest, "max_in_cpu": 1000}, {"buffer_count": 4})
     assert kept.host - least.host == 2 * 1000 and kept.device == least.device

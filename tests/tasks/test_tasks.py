@@ -315,7 +315,10 @@ def test_the_real_tasks_have_the_rows_and_labels_they_declare(real_data: Path) -
 def test_classes_that_look_alike_are_told(
     labels: tuple[str, str], told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_rows(tmp_path / "train.jsonl", [row(text="a", label=labels[0]), row(text="b", label=labels[1]), row(text="c", label="other")])
+    write_rows(
+        tmp_path / "train.jsonl",
+        [row(text="a", label=labels[0]), row(text="b", label=labels[1]), row(text="c", label="other")],
+    )
     load_task({"train": str(tmp_path / "train.jsonl"), "name": "t"})
     said = capsys.readouterr().out
     assert said == ("" if told is None else f"notice: t: classes that look alike are told apart: {told}\n")
