@@ -10,7 +10,8 @@ from pathlib import Path
 from recyclable.errors import InputError
 from recyclable.weights.chat_template import FOLDER
 
-_TEXTS = (".json", ".txt", ".model", ".jinja")
+_READ = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template", "generation_config")
+_TEXTS = (".model", ".jinja")
 _MAX_BYTES = 1 << 28
 """Eight times the largest tokenizer's."""
 
@@ -30,12 +31,13 @@ def require_own_files(folder: Path) -> None:
     for link in links:
         try:
             target = link.resolve()
-            outside = (target.is_file() or link.name == FOLDER) and not any(map(target.is_relative_to, own))
+            read = link.name == FOLDER or (target.exists() and not target.is_dir())
         except (OSError, RuntimeError) as error:  # RuntimeError: of links in a circle
             raise InputError(link, f"is a link that leads nowhere ({error})") from error
-        if outside:
+        if read and not any(map(target.is_relative_to, own)):
             problem = "is a link out of the model's directory, which is not followed: expected the file itself there"
             raise InputError(link, problem)
     for file in files:
-        if file.suffix in _TEXTS and file.is_file() and (size := file.stat().st_size) > _MAX_BYTES:
+        read = file.name.startswith(_READ) or file.suffix in _TEXTS
+        if read and file.is_file() and (size := file.stat().st_size) > _MAX_BYTES:
             raise InputError(file, f"has {size} bytes, expected {_MAX_BYTES} at most")

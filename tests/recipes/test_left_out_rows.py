@@ -9,6 +9,7 @@ import pytest
 from verbs import Verbs
 from worlds import make_base, make_corpus, make_task
 
+from recyclable.cli import main
 from recyclable.weights.lineage import read_lineage
 from recyclable.weights.manifest import read_manifest
 
@@ -51,7 +52,6 @@ def test_tuned_weights_record_what_was_left_out_of_their_task(
     spec = {"train": "train.jsonl", "dev": "dev.jsonl", "bad_rows": "skip"}
     (task / "task.yaml").write_text(json.dumps(spec))
     capsys.readouterr()
-    from recyclable.cli import main
 
     status = main(list(map(str, verbs.training("tune", base=base, task=task))))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("notice: ")]
