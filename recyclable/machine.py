@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ _TRAINING_KEYS = frozenset(
 )
 _OFFLOADED = (("offload_optimizer", 1), ("offload_param", 3))
 """What may be kept elsewhere, and the ZeRO stage from which on."""
+_OFFLOAD_NUMBERS = {"buffer_count", "buffer_size", "max_in_cpu"}
 _OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 _SIZES = ("_size", "_threshold", "_parameters", "_distance")
 """How keys of numbers of elements end."""
@@ -264,6 +266,9 @@ def _check_offload(config: dict[str, Any], stage: int, where: str | Path) -> Non
             raise InputError(where, f"{field}.device is {device!r} at stage {stage}, expected stage {wanted} or more")
         if not isinstance(found.get("nvme_path", ""), str):
             raise InputError(where, f"{field}.nvme_path is {found['nvme_path']!r}, expected a directory")
+        for key in _OFFLOAD_NUMBERS & found.keys():
+            if type(found[key]) not in (int, float) or not 0 <= found[key] < math.inf:
+                raise InputError(where, f"{field}.{key} is {found[key]!r}, expected a number of at least 0")
     for key, value in zero.items():
         if key.endswith(_SIZES) and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
             raise InputError(where, f"zero_optimization.{key} is {value!r}, expected a number of elements")

@@ -89,6 +89,14 @@ def test_the_callers_dict_and_monitor_sections_are_left_alone():
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": 5}}},
             ["offload_param.nvme_path is 5"],
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "buffer_size": "big"}}},
+            ["offload_param.buffer_size is 'big'", "expected a number"],
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "buffer_count": -1}}},
+            ["offload_optimizer.buffer_count is -1", "expected a number"],
+        ),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "large"}}, ["reduce_bucket_size is 'large'"]),
         ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, ["round_robin_gradients is true"]),
         ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, ["compute_grad_norm is false"]),

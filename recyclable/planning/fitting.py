@@ -55,6 +55,8 @@ class Fitter:
     evaluated: int | None = None
     saves: bool = False
     """Whether the run writes checkpoints."""
+    asked: int = 0
+    """Elements of a teacher that answers before training."""
     shallow: Callable[[int], Objective] | None = None
     """The same with so few layers, where all are alike; None: all are traced."""
     layers: int = 0
@@ -101,6 +103,7 @@ class Fitter:
             on_cpu=on_cpu,
             accumulation=accumulation,
             saves=self.saves,
+            asked=self.asked,
             training=training,
             evaluation=None if self.evaluated is None else self._traced(ds_config, self.evaluated, training=False),
         )

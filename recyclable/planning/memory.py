@@ -31,7 +31,7 @@ class Memory:
     """
 
     phase: str
-    """What is being done then: start, training, step, evaluation."""
+    """What is being done then: start, teaching (a cached teacher answers), training, step, evaluation."""
     weights: int
     """The student's, as they are computed with, gathered ones of ZeRO-3 included."""
     gradients: int
@@ -95,6 +95,7 @@ def memory(
     evaluation: Trace | None = None,
     saves: bool = False,
     gives_back: bool | None = None,
+    asked: int = 0,
 ) -> Memory:
     """Predict the peak of a run; nothing is allocated, parameters may be on the meta device.
 
@@ -107,6 +108,7 @@ def memory(
         saves: whether checkpoints are written.
         gives_back: whether the allocator of a CPU gives back what is freed at once, as glibc does with blocks above
             MALLOC_MMAP_THRESHOLD_ where that is set, at a price; None: as it is set here. Else it keeps some.
+        asked: elements of a teacher, no part of the objective, that answers before training.
     """
     training = training or traced(objective, batch, ds_config, on_cpu)
     if evaluation is None and evaluated is not None:
@@ -115,7 +117,7 @@ def memory(
         gives_back = "MALLOC_MMAP_THRESHOLD_" in os.environ
     passes = accumulation * len(objective.passes(0))
     zero = Zero.of(ds_config, ranks, on_cpu, accumulating=passes > 1)
-    found = phases(Sizes.of(objective), zero, training, evaluation, saves, gives_back)
+    found = phases(Sizes.of(objective), zero, training, evaluation, saves, gives_back, asked)
     if on_cpu:
         found = {name: Held(held.device + held.host, nvme=held.nvme) for name, held in found.items()}
     phase, held = max(found.items(), key=lambda item: item[1].device.total())

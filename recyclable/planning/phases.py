@@ -1,4 +1,4 @@
-"""What one rank holds in each phase of a run, at that phase's worst moment: start, training, step, evaluation."""
+"""What one rank holds in each phase of a run, at its worst moment: start, teaching, training, step, evaluation."""
 
 from __future__ import annotations
 
@@ -30,13 +30,20 @@ _GPU_FRAGMENTS = 0.05
 
 
 def phases(
-    sizes: Sizes, zero: Zero, training: Trace, evaluation: Trace | None, saves: bool = False, gives_back: bool = True
+    sizes: Sizes,
+    zero: Zero,
+    training: Trace,
+    evaluation: Trace | None,
+    saves: bool = False,
+    gives_back: bool = True,
+    asked: int = 0,
 ) -> dict[str, Held]:
     """Phase -> bytes at its worst moment.
 
     Args:
         saves: whether checkpoints are written. One is under way beside whatever comes next, whole at first.
         gives_back: whether a CPU's allocator gives back what is freed, as `memory` has it.
+        asked: elements of a teacher that answers before training.
     """
     found = {"start": _start(sizes, zero), "training": _training(sizes, zero, training), "step": _step(sizes, zero)}
     products = training.half_products
@@ -45,8 +52,10 @@ def phases(
         products |= evaluation.half_products
     for name in found.keys() & {"step", "evaluation"}:
         found[name].device["buckets"] += zero.size * _stays(sizes, zero, training)
+    if asked:
+        found["teaching"] = _teaching(sizes, zero, evaluation or training, asked)
     for name, held in found.items():
-        if saves and name != "start":
+        if saves and name not in ("start", "teaching"):
             held.host["checkpoint"] = copied(sizes, zero)
         held.device += _process(held, zero, gives_back)
         if zero.on_cpu:
@@ -214,6 +223,16 @@ def _evaluation(sizes: Sizes, zero: Zero, trace: Trace) -> Held:
         activations=int(trace.held[moment, REST]),
     )
     return steady(sizes, zero) + Held(now)
+
+
+def _teaching(sizes: Sizes, zero: Zero, trace: Trace, asked: int) -> Held:
+    """A teacher of the student's shape answers beside it, in forward passes; nothing of the optimizer is there yet."""
+    held = _evaluation(sizes, zero, trace)
+    for part in ("optimizer", "gradients", "buckets"):
+        held.device[part] = held.host[part] = held.nvme[part] = 0
+    where = held.at(zero.parameters_on) if zero.stage == 3 else held.device
+    where["teacher"] += zero.size * (-(-asked // zero.ranks) if zero.stage == 3 else asked)
+    return held
 
 
 def _process(held: Held, zero: Zero, gives_back: bool) -> Counter[str]:

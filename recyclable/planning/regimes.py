@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from recyclable.planning.swapping import BUFFER
+
 Home = Literal["device", "cpu", "nvme"]
 
 NVME_PATH = "/local_nvme"
@@ -44,6 +46,8 @@ class Shape:
     bf16: bool
     overlap: bool
     """Whether communication has the arithmetic's company: on a CPU they share the cores."""
+    largest: int = 0
+    """Elements of a rank's part of the largest tensor."""
 
 
 def ds_config(regime: Regime, shape: Shape, micro_batch: int | None = None, nvme: str = NVME_PATH) -> dict[str, Any]:
@@ -77,6 +81,8 @@ def ds_config(regime: Regime, shape: Shape, micro_batch: int | None = None, nvme
                 **({"nvme_path": nvme} if home == "nvme" else {}),
                 "pin_memory": shape.bf16,
             }
+    if regime.parameters == "nvme" and shape.largest > BUFFER:
+        zero["offload_param"]["buffer_size"] = shape.largest
     if regime.optimizer != "device" and regime.stage == 3:
         zero["sub_group_size"] = 100_000_000
     return config

@@ -184,7 +184,9 @@ def _swapped(sizes: Sizes, zero: Zero, ranks: int) -> Parts[str]:
     trained, other = (
         [-(-n // ranks) for n in of.values()] for of in (sizes.trained, {**sizes.frozen, **sizes.teacher})
     )
-    sub_group = largest_sub_group(([-(-n // ranks) for n in group.values()] for group in sizes.groups()), zero.sub_group)
+    sub_group = largest_sub_group(
+        ([-(-n // ranks) for n in group.values()] for group in sizes.groups()), zero.sub_group
+    )
     found: Parts[str] = Counter()
     if zero.parameters_on == "nvme":
         found += zero.swapping.of_parameters(trained, other, zero.size, sub_group)

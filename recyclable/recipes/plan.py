@@ -51,7 +51,8 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
         assumed.append(f"evaluation takes no more texts at once than training (eval_batch_size, of itself {of_itself})")
     tries = fitter(made, first, fleet, evaluated)
     sizes, config = Sizes.of(first.objective), first.base.config.get_text_config()
-    shape = Shape(config.hidden_size, sum(sizes.all().values()), not fleet.device.on_cpu, not fleet.device.on_cpu)
+    on_gpu, largest = not fleet.device.on_cpu, -(-max(sizes.all().values()) // fleet.ranks)
+    shape = Shape(config.hidden_size, sum(sizes.all().values()), on_gpu, on_gpu, largest)
     tried: dict[str, dict[str, Any]] = {}
     rows = []
     for name, layout in _layouts(settings, made, shape, fleet):
@@ -74,7 +75,7 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
             "type": config.model_type,
             "parameters": shape.parameters,
             "trained": sum(sizes.trained.values()),
-            "teacher": sum(sizes.teacher.values()),
+            "teacher": sum(sizes.teacher.values()) + first.asked,
         },
         "run": {
             "objective": type(first.objective).__name__,
@@ -119,7 +120,7 @@ def fitter(made: Settings, first: Planned, fleet: Fleet, evaluated: int | None =
             layers = layers_alike(shapes(first.objective.named_parameters()))
     share = first.settings.train_batch_size // fleet.ranks
     saves = first.settings.writes_checkpoints
-    return Fitter(first.objective, first.batch, share, fleet, evaluated, saves, shallow, layers or 0)
+    return Fitter(first.objective, first.batch, share, fleet, evaluated, saves, first.asked, shallow, layers or 0)
 
 
 def _fleet(settings: PlanSettings, assumed: list[str]) -> Fleet:

@@ -62,6 +62,8 @@ class Planned:
     base: Base
     assumed: tuple[str, ...] = ()
     """What nothing told, a line each."""
+    asked: int = 0
+    """Elements of a teacher that answers before training, and is no part of the objective."""
 
 
 def planned(settings: Settings) -> Planned:
@@ -133,9 +135,12 @@ def _recycling(method: LearnsFromLabels) -> Planned:
     scene = _Scene(task, lambda: of(old))
     objective = method.objective(of(base, method.rate()), scene)
     batch: Callable[[int], Batch] = partial(_batch, task, length, base.config)
+    asked = 0
     if isinstance(method, LearnsFromTeacher) and not method.online(task.kind):
         batch = partial(_with_answers, method, task, batch, old)
-    return Planned(objective, batch, method.model_copy(update={"max_length": length}), base, tuple(assumed))
+        asked = sum(parameter.numel() for parameter in of(old).parameters())
+    settings = method.model_copy(update={"max_length": length})
+    return Planned(objective, batch, settings, base, tuple(assumed), asked)
 
 
 class _Scene(Scene):

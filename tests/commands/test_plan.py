@@ -166,3 +166,10 @@ def test_a_kept_answer_over_a_vocabulary_is_refused_as_a_run_refuses_it(tmp_path
     argv = ["plan", "--model", str(tmp_path), "--device", "h100", "method=both", "teacher=cached"]
     assert main(argv) == 2
     assert "teacher: is cached, expected online" in capsys.readouterr().err
+
+
+def test_a_cached_teacher_is_told_though_it_is_gone_when_the_student_trains(model, capsys):
+    run = ["--verb", "recycle", "method=distill", "task=none", "max_length=16"]
+    _, found = planned(capsys, "--model", model, "--device", "h100", "--deepspeed_config", "125m_zero1", *run)
+    assert found["model"]["teacher"] == found["model"]["parameters"] > 0
+    assert found["regimes"][0]["memory"]["teacher"] == 0 and found["regimes"][0]["phase"] != "teaching"

@@ -72,6 +72,26 @@ def test_offload_moves_the_optimizer_to_the_host_or_to_nvme() -> None:
     assert nvme.nvme >= 12 * PARAMETERS and nvme.device < here.device
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_teacher_that_answers_before_training_lies_beside_a_student_whose_optimizer_takes_less(stage: int) -> None:
+    student = get_peft_model(model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    objective, ds_config = (
+        TokenLoss(student),
+        {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1000}, **BF16},
+    )
+    alone, taught, large = (
+        memory(objective, batch(8), ds_config, 2, on_cpu=False, asked=asked)
+        for asked in (0, PARAMETERS, 10 * PARAMETERS)
+    )
+    assert alone.phase != "teaching" and alone.device <= taught.device < large.device
+    assert large.phase == "teaching" and large.optimizer == large.gradients == large.buckets == 0
+    assert large.teacher == 2 * 10 * PARAMETERS // (2 if stage == 3 else 1)
+    whole, asked = (
+        memory(TokenLoss(model()), batch(8), ds_config, 2, on_cpu=False, asked=n * PARAMETERS) for n in (0, 1)
+    )
+    assert whole == asked
+
+
 def test_what_is_on_nvme_takes_pinned_buffers_and_what_is_to_stay_in_the_hosts_memory() -> None:
     nvme = {"device": "nvme", "nvme_path": "/nvme"}
     own, largest = (of(-(-p.numel() // 2) for p in model().parameters()) for of in (sum, max))
