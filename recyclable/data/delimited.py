@@ -43,7 +43,7 @@ class DelimitedRows:
         quoted = delimiter == "," or _is_quoted(path, file, delimiter)
         file.seek(0)
         self._path, self._delimiter, self._lines = path, delimiter, _RowLines(path, file)
-        quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True, quoting=quoting)
         try:
             _, self._header = self._cells()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from recyclable.data.bad_rows import BadRow, BadRows
 from recyclable.data.gzip_members import WholeMembers
@@ -20,7 +20,7 @@ def open_text(path: Path, bad: BadRows, newline: str | None = None) -> TextIO:
 
     Of gzip files whose bad rows are left out, broken members are as well.
     """
-    encoded = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": newline}
+    encoded: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": newline}
     if path.suffix.lower() != ".gz":
         return path.open(**encoded)
     return gzip.open(WholeMembers(path, bad) if bad.skips else path, "rt", **encoded)

@@ -60,7 +60,9 @@ def gathered(sizes: Sizes, zero: Zero, trace: Trace) -> np.ndarray:
         if step and moment > steps[step - 1][0]:
             passing.clear()
         fetch([name for name in names if name not in here and name not in flying])
-        here.update(name for needed in names for name in flying.get(needed, ()))
+        for name in names:
+            if name not in here:
+                here.update(flying[name])
         passing.append(now())
         for name in names:
             flying.pop(name, None)

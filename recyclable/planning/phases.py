@@ -16,8 +16,10 @@ _ALLREDUCE = 500_000_000
 _NORM = 8
 """Bytes of an element while norms are found, tensor by tensor."""
 
-_CPU_PROCESS = 55_000_000
-"""What a process grows by beside tensors: modules imported late, threads, small blocks. Fitted, docs/planning.md."""
+_CPU_PROCESS = 22_000_000
+"""What a process grows by beside tensors: threads, hooks, small blocks. Fitted, docs/planning_memory.md."""
+_CPU_IMPORTS = 42_000_000
+"""What torch's compiler takes, which DeepSpeed imports with the first of its ZeRO optimizers (measured)."""
 _KEPT = 1.0
 """Of what comes and goes, what glibc may keep beside it: 26 to about 70% was seen, most where lengths change."""
 _HALF_PRODUCT = 2 * 256 * 1024
@@ -240,4 +242,5 @@ def _process(held: Held, zero: Zero, gives_back: bool) -> Counter[str]:
     if not zero.on_cpu:
         return Counter(process=int(_GPU_RUNTIME + _GPU_FRAGMENTS * held.device.total()))
     passing = 0 if gives_back else held.device["activations"] + held.device["logits"]
-    return Counter(process=int(_CPU_PROCESS + _KEPT * passing))
+    imports = _CPU_IMPORTS if zero.stage else 0
+    return Counter(process=int(_CPU_PROCESS + imports + _KEPT * passing))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,6 +18,7 @@ from recyclable.planning.memory import PARTS, Memory, memory, traced
 from recyclable.planning.phases import phases
 from recyclable.planning.states import Sizes, Zero, in_partition, steady
 from recyclable.planning.swapping import largest_sub_group
+from recyclable.planning.trace import Trace, Use
 
 BF16 = {"bf16": {"enabled": True}}
 
@@ -169,6 +171,33 @@ def test_zero_3_gathers_a_layer_at_a_time_where_nothing_is_to_be_kept() -> None:
     assert most(frugal, ranks=1) == most({"stage": 2}) == 0
 
 
+def followed(*uses: tuple[str, ...]) -> Trace:
+    """Modules that compute with these parameters, one a moment, and hold nothing."""
+    nothing = np.zeros((len(uses), 4), dtype=np.int64)
+    steps = tuple(Use(moment, names) for moment, names in enumerate(uses))
+    return Trace(nothing, nothing[:, 0], len(uses), (), steps, 0, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "on_cpu", "most"),
+    [
+        # alone: each stays where it arrives, while it is used
+        (0, False, [100, 10, 30, 30]),
+        # b and c come together while a computes, and are there twice until c, the last of them, is needed
+        (30, False, [100 + 40, 40 + 40, 30 + 40, 30]),
+        (200, False, [140 + 140, 40 + 140, 30 + 140, 30]),
+        # gloo has what arrives once more: a, which comes alone, before it is used
+        (30, True, [100 + 100, 40 + 40, 30 + 40, 30]),
+        (200, True, [140 + 140, 40 + 140, 30 + 140, 30]),
+    ],
+)
+def test_what_is_fetched_together_is_there_twice_until_the_last_of_it_is_used(prefetch, on_cpu, most) -> None:
+    sizes = Sizes({"a": 100, "b": 10, "c": 30}, {}, {}, frozenset("abc"), frozenset())
+    of_zero_3 = {"stage": 3, "prefetch_bucket_size": prefetch, "param_persistence_threshold": 0}
+    zero = Zero.of({"zero_optimization": {**of_zero_3, "max_reuse_distance": 0}}, 2, on_cpu, False)
+    assert (gathered(sizes, zero, followed(("a",), ("b",), ("c",)))[:, 0] / 4).tolist() == most
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_checkpoint_is_a_copy_of_weights_and_moments_in_host_memory(stage: int) -> None:
     ds_config = {"zero_optimization": {"stage": stage}, **BF16}
@@ -209,3 +238,16 @@ def test_the_rank_with_most_is_found_among_all_of_them(ranks: int) -> None:
 def test_settings_are_deepspeeds_with_its_defaults() -> None:
     zero = Zero.of({"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 7}, **BF16}, 8, False, False)
     assert (zero.size, zero.summed, zero.prefetch, zero.reduce_bucket) == (2, 2, 7, 500_000_000)
+
+
+def test_products_in_half_precision_leave_their_compiled_code_on_a_cpu_once_for_each_shape() -> None:
+    shapes = [traced(TokenLoss(model(layers)), batch(), BF16, on_cpu=True).half_products for layers in (3, 5)]
+    assert shapes[0] == shapes[1] != frozenset()
+    assert traced(TokenLoss(model()), batch(), {}, on_cpu=True).half_products == frozenset()
+    half, full = (
+        memory(
+            TokenLoss(model()), batch(), {"zero_optimization": {"stage": 2}, **more}, 1, on_cpu=True, gives_back=True
+        ).process
+        for more in (BF16, {})
+    )
+    assert half - full == len(shapes[0]) * 2 * 256 * 1024
