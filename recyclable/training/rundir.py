@@ -12,6 +12,8 @@ from pathlib import Path
 from socket import gethostname
 from tempfile import TemporaryFile
 
+from pydantic import ValidationError
+
 from recyclable import distributed
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
@@ -123,9 +125,9 @@ def _require_own(settings: Settings, out: Path, resume: bool) -> bool:
     found = read_json(out / _RUN)
     if not found:
         raise InputError(out / _RUN, "is empty, expected the settings of the run; it cannot be resumed")
-    fields, wanted = type(settings).model_fields.items(), json.loads(settings.model_dump_json())
-    defaults = {name: field.default for name, field in fields if not field.is_required()}
-    found = {**defaults, **found}  # a setting that came after the run was started
+    wanted = json.loads(settings.model_dump_json())
+    with suppress(ValidationError):  # a setting that came after the run was started has its default
+        found = json.loads(type(settings).model_validate(found).model_dump_json())
     for key in sorted((wanted.keys() | found.keys()) - _FREE):
         if wanted.get(key) != found.get(key):
             raise InputError(key, f"is {wanted.get(key)!r}, but {out} was started with {found.get(key)!r}")

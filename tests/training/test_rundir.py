@@ -58,6 +58,12 @@ class One(Settings):
     x: int = 1
 
 
+class Two(Settings):
+    """A run with settings in sections."""
+
+    one: One = One()
+
+
 class Failure(Exception):
     """What ends a run."""
 
@@ -271,3 +277,11 @@ def test_a_result_that_is_whole_is_no_failure_where_scratch_cannot_be_removed(tm
 
     monkeypatch.setattr(Path, "unlink", read_only)
     rundir.clear_scratch(tmp_path)
+
+
+def test_settings_that_came_after_a_run_was_started_have_their_defaults(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"one": {}}')
+    with rundir.claim(Two(), tmp_path, "manifest.json", resume=True) as unfinished:
+        assert unfinished
+    with pytest.raises(InputError, match=r"^one: "), rundir.claim(Two(one=One(x=2)), tmp_path, "manifest.json", True):
+        pass
