@@ -73,7 +73,7 @@ def two_ranks(world: Path) -> Path:
     for layout in LAYOUTS:
         runs.append(run(world, f"{layout}-spoiled", layout, BAD))
         runs.append(run(world, f"{layout}-absent", layout, dict.fromkeys(BAD, "absent")))
-    short = {"max_steps": 4, "save_every": 1}
+    short = {"save_every": 2}
     stops = run(world, "stops", "2-offload", ONE, **short, bad_step="stop")
     goes_on = {**run(world, "stops", "2-offload", ONE, **short), "resume": True, "outcome": world / "resumed"}
     runs += [stops, goes_on, run(world, "never-stopped", "2-offload", ONE, **short)]
