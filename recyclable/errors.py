@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 10_000  # characters of a message
+
 
 class InputError(Exception):
     """Bad config, data, weights or checkpoint, found before anything is written or trained.
@@ -13,7 +15,7 @@ class InputError(Exception):
 
     def __init__(self, where: object, problem: str) -> None:
         self.where = str(where)
-        super().__init__(printable(" ".join(f"{where}: {problem}".split())))
+        super().__init__(printable(shortened(" ".join(f"{where}: {problem}".split()), _LONGEST)))
 
 
 class RunError(InputError):
@@ -26,6 +28,16 @@ class Preempted(Exception):
     """A run ends because somebody asked it to; it can be gone on with. The message is one line that says so."""
 
     exit_status = 75
+
+
+def shown(value: object) -> str:
+    """A value of a data file as messages have it: not the whole of it where it is long."""
+    return shortened(repr(value), 200)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, its middle left out where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: 2 * most // 3]} ... {text[len(text) - most // 4 :]}"
 
 
 def printable(text: str) -> str:

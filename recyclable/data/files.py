@@ -16,7 +16,7 @@ from recyclable.data.delimited import DelimitedRows
 from recyclable.data.json_rows import array_rows, line_rows
 from recyclable.data.lines import Lines, open_text, require_utf8
 from recyclable.data.parquet import ParquetRows, opened
-from recyclable.errors import InputError
+from recyclable.errors import InputError, shown
 
 TEXT_FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".conll")
 FORMATS = (*TEXT_FORMATS, *(f"{suffix}.gz" for suffix in TEXT_FORMATS), ".parquet")
@@ -110,7 +110,7 @@ def check_text(where: object, number: int, column: str, value: object) -> str:
     """The value, if it is a string that can be written as UTF-8 and holds no NUL; else raises BadRow."""
     place = f"{where}, row {number}"
     if not isinstance(value, str):
-        raise BadRow(place, f"column {column!r} is {value!r}, expected a string", "wrong type")
+        raise BadRow(place, f"column {column!r} is {shown(value)}, expected a string", "wrong type")
     require_utf8(place, value, f"column {column!r} is ")
     if "\0" in value:
         problem = f"column {column!r} holds a NUL character at {value.index(chr(0))}, expected text"

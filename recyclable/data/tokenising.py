@@ -104,9 +104,9 @@ def _in_windows(tokenizer: PreTrainedTokenizerBase, document: str) -> Iterator[l
         there = _Window.read(tokenizer, document, here.end - OVERLAP)
         found = _seam(here, there)
         if found is None:
-            cut = here.end - OVERLAP // 2
-            there = _Window.read(tokenizer, document, cut)
-            found = bisect_left(here.starts, cut), 0
+            last = bisect_left(here.starts, here.end - OVERLAP // 2)
+            there = _Window.read(tokenizer, document, here.starts[last] if last < len(here.starts) else here.end)
+            found = last, 0
         last, following = found
         yield here.ids[first:last]
         here, first = there, following

@@ -61,8 +61,7 @@ def stack(settings: StackSettings, ds_config: dict[str, Any], resume: bool = Fal
         metrics = {run.name: _saved(base, own, made[run.name], run) for run in runs if run.problem is None}
         if lost := [f"{run.name}: {run.problem}" for run in runs if run.problem is not None]:
             raise RunError(settings.out, f"{len(lost)} of {len(runs)} runs were given up: {'; '.join(lost)}")
-        if distributed.is_main():
-            write_json(settings.out / RESULT, metrics)
+        distributed.main_writes(lambda: write_json(settings.out / RESULT, metrics))
         rundir.clear_scratch(settings.out)
         return metrics
 
@@ -135,10 +134,12 @@ def _saved(base: Base, own: Fingerprint, made: _Made, run: StackedRun) -> dict[s
     tuned, progress = run.settings, run.progress
     assert isinstance(tuned, TuneSettings)
     file = best.tensors_file(tuned.out, progress.best_step)
-    if distributed.is_main():
+
+    def write() -> None:
         tuned.out.mkdir(exist_ok=True)
         write_tensors(file, run.best)
-    distributed.barrier()
+
+    distributed.main_writes(write)
     student = Student(made.model, base, own, tuned.described(), made.data, tuned, config=made.fields)
     return save_learned(
         student, Outcome(progress.history, progress.best_step, file, run.final, progress.skipped), method="tune"

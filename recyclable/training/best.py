@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
@@ -56,7 +57,8 @@ def drop(out: Path, kept: Collection[int], until: int) -> None:
     for path in out.glob("best-*.safetensors"):
         step = path.stem.removeprefix("best-")
         if step.isdecimal() and int(step) <= until and int(step) not in kept:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is in nobody's way
+                path.unlink(missing_ok=True)
 
 
 def _digest(file: SafetensorsFile) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
 
 from recyclable import distributed
 
@@ -29,6 +33,30 @@ def outlive(monitor: Any) -> None:
 
     monitor.write_events = written
     threading.excepthook = _thread_died
+
+
+class RunScalars:
+    """Scalars of a run that no engine of DeepSpeed writes for, in TensorBoard's files; as `outlive` has a monitor."""
+
+    enabled = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        outlive(self)
+
+    def write_events(self, events: list[_Event]) -> None:
+        """Write (name, value, step) of each."""
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._folder))
+        for event in events:
+            self._writer.add_scalar(*event)
+
+    def close(self) -> None:
+        """No more is written."""
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
 
 
 def _thread_died(arguments: threading.ExceptHookArgs) -> None:

@@ -69,14 +69,14 @@ class Health:
         """
         loss, norm = self._numbers(sums, counts)
         problem = wrong_with(loss, norm, self._settings, self._progress)
-        scaled = scaling(self._engine)
+        scaled, before = scaling(self._engine), self._autocast_scale()
         with patch.object(self._engine.basic_optimizer, "step", _nothing) if problem else nullcontext():
             self._engine.step()
         if problem:
             set_scaling(self._engine, scaled)  # which knows nothing of losses
-        elif getattr(self._engine.optimizer, "overflow", False):
+        elif getattr(self._engine.optimizer, "overflow", False) or self._autocast_scale() < before:
             self._overflows += 1
-            if scaled and self._overflows < _SCALINGS:
+            if (scaled or before) and self._overflows < _SCALINGS:
                 self._progress.overflows += 1
                 self.fine = True
                 return
@@ -88,6 +88,11 @@ class Health:
             self._leave_out(problem, loss, batches, items)
         else:
             remember(loss, self._settings, self._progress)
+
+    def _autocast_scale(self) -> float:
+        """Of torch's own loss scaling (fp16 autocast at stage 0), which falls where it has left out a step; else 0."""
+        scaler = getattr(self._engine, "torch_autocast_z0_gradscaler", None)
+        return float(scaler.get_scale()) if scaler else 0.0
 
     def _numbers(self, sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
         """The step's loss and, where DeepSpeed does not look at it, the norm of its gradients (else 0)."""

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recyclable import distributed, machine
@@ -36,6 +35,7 @@ from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import frozen
 from recyclable.training.evaluation import to_device
+from recyclable.training.events import RunScalars
 from recyclable.training.optimizer import build_optimizer, learning_rate
 from recyclable.training.pieces import MOMENTS, WEIGHT, Kept, Piece
 from recyclable.training.teaching import grouping
@@ -171,7 +171,7 @@ class _Stack:
         self._together = self.stage == 3 and distributed.world_size() > 1
         self._orders = {number: run.order() for number, run in runs.items()}
         self._optimizers = {number: build_optimizer(run.model, run.settings) for number, run in runs.items()}
-        self._writers: dict[int, SummaryWriter] = {}
+        self._scalars: dict[int, RunScalars] = {}
 
     def step(self, step: int) -> None:
         """One optimizer step of every run that is not done."""
@@ -262,8 +262,8 @@ class _Stack:
             if run.data.test is not None and run.problem is None:
                 run.final = self._scores(number, run, run.data.test, None)
         self._end_phase()
-        for writer in self._writers.values():
-            writer.close()
+        for scalars in self._scalars.values():
+            scalars.close()
 
     def _scores(self, number: int, run: StackedRun, split: Any, wanted: list[str] | None) -> dict[str, float]:
         def answers(batch: Batch | None = None, **asked: Any) -> Any:
@@ -317,10 +317,9 @@ class _Stack:
                 sums.sum().backward()
 
     def _write(self, number: int, run: StackedRun, scalars: dict[str, float]) -> None:
-        if number not in self._writers:
-            self._writers[number] = SummaryWriter(str(run.settings.out / "tensorboard"))
-        for name, value in scalars.items():
-            self._writers[number].add_scalar(name, value, run.progress.step)
+        if number not in self._scalars:
+            self._scalars[number] = RunScalars(run.settings.out / "tensorboard")
+        self._scalars[number].write_events([(name, value, run.progress.step) for name, value in scalars.items()])
 
 
 def _copied(run: StackedRun) -> Tensors:
@@ -382,6 +381,8 @@ def _resumed(stack: _Stack, runs: Sequence[StackedRun], out: Path, reads: dict[s
     require_same_content(out, found.record, reads)
     for run in stack.runs.values():
         run.progress = found.record.runs[run.name]
+        if run.progress.step < min(found.record.progress.step, run.settings.max_steps):
+            run.problem = f"it was given up before, after step {run.progress.step}"
     stack.restore(found.files)
     distributed.say(f"resumed at step {found.record.progress.step}, written on {found.record.ranks} ranks")
     return found.record.progress.step

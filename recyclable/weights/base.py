@@ -68,7 +68,9 @@ def _impossible(content: Any) -> str | None:
     if not isinstance(content, dict):
         return None
     for key, value in content.items():
-        if key.endswith(_PARTS) and isinstance(value, int | float) and not 0 <= value <= _MOST_PARTS:
+        counts = key.endswith(_PARTS) and isinstance(value, int | float)
+        least = 0 if key.endswith(("layers", "experts")) else -_MOST_PARTS  # `vision_feature_layer: -2` is a place
+        if counts and not least <= value <= _MOST_PARTS:
             return f"{key} is {value}"
         if inner := _impossible(value):
             return inner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -32,6 +33,7 @@ from worlds import (
 
 from recyclable import distributed
 from recyclable.cli import main
+from recyclable.commands.parts.status import guarded
 from recyclable.weights.manifest import read_manifest
 
 TRAINING = {"max_steps": 2, "learning_rate": 1e-3, "train_batch_size": 4, "max_length": 24, "save_every": 0}
@@ -174,6 +176,18 @@ def test_a_config_that_is_no_mapping(runs: Runs) -> None:
     path = runs.tmp / "run.yaml"
     path.write_text("- base\n")
     assert "run.yaml: holds list, expected a mapping of settings" in runs.refused("tune", path)
+
+
+def test_what_one_has_no_permission_for_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/corpus.jsonl")
+
+    assert guarded(work) == 2  # root may read everything, so that no file would do
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "recyclable: error: /data/corpus.jsonl: cannot be used (Permission denied), expected permission for it\n"
+    )
 
 
 def test_a_missing_run_config(runs: Runs) -> None:

@@ -152,8 +152,11 @@ def test_a_stack_that_was_interrupted_goes_on_as_if_nothing_had_been(
 
 def test_a_run_whose_numbers_fail_is_given_up_and_the_others_are_saved(world: World) -> None:
     runs = {"plain": RUNS["plain"], "wild": {"seed": 1, "learning_rate": 1e30, "max_grad_norm": 0}}
+    settings = world.settings("wild", runs, save_every=4)
     with pytest.raises(RunError, match=r"1 of 2 runs were given up: wild: (the loss is|predictions: )"):
-        stack(**world.settings("wild", runs))
+        stack(**settings)
+    with pytest.raises(RunError, match=r"1 of 2 runs were given up: wild: it was given up before, after step "):
+        stack(resume=True, **settings)
     require_same(world.folder / "wild", world.alone(RUNS), {"plain": {}})
     assert not (world.folder / "wild" / "wild" / MANIFEST).exists()
 

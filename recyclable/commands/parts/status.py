@@ -27,7 +27,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 def guarded(work: Callable[[], int | None]) -> int:
     """What `work` returns (None: 0), or the error's status after one line on standard error."""
     try:
-        return work() or DONE
+        return _readable(work) or DONE
     except (InputError, Preempted) as error:
         tell(Ending(error.exit_status, str(error)))
         return error.exit_status
@@ -39,7 +39,7 @@ def one_of_ranks(work: Callable[[], int | None]) -> int:
     Where a guardian watches over it, that is told instead of a person: of what happened to all ranks one is the cause.
     """
     try:
-        status = work() or DONE
+        status = _readable(work) or DONE
     except (InputError, Preempted) as error:
         status = error.exit_status
         if not guard.last_word(status, str(error)):
@@ -57,3 +57,13 @@ def one_of_ranks(work: Callable[[], int | None]) -> int:
     if status == DONE:
         guard.last_word(DONE)
     return status
+
+
+def _readable(work: Callable[[], int | None]) -> int | None:
+    """What `work` returns; InputError for a file or directory that this user has no permission for."""
+    try:
+        return work()
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        raise InputError(error.filename, f"cannot be used ({error.strerror}), expected permission for it") from error

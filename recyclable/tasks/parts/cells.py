@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from recyclable.data.bad_rows import BadRow
 from recyclable.data.files import check_text
+from recyclable.errors import shown
 
 
 class Cell(ABC):
@@ -128,4 +129,4 @@ def _there(where: str, place: int, column: str, value: Any) -> Any:
 
 
 def _wrong(where: str, place: int, column: str, value: object, wanted: str) -> BadRow:
-    return BadRow(f"{where}, row {place}", f"column {column!r} is {value!r}, expected {wanted}", "wrong type")
+    return BadRow(f"{where}, row {place}", f"column {column!r} is {shown(value)}, expected {wanted}", "wrong type")

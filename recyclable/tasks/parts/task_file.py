@@ -11,7 +11,7 @@ from recyclable.config.run_file import make_config
 from recyclable.config.settings import Settings
 from recyclable.data.bad_rows import Policy
 from recyclable.data.files import format_of
-from recyclable.errors import InputError
+from recyclable.errors import InputError, shown
 from recyclable.tasks import every_kind
 from recyclable.tasks.parts.columns import Columns, listed
 from recyclable.tasks.parts.kind import TaskKind
@@ -54,7 +54,7 @@ def check(where: str, spec: dict[str, Any], kinds: Sequence[TaskKind]) -> None:
         if key in settings or (value is None and key in SPLIT_NAMES):
             continue
         if key != "labels" and not (isinstance(value, str | Path) and str(value)):
-            raise InputError(where, f"{key} is {value!r}, expected a string")
+            raise InputError(where, f"{key} is {shown(value)}, expected a string")
     if (policy := spec.get("bad_rows", "refuse")) not in get_args(Policy):
         raise InputError(where, f"bad_rows is {policy!r}, expected one of {', '.join(get_args(Policy))}")
     if "labels" in spec:
