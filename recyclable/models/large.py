@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,4 +29,4 @@ def _elements(*shape: Any, size: Any = None, **_: Any) -> int:
     """Of a shape in each way that torch takes one."""
     if size is not None:
         return math.prod(size)
-    return math.prod(shape if not shape or isinstance(shape[0], int) else shape[0])
+    return math.prod(shape[0] if shape and isinstance(shape[0], Sequence) else shape)  # a torch.Size is a tuple
