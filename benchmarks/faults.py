@@ -80,10 +80,11 @@ def _resizes(folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def _hosts(folder: Path, quick: bool) -> dict[str, int] | None:
-    try:
-        from faults_hosts import hosts
-    except ImportError as error:
-        print(f"hosts: {error}", file=sys.stderr)
+    from faults_hosts import hosts
+    from network_hosts import missing
+
+    if lacking := missing():
+        print(f"hosts: this machine lacks {', '.join(lacking)}", file=sys.stderr)
         return None
     return hosts(quick)
 

@@ -151,11 +151,11 @@ def _of_command(world: World, kill: Kill, out: Path) -> bool:
         time.sleep(0.05)
     time.sleep(random.Random(kill.seed).uniform(0, 2))
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    ranks = [each for each in family if each.is_running() and "RANK" in each.environ()]
+    ranks = [each for each in family if each.is_running() and "RANK" in each.environ() and not _guards(each)]
     if not ranks:
         process.wait()
         return False
-    victims = _victims(kill, [rank.pid for rank in ranks if not rank.children()])
+    victims = _victims(kill, [rank.pid for rank in ranks])
     _note(kill, out, time.monotonic() - begin, frozenset())
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
@@ -169,6 +169,11 @@ def _of_command(world: World, kill: Kill, out: Path) -> bool:
         raise RunError(out, f"the command ended with {status} and left {len(alive)} of {len(gone) + len(alive)}")
     kill.who = f"command's {kill.who}"
     return True
+
+
+def _guards(process: psutil.Process) -> bool:
+    """Whether it is a rank's guardian, which has its rank's environment."""
+    return "recyclable.launching.guardian" in process.cmdline()
 
 
 def _moment(world: World, kill: Kill, saving: Callable[[], Any], out: Path, alive: Callable[[], bool]) -> bool:
