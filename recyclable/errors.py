@@ -24,8 +24,11 @@ class RunError(InputError):
     exit_status = 1
 
 
-class Preempted(Exception):
-    """A run ends because somebody asked it to; it can be gone on with. The message is one line that says so."""
+class Preempted(BaseException):
+    """A run ends because somebody asked it to; it can be gone on with. The message is one line that says so.
+
+    A signal raises it anywhere, also where any `Exception` is taken for the failure of what was tried.
+    """
 
     exit_status = 75
 

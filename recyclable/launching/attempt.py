@@ -22,7 +22,7 @@ from recyclable.launching.checking import before_start
 from recyclable.launching.command import has_others, launcher_command, launcher_environment, require_program
 from recyclable.launching.hostfile import read_hostfile
 from recyclable.launching.hub import Hub
-from recyclable.launching.watch import HERE, VARIABLE, Watch, own_addresses
+from recyclable.launching.watch import HERE, RESTART, VARIABLE, Watch, own_addresses
 
 _TICK_S = 0.2
 _LAST_S = 3.0  # for what ranks still tell of the launcher's end, and for the launcher to notice theirs
@@ -41,6 +41,8 @@ class Attempt:
     """Whether some of them may still run, on a host that is out of reach."""
     asked: bool
     """Whether a person or the system asked for the end."""
+    lasting: bool = False
+    """Whether it would come to the same again."""
 
 
 def attempt(
@@ -51,15 +53,22 @@ def attempt(
     hostfile: str | Path | None = None,
     master_port: int | None = None,
     launcher: str = "pdsh",
+    resumes: bool = False,
+    again: bool = False,
 ) -> Attempt:
-    """As `supervisor.launch`, once."""
+    """As `supervisor.launch`, once.
+
+    Args:
+        again: whether it was tried before.
+    """
     hosts = {} if hostfile is None else read_hostfile(hostfile)
-    address, extra = None, {}
+    address, extra = None, {RESTART: "1"} if again else {}
     if hostfile is not None and has_others(hosts):
         require_program(launcher, hostfile)
         checked = before_start(hostfile, [str(script), *args], nproc)
         address, master_port = checked.address, master_port or checked.port
-        extra = {"MASTER_ADDR": str(address), "MASTER_PORT": str(master_port)} if launcher == "openmpi" else {}
+        if launcher == "openmpi":
+            extra |= {"MASTER_ADDR": str(address), "MASTER_PORT": str(master_port)}
     local, token = hostfile is None, secrets.token_hex(16)
     places = [host for host, slots in hosts.items() for _ in range(nproc or slots)]
     with selectors.DefaultSelector() as selector, Hub(selector, HERE if local else "", 0, token, places=places) as hub:
@@ -75,13 +84,16 @@ def attempt(
             start_new_session=True,
         )
         try:
-            status, asked = _supervise(hub, selector, started)
+            status, asked = _supervise(hub, selector, started, resumes)
         finally:
             _end(started)
-        return Attempt(status, hub.culprits(), hub.any_lost(), asked)
+        lasting = hub.ending is not None and hub.ending.lasting
+        return Attempt(status, hub.culprits(), hub.any_lost(), asked, lasting)
 
 
-def _supervise(hub: Hub, selector: selectors.BaseSelector, launcher: subprocess.Popen[bytes]) -> tuple[int, bool]:
+def _supervise(
+    hub: Hub, selector: selectors.BaseSelector, launcher: subprocess.Popen[bytes], resumes: bool
+) -> tuple[int, bool]:
     """Until it is over; how it ended, and whether it was asked to."""
     stopped, ended_at = _Stopped(launcher.pid), None
     with _noted() as asked:
@@ -90,7 +102,7 @@ def _supervise(hub: Hub, selector: selectors.BaseSelector, launcher: subprocess.
             for key, _ in selector.select(_TICK_S):
                 key.data()
             if len(asked) > obeyed:
-                _obey(hub, asked)
+                _obey(hub, asked, resumes)
                 obeyed = len(asked)
             if launcher.poll() is not None:
                 ended_at = ended_at or time.monotonic()
@@ -106,12 +118,12 @@ def _supervise(hub: Hub, selector: selectors.BaseSelector, launcher: subprocess.
         return status, bool(asked)
 
 
-def _obey(hub: Hub, asked: list[int]) -> None:
+def _obey(hub: Hub, asked: list[int], resumes: bool) -> None:
     if asked.count(signal.SIGINT) > 1:
         hub.interrupt()
     else:
         # Ctrl-C would end a rank that cannot be gone on with in a traceback
-        hub.preempt(signal.SIGTERM if asked[-1] == signal.SIGINT else asked[-1])
+        hub.preempt(signal.SIGTERM if asked[-1] == signal.SIGINT else asked[-1], resumes)
 
 
 def _how(status: int) -> str:

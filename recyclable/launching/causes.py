@@ -46,6 +46,11 @@ class Cause:
     unreliable: bool = False
     """Whether the rank had better be done without: it was killed, stopped or lost."""
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the same would come again."""
+        return self.whole and not self.second
+
     def line(self, checkpoint: int | None = None) -> str:
         """What is said of it.
 
@@ -72,6 +77,8 @@ class Ending:
     status: int
     line: str = ""
     traceback: str = ""
+    lasting: bool = False
+    """Whether it would come to the same again: a rank of its own accord told why, in a line for people."""
 
 
 def tell(ending: Ending) -> None:

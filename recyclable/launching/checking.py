@@ -10,6 +10,7 @@ from typing import Any
 
 from recyclable.errors import InputError
 from recyclable.host import is_here
+from recyclable.launching.command import has_others
 from recyclable.launching.comparing import Finding, compare
 from recyclable.launching.exports import exports
 from recyclable.launching.hostfile import read_hostfile
@@ -49,7 +50,7 @@ def check(hosts: Hosts, slots: Mapping[str, int], files: Iterable[str] = (), fol
     reports = hosts.ask("report", files=list(files), folders=list(folders))
     found = Checked(reports=reports, skews=hosts.skews())
     found.findings += compare(reports, found.skews, slots)
-    if len(hosts.names) > 1:
+    if has_others(slots):
         _ways(hosts, found)
     found.findings[:0] = [Finding(host, why) for host, why in hosts.silent.items()]
     return found

@@ -72,7 +72,7 @@ class Guardian:
             self._turn(own)
             self._look()
         self._report_end(own)
-        while own is not None and not own.over:
+        while own is not None and own.heard_of_any and not own.over:  # else nobody reaches it, and it will know nothing
             self._turn(own)
 
     def _turn(self, own: Hub | None, wait: float = _TICK_S) -> None:
@@ -161,7 +161,8 @@ class Guardian:
     def _give_up(self, what: str) -> None:
         """Nobody is there any more to say what is to be done."""
         self._joined, self._hub, self._alone = False, None, True
-        if self._word is None or self._word.status != causes.DONE:
+        # one that has been asked to end and is about to: schedulers may end rank 0's guardian with the rest of its host
+        if self._word is None or self._word.status not in (causes.DONE, causes.PREEMPTED):
             if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # once for each host
                 self._tell_step()
                 causes.tell(Ending(causes.FAILED, Cause(self._where, what).line()))

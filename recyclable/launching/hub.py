@@ -16,10 +16,11 @@ from recyclable.launching.wire import SILENCE_S, Channel, Message, notice_loss
 
 _SETTLE_S = 0.5  # before a cause is told: others may be as much of one
 _PATIENCE_S = 5.0  # the same where it looks like a consequence of something not yet heard of
+_PATIENCE_HOSTS_S = SILENCE_S + 1  # which may be the loss of a host: others may find it out before the hub does
 _GRACE_S = 5.0  # for ranks to end by themselves
 _GRACE_PREEMPTED_S = 30.0
 _LINGER_S = 30.0  # of ranks that have done everything
-_BEGIN_S = 120.0  # between the first rank's beginning and the last one's
+_BEGIN_S = 600.0  # between the first rank's beginning and the last one's
 
 
 @dataclass(eq=False)
@@ -88,6 +89,11 @@ class Hub:
         )
 
     @property
+    def heard_of_any(self) -> bool:
+        """Whether some rank has begun."""
+        return bool(self._members)
+
+    @property
     def heard_of_all(self) -> bool:
         """Whether every rank has begun."""
         return self._world is not None and len(self._members) == self._world
@@ -99,14 +105,18 @@ class Hub:
             self.blame(Cause(None, f"{self._missing()} did not begin within {_BEGIN_S:.0f} s of the others"))
         if self.ending is None and now > self._settled:
             cause = first(self._causes)
-            ending = Ending(cause.status, cause.line(self._checkpoint), cause.traceback)
+            ending = Ending(cause.status, cause.line(self._checkpoint), cause.traceback, cause.lasting)
             self._end(ending, _GRACE_PREEMPTED_S if cause.status == PREEMPTED else _GRACE_S)
 
-    def preempt(self, number: int) -> None:
-        """Ask all ranks to write a checkpoint and end, by a signal."""
+    def preempt(self, number: int, resumes: bool = False) -> None:
+        """Ask all ranks to write a checkpoint and end, by a signal.
+
+        Args:
+            resumes: whether what no rank has begun can be gone on with as well.
+        """
         self._asked = number
         if not self._members:
-            self._end(Ending(causes.FAILED, "ended before any rank had begun"), 0)
+            self._end(Ending(PREEMPTED if resumes else causes.FAILED, "ended before any rank had begun"), 0)
         self._to_all({"do": "signal", "number": number})
 
     def interrupt(self) -> None:
@@ -124,7 +134,8 @@ class Hub:
         if self.ending is not None:
             return  # ranks end because they are told to
         self._causes.append(cause)
-        patience = _PATIENCE_S if first(self._causes).second else _SETTLE_S
+        several = len({member.where.host for member in self._members.values()}) > 1
+        patience = (_PATIENCE_HOSTS_S if several else _PATIENCE_S) if first(self._causes).second else _SETTLE_S
         self._settled = min(self._settled, time.monotonic() + patience)
 
     def culprits(self) -> set[int]:

@@ -6,9 +6,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from recyclable.launching.attempt import attempt
+from recyclable.errors import InputError
+from recyclable.launching import preemption
+from recyclable.launching.attempt import Attempt, attempt
 from recyclable.launching.causes import FAILED
 from recyclable.launching.hostfile import read_hostfile, write_hostfile
 from recyclable.launching.wire import SILENCE_S
@@ -28,6 +32,7 @@ def launch(
     launcher: str = "pdsh",
     restarts: int = 0,
     fits: Fits | None = None,
+    resumes: bool = False,
 ) -> int:
     """Run `script args` on every rank and wait; ranks share this process's stdout and stderr.
 
@@ -39,19 +44,33 @@ def launch(
         hostfile: hosts and slots as deepspeed reads them; None: this host alone.
         master_port: None takes a free one, of the first host.
         launcher: what reaches other hosts, of `command.LAUNCHERS`.
-        restarts: so often the script is started again, with `--resume`, after it failed.
+        restarts: so often the script is started again, with `--resume`, after it failed, but for what ranks told of
+            their own accord in a line (a bad step, a full disk), which would come again. Then hosts that cannot be
+            used are a failure as well, and may come back.
         fits: it is then started without the ranks that were killed, stopped or lost, on the largest number that this
             takes; None: on as many as before.
+        resumes: whether the script can be gone on with where it is asked to end before any rank has begun.
 
     Returns 0 when all ranks succeeded, 2 of bad input, 75 when a rank was asked to end and can be gone on with, else 1.
-    Raises InputError for an unusable hostfile or number of ranks.
+    Raises InputError for an unusable hostfile or number of ranks, and Preempted, of what `resumes`, when it is asked to
+    end while there are no ranks.
     """
     hosts = {"": nproc or 1} if hostfile is None else read_hostfile(hostfile)
     hosts = {host: nproc or slots for host, slots in hosts.items()}
-    with tempfile.TemporaryDirectory(prefix="recyclable-") as scratch:
+    how: dict[str, Any] = {"master_port": master_port, "launcher": launcher, "resumes": resumes}
+    with (
+        tempfile.TemporaryDirectory(prefix="recyclable-") as scratch,
+        preemption.heeded() if resumes else nullcontext(),
+    ):
         for number in range(restarts + 1):
-            ended = attempt(script, args, nproc=nproc, hostfile=hostfile, master_port=master_port, launcher=launcher)
-            if ended.status != FAILED or ended.asked or number == restarts:
+            try:
+                ended = attempt(script, args, nproc=nproc, hostfile=hostfile, again=number > 0, **how)
+            except InputError as error:
+                if number == 0:
+                    raise
+                _say(f"error: {error}")
+                ended = Attempt(FAILED, culprits=set(), lost=True, asked=False)
+            if ended.status != FAILED or ended.asked or ended.lasting or number == restarts:
                 break
             if fits is not None:
                 hosts = remaining(hosts, ended.culprits, fits)

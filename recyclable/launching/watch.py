@@ -1,4 +1,4 @@
-"""Where the hub of a run listens, as ranks find it in their environment."""
+"""What ranks find in their environment of the command that started them: where its hub listens, how often it tried."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from recyclable.host import address_towards
 
 VARIABLE = "RECYCLABLE_WATCH"
+RESTART = "RECYCLABLE_RESTART"
+"""Set where ranks are started again, as they failed before."""
 HERE = "127.0.0.1"
 
 

@@ -109,7 +109,7 @@ class Health:
         distributed.agreed_write(lambda: keep_batch(self._out, step, problem, loss, batches, items, team))
         kept = f"its batch is in {self._out / FOLDER}"
         if settings.bad_step == "stop":
-            hint = "look at it, then go on with --resume, or with bad_step=skip to leave such steps out"
+            hint = "look at it, then go on with --resume, which tries it again, and bad_step=skip where it stays bad"
             raise RunError(f"step {step}", f"{problem}; no weight was changed by it, {kept}: {hint}")
         progress.skipped.append(step)
         if too_many(settings, progress):

@@ -5,22 +5,31 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
 
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
+from recyclable.launching.watch import RESTART
 
 FILE = ".lock"
 _HAS_NONE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks says: there a run goes unprotected."""
+_POLL_S = 0.5
+_LOST_HOLDER_S = 180.0
+
+
+def patience() -> float:
+    """Seconds that a run waits for its directory: a file server takes a while to miss the host that held it before."""
+    return _LOST_HOLDER_S if RESTART in os.environ else 0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a directory; InputError when another process holds it."""
-    path = folder / FILE
+def locked(folder: Path, patience_s: float = 0) -> Iterator[None]:
+    """Hold a directory; InputError when another process holds it, RunError when it still does after some patience."""
+    path, end = folder / FILE, time.monotonic() + patience_s
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -28,7 +37,11 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.pread(file, 100, 0).decode(errors="replace") or "another process"
             os.close(file)
-            raise InputError("out", f"{folder} is in use by {holder}: wait for its end, or end it") from error
+            if time.monotonic() < end:
+                time.sleep(_POLL_S)
+                continue
+            kind = RunError if patience_s else InputError
+            raise kind("out", f"{folder} is in use by {holder}: wait for its end, or end it") from error
         except OSError as error:
             if error.errno not in _HAS_NONE:
                 os.close(file)

@@ -137,6 +137,7 @@ def _resumed(engine: deepspeed.DeepSpeedEngine, out: Path, reads: Digests) -> Pr
     progress = found.record.progress
     states.restore(engine, found.files)
     states.set_progress(engine, progress.step, found.record.scaling)
+    guard.tell(checkpoint=progress.step)
     distributed.say(f"resumed at step {progress.step}, written on {found.record.ranks} ranks")
     return progress
 

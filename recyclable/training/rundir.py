@@ -19,7 +19,7 @@ from recyclable.config.settings import Settings
 from recyclable.errors import InputError
 from recyclable.launching import preemption
 from recyclable.training.lock import FILE as LOCK
-from recyclable.training.lock import locked
+from recyclable.training.lock import locked, patience
 from recyclable.weights.durable import missing_directories, remove_empty, write_json
 from recyclable.weights.strict_json import read_json
 
@@ -73,7 +73,7 @@ def claim(
         with distributed.main_first(), _one_line("out", out):
             if distributed.is_main():
                 out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(out))
+                held.enter_context(locked(out, patience()))
                 begun = _require_own(settings, out, resume)  # nobody else comes in any more
         try:
             _require_shared(out)

@@ -384,6 +384,7 @@ def _resumed(stack: _Stack, runs: Sequence[StackedRun], out: Path, reads: dict[s
         if run.progress.step < min(found.record.progress.step, run.settings.max_steps):
             run.problem = f"it was given up before, after step {run.progress.step}"
     stack.restore(found.files)
+    guard.tell(checkpoint=found.record.progress.step)
     distributed.say(f"resumed at step {found.record.progress.step}, written on {found.record.ranks} ranks")
     return found.record.progress.step
 

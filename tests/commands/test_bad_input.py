@@ -208,6 +208,12 @@ def test_no_ranks(runs: Runs, nproc: int) -> None:
     assert f"--nproc: found {nproc}, expected at least 1" in runs.refused_run("tune", "--nproc", nproc)
 
 
+def test_a_launcher_without_hosts_or_of_no_known_kind(runs: Runs) -> None:
+    assert "--launcher: says what reaches other hosts" in runs.refused_run("tune", "--launcher", "openmpi")
+    status, _, err = runs.run("tune", runs.config("tune"), "--launcher", "banana")
+    assert status == 2 and "invalid choice: 'banana'" in err
+
+
 @pytest.mark.parametrize("argv", [[], ["tun", "run.yaml"], ["tune"], ["tune", "run.yaml", "--resumes"]])
 def test_an_unknown_verb_or_flag_ends_with_status_2_too(runs: Runs, argv: list[str]) -> None:
     status, _, err = runs.run(*argv)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from recyclable.launching import hub as hubs
 from recyclable.launching.causes import Ending, Where, died, first, said
 from recyclable.launching.hub import Hub
 from recyclable.launching.watch import HERE, VARIABLE, Watch
+from recyclable.launching.wire import SILENCE_S, line
 
 TIMEOUT_S = 60
 HOST = socket.gethostname()
@@ -189,6 +191,17 @@ def test_without_a_command_a_port_that_is_taken_is_told_and_the_run_goes_on():
     assert told.startswith("recyclable: notice: port ") and told.count("\n") == 1
 
 
+def test_without_a_command_a_rank_that_was_asked_to_end_keeps_its_status_where_rank_0_is_gone_before():
+    _, (status, silent) = lonely("outlives", free_port())
+    assert (status, silent) == (75, "")
+
+
+def test_without_a_command_no_guardian_is_left_where_none_reaches_rank_0():
+    rank = begin("silent", 0, MASTER_ADDR="nowhere.invalid", MASTER_PORT=free_port())
+    out, _ = rank.communicate(timeout=TIMEOUT_S)
+    assert left_guardians([int(out)]) == []
+
+
 def test_ranks_end_with_the_hub():
     selector = selectors.DefaultSelector()
     with Hub(selector) as hub:
@@ -220,3 +233,83 @@ def test_the_cause_is_what_others_follow_from():
     assert killed.line(4).endswith("before its first step; checkpoint of step 4 is whole: go on with --resume")
     assert said(where, 1, "out: disk full", "").line() == "out: disk full (rank 0 on a)"
     assert died(where, 15, None, asked=15).line() == "ended by SIGTERM"
+
+
+class Guardians:
+    """Made up, of ranks on these hosts; their hub's clock stands still but when it is told to go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, hosts: list[str]) -> None:
+        self.now, self.told = 0.0, []
+        monkeypatch.setattr(hubs, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self._selector = selectors.DefaultSelector()
+        self.hub = Hub(self._selector, say=self.told.append)
+        self.sides = [socket.create_connection((HERE, self.hub.port)) for _ in hosts]
+        for rank, (side, host) in enumerate(zip(self.sides, hosts, strict=True)):
+            side.sendall(line({"hello": "", "rank": rank, "world": len(hosts), "host": host}))
+        while not self.hub.heard_of_all:
+            self.pass_by(0)
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        while found := self._selector.select(0.2):
+            for key, _ in found:
+                key.data()
+        self.hub.tick()
+
+    def close(self) -> None:
+        self.hub.__exit__(None, None, None)
+        for side in self.sides:
+            side.close()
+        self._selector.close()
+
+
+@pytest.fixture
+def guardians(monkeypatch):
+    made: list[Guardians] = []
+    yield lambda hosts: made.append(Guardians(monkeypatch, hosts)) or made[-1]
+    for each in made:
+        each.close()
+
+
+SECOND = {"word": {"status": 1, "line": "DistBackendError: NCCL error: remote process exited", "traceback": "Tr"}}
+
+
+def test_what_the_loss_of_a_host_does_to_others_waits_for_the_host_to_be_missed(guardians):
+    two = guardians(["a", "b"])
+    two.sides[0].sendall(line(SECOND))
+    two.pass_by(0)
+    two.pass_by(SILENCE_S)
+    assert two.hub.ending is None
+    two.sides[1].close()
+    two.pass_by(0)
+    two.pass_by(0.6)
+    assert [ending.line.partition(" (")[0] for ending in two.told] == ["rank 1 on b is lost"]
+
+
+@pytest.mark.parametrize(("hosts", "most"), [(["a", "a"], 6), (["a", "b"], 20)])
+def test_where_nothing_else_is_found_it_is_the_cause_in_time(guardians, hosts, most):
+    two = guardians(hosts)
+    two.sides[0].sendall(line(SECOND))
+    two.pass_by(0)
+    two.pass_by(most)
+    assert [ending.line for ending in two.told] == [
+        "rank 0 on a failed: DistBackendError: NCCL error: remote process exited"
+    ]
+    assert not two.told[0].lasting
+
+
+@pytest.mark.parametrize(("text", "lasting"), [("step 3: the loss is nan", True), ("timed out", False)])
+def test_what_a_rank_tells_in_a_line_would_come_again_unless_it_misses_another(guardians, text, lasting):
+    one = guardians(["a"])
+    one.sides[0].sendall(line({"word": {"status": 1, "line": text, "traceback": ""}}))
+    one.pass_by(0)
+    one.pass_by(30)
+    assert (one.told[0].line, one.told[0].lasting) == (f"{text} (rank 0 on a)", lasting)
+
+
+@pytest.mark.parametrize(("resumes", "status"), [(True, 75), (False, 1)])
+def test_what_is_asked_to_end_before_any_rank_has_begun_ends_as_its_verb_does(resumes, status):
+    told: list[Ending] = []
+    with selectors.DefaultSelector() as selector, Hub(selector, say=told.append) as hub:
+        hub.preempt(signal.SIGTERM, resumes)
+        assert hub.over and told == [Ending(status, "ended before any rank had begun")]

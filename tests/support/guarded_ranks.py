@@ -44,6 +44,14 @@ def main() -> None:
         guard.tell(checkpoint=2)
     if CASE == "consequence" and RANK == 0:  # it notices before anybody else that rank 1 will be gone
         guard.last_word(1, "RuntimeError: Connection closed by peer", "Traceback of rank 0\n")
+    if CASE == "outlives" and RANK == 1:  # it takes its time to end
+        guard.last_word(75, "asked to")
+        time.sleep(6)
+        sys.exit(75)
+    if CASE == "outlives":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3)
+        os.kill(guard._guardian[1].pid, signal.SIGKILL)
     time.sleep(0.3)
     if CASE in ("consequence", "checkpoint") and RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -168,7 +168,7 @@ def test_a_run_that_stops_publishes_nothing_and_goes_on_from_its_checkpoint(two_
     stopped = outcome(two_ranks / "stops")
     assert stopped["error"] == "RunError"
     assert stopped["message"].startswith("step 3: the loss is nan; no weight was changed by it, its batch is in ")
-    assert "with bad_step=skip" in stopped["message"]
+    assert "and bad_step=skip" in stopped["message"]
     assert json.loads((two_ranks / "resumed.json").read_text()) == {}
     assert tensors(two_ranks / "stops") == tensors(two_ranks / "never-stopped")
     assert "resumed at step 2" in (two_ranks / "two" / "log").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 from faults import killed_at
 
 from recyclable.config.settings import Settings
-from recyclable.errors import InputError
+from recyclable.errors import InputError, RunError
 from recyclable.training import lock, rundir
 
 
@@ -196,6 +197,26 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     with lock.locked(tmp_path), pytest.raises(InputError, match=in_use), lock.locked(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_started_again_waits_for_the_lock_of_a_lost_host(tmp_path: Path, monkeypatch) -> None:
+    other = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: fcntl.flock(other, fcntl.LOCK_UN))  # the file server gives it up
+    monkeypatch.setenv("RECYCLABLE_RESTART", "1")
+    with rundir.claim(One(), tmp_path, "manifest.json", False) as unfinished:
+        assert unfinished
+    os.close(other)
+
+
+def test_a_lock_that_is_held_on_is_no_bad_input_to_who_has_waited_for_it(tmp_path: Path, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    monkeypatch.setenv("RECYCLABLE_RESTART", "2")
+    with lock.locked(tmp_path), pytest.raises(RunError, match="is in use by"), lock.locked(tmp_path, lock.patience()):
+        pass
+    assert 90 < now[0] < 300
 
 
 @pytest.mark.parametrize("resume", [True, False])

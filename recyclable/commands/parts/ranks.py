@@ -8,11 +8,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 from recyclable.commands.parts.command import Command, command
 from recyclable.commands.parts.status import one_of_ranks, parse
 from recyclable.errors import InputError
 from recyclable.launching import guard, preemption
+from recyclable.launching.command import LAUNCHERS
 from recyclable.launching.mpi import describe_rank
 
 
@@ -27,8 +29,8 @@ class RanksCommand(Command):
         """`--nproc` and `--hostfile`; a rank that the launcher has started takes no notice of them."""
         parser.add_argument("--nproc", type=int, metavar="N", help="local ranks (default 1), or per host of a hostfile")
         parser.add_argument("--hostfile", metavar="F", help="hosts and slots of a cluster, for the deepspeed launcher")
-        text = "what reaches other hosts: pdsh (default) or openmpi"
-        parser.add_argument("--launcher", metavar="L", default="pdsh", help=text)
+        text = "what reaches the hosts of --hostfile: pdsh (default) or openmpi"
+        parser.add_argument("--launcher", choices=list(LAUNCHERS), help=text)
 
     @abstractmethod
     def check(self, arguments: argparse.Namespace) -> None:
@@ -43,7 +45,8 @@ class RanksCommand(Command):
         given = vars(arguments)
         fits = partial(self.fits, arguments) if given.get("elastic") else None
         how = {name: given[name] for name in ("nproc", "hostfile", "launcher")}
-        return start(self.verb, arguments.argv[1:], **how, restarts=given.get("max_restarts", 0), fits=fits)
+        how |= {"restarts": given.get("max_restarts", 0), "fits": fits, "resumes": self.resumes}
+        return start(self.verb, arguments.argv[1:], **how)
 
     def fits(self, arguments: argparse.Namespace, ranks: int) -> bool:
         """Whether the work comes out on so many ranks."""
@@ -55,18 +58,21 @@ def start(
     argv: list[str],
     nproc: int | None,
     hostfile: str | None = None,
-    launcher: str = "pdsh",
+    launcher: str | None = None,
     restarts: int = 0,
     fits: Callable[[int], bool] | None = None,
+    resumes: bool = False,
 ) -> int:
     """Run a verb with these arguments in this process, or on several ranks; returns the exit status.
 
     Args:
         restarts: so often it is begun again after a failure, for which it needs a process of its own.
-        fits: as in `launching.supervisor.launch`.
+        fits, resumes: as in `launching.supervisor.launch`.
     """
     if nproc is not None and nproc < 1:
         raise InputError("--nproc", f"found {nproc}, expected at least 1")
+    if launcher is not None and hostfile is None:
+        raise InputError("--launcher", "says what reaches other hosts, expected --hostfile beside it")
     if restarts < 0:
         raise InputError("--max-restarts", f"found {restarts}, expected 0 or more")
     if fits is not None and not restarts:
@@ -76,8 +82,8 @@ def start(
     from recyclable.launching.supervisor import launch
     from recyclable.resources import launch_script
 
-    script = launch_script(verb)
-    return launch(script, argv, nproc=nproc, hostfile=hostfile, launcher=launcher, restarts=restarts, fits=fits)
+    how: dict[str, Any] = {"restarts": restarts, "fits": fits, "resumes": resumes}
+    return launch(launch_script(verb), argv, nproc=nproc, hostfile=hostfile, launcher=launcher or "pdsh", **how)
 
 
 def rank_main(verb: str, argv: list[str] | None = None) -> int:
