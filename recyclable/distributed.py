@@ -180,14 +180,22 @@ def main_writes(work: Callable[[], object]) -> None:
     agreed_write(lambda: work() if is_main() else None)
 
 
-def _agreed(work: Callable[[], T], error_kind: type[InputError], done: str) -> T:
-    value, problem = None, None
+def tried(work: Callable[[], T], done: str) -> tuple[T | None, tuple[str, str] | None]:
+    """What `work` returns, or, where it fails, what an InputError would say: where, and which problem.
+
+    Args:
+        done: what was done to the file of which the system says something, as a participle.
+    """
     try:
-        value = work()
+        return work(), None
     except InputError as error:
-        problem = (error.where, str(error).removeprefix(f"{error.where}: "))
+        return None, (error.where, str(error).removeprefix(f"{error.where}: "))
     except OSError as error:
-        problem = (str(error.filename or "a file"), f"cannot be {done} ({error.strerror or error})")
+        return None, (str(error.filename or "a file"), f"cannot be {done} ({error.strerror or error})")
+
+
+def _agreed(work: Callable[[], T], error_kind: type[InputError], done: str) -> T:
+    value, problem = tried(work, done)
     if found := next(filter(None, Ranks().gather(problem)), None):
         raise error_kind(*found)
     return cast(T, value)
@@ -241,20 +249,22 @@ def main_first(first: int = 0) -> Iterator[None]:
     _turns += 1
     # A key in the ranks' store and no collective: preparing a large corpus takes longer than a collective may wait.
     store, turn = dist.distributed_c10d._get_default_store(), f"recyclable/main_first/{_turns}"
+    key = f"{turn}/{rank()}"
     if not is_main():
         before = 0 if rank() == first else first
         store.wait([f"{turn}/{before}"], timedelta(days=7))  # ends at once, with an error, when rank 0 is gone
         if found := store.get(f"{turn}/{before}").decode():
-            raise _error_of_first(before, found)
+            if rank() == first:
+                store.set(key, found)  # for those who wait for this one
+            raise _error_of_first(found)
         if rank() != first:
             yield
             return
-    key = f"{turn}/{rank()}"
     try:
         yield
     except BaseException as error:
         where = error.where if isinstance(error, InputError) else ""
-        store.set(key, f"{type(error).__name__}\n{where}\n{error}")
+        store.set(key, f"{rank()}\n{type(error).__name__}\n{where}\n{error}")
         raise
     store.set(key, "")
 
@@ -271,8 +281,8 @@ def shutdown() -> None:
     deepspeed_groups._WORLD_GROUP = None
 
 
-def _error_of_first(first: int, found: str) -> Exception:
-    kind, where, message = found.split("\n", 2)
+def _error_of_first(found: str) -> Exception:
+    number, kind, where, message = found.split("\n", 3)
     if kind == InputError.__name__:
         return InputError(where, message.removeprefix(f"{where}: "))
-    return RuntimeError(f"rank {first} failed: {kind}: {message}")
+    return RuntimeError(f"rank {number} failed: {kind}: {message}")

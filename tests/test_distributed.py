@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
 from processes import ROOT
 
 from recyclable import distributed
+from recyclable.errors import InputError
 
 
 def test_everything_works_in_a_process_that_was_never_initialised():
@@ -35,6 +37,39 @@ def test_a_barrier_names_the_gpu_of_its_rank_to_nccl_and_none_to_gloo(
     monkeypatch.setattr(torch.distributed, "barrier", lambda **options: waited.append(options))
     distributed.barrier()
     assert waited == [{"device_ids": named}]
+
+
+class Store(dict[str, bytes]):
+    """The store of ranks that come one after the other: nothing comes that is not there yet."""
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value.encode()
+
+    def wait(self, keys: list[str], patience: timedelta) -> None:
+        assert keys[0] in self, f"would wait for {keys[0]} until rank 0 is gone"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (InputError("task.yaml", "is wrong"), InputError, "^task.yaml: is wrong$"),
+        (ValueError("broken\nover two lines"), RuntimeError, "^rank 0 failed: ValueError: broken\nover two lines$"),
+    ],
+    ids=["bad input", "any other"],
+)
+def test_every_rank_of_a_host_hears_of_an_error_of_rank_0_at_once(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    store = Store()
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    for rank, first in enumerate((0, 0, 2, 2)):  # two hosts, of two ranks each
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "_turns", 0)
+        expected = (type(error), str(error)) if rank == 0 else (kind, message)
+        with pytest.raises(expected[0], match=expected[1]), distributed.main_first(first):
+            assert rank == 0, "a body ran after rank 0 failed"
+            raise error
 
 
 def test_a_process_of_its_own_starts_ends_and_starts_again_in_silence():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from recyclable.commands.parts.command import Command, add_json, end
+from recyclable.commands.parts.command import Command, add_json, end, tell
 from recyclable.errors import InputError
 
 
@@ -30,7 +30,7 @@ class Doctor(Command):
 
         found = doctor(arguments.hostfile, arguments.config, arguments.overrides, arguments.deepspeed_config)
         for line in lines(found):
-            print(line, flush=True)
+            tell(line)
         end(arguments, found)
         if grave := [finding for finding in found["findings"] if finding["grave"]]:
             more = f" (and {len(grave) - 1} more, see above)" if len(grave) > 1 else ""

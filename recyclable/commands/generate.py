@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recyclable.commands.parts.command import add_json, add_store, end, tell
 from recyclable.commands.parts.ranks import RanksCommand
@@ -75,7 +75,7 @@ class Generate(RanksCommand):
             tell(f"generate: {len(prompts)} answers, see {settings.out}")
         elif not arguments.json:
             for row in result["rows"]:
-                print(json.dumps(row, ensure_ascii=False), flush=True)
+                print(_line(row), flush=True)
         end(arguments, result)
 
     def _settings(self, arguments: argparse.Namespace) -> GenerateSettings:
@@ -84,6 +84,11 @@ class Generate(RanksCommand):
 
         given = {name: getattr(arguments, name) for name in GenerateSettings.model_fields}
         return make_config(GenerateSettings, {name: v for name, v in given.items() if v is not None}, "generate")
+
+
+def _line(row: dict[str, Any]) -> str:
+    """JSON for a terminal: letters as they are, what is none escaped, C1 controls and lone surrogates too."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(row, ensure_ascii=False))
 
 
 COMMAND = Generate()

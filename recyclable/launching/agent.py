@@ -104,12 +104,15 @@ ASKED: dict[str, Callable[..., Any]] = {
 
 def main() -> int:
     """Answer until the input ends."""
+    print(flush=True)  # a line of its own for each answer, whatever the host's .bashrc has begun one with
     for line in sys.stdin:
         question = json.loads(line)
         try:
             answer = {"answer": ASKED[question["ask"]](**question["arguments"])}
         except OSError as error:
             answer = {"problem": str(error)}
+        except Exception as error:  # whoever asks can say of which host it is
+            answer = {"problem": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
     return 0
 

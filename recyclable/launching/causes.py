@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from recyclable.errors import printable
+
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 """Exit statuses; 75 is sysexits' EX_TEMPFAIL, by which schedulers know what may be begun again."""
 # What ranks say that miss another one, in the words of gloo, NCCL, torch's store and `distributed`.
@@ -85,9 +87,8 @@ def tell(ending: Ending) -> None:
     """Tell a person, on standard error; where nobody can be told any more, nothing."""
     label = "" if ending.status == PREEMPTED else "error: "
     with suppress(OSError, ValueError):
-        sys.stderr.write(
-            f"{ending.traceback}recyclable: {label}{ending.line}\n"
-        )  # one write: others write there as well
+        # one write: others write there as well
+        sys.stderr.write(printable(f"{ending.traceback}recyclable: {label}{ending.line}\n"))
         sys.stderr.flush()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from recyclable.launching.hosts import Hosts
 
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _SMALL = 1 << 20
+_OF_THE_FIRST = ("--hostfile", "--out", "--plot")  # options with files that no rank reads, or rank 0 alone writes
 
 
 @dataclass
@@ -60,14 +61,25 @@ def before_start(hostfile: str | Path, named: Iterable[str], nproc: int | None =
     """Look at the hosts of a run that is about to start; InputError, in one line, naming the one that is wrong.
 
     Args:
-        named: the words of its command line: small files among them must be the same on every host.
+        named: the words of its command line: small files that ranks read must be the same on every host.
         nproc: ranks per host; None: the hostfile's slots.
     """
     slots = {host: nproc or own for host, own in read_hostfile(hostfile).items()}
     with Hosts(slots, exports(os.environ)) as hosts:
-        found = check(hosts, slots, filter(_is_small_file, named))
+        found = check(hosts, slots, read_by_ranks(named))
     found.require_right(hostfile)
     return found
+
+
+def read_by_ranks(named: Iterable[str]) -> Iterator[str]:
+    """The small files among the words of a command line that ranks read."""
+    words = iter(named)
+    for word in words:
+        # options may be shortened; `--` alone ends them
+        if len(word) > len("--") and any(option.startswith(word) for option in _OF_THE_FIRST):
+            next(words, None)
+        elif _is_small_file(word):
+            yield word
 
 
 def _is_small_file(word: str) -> bool:

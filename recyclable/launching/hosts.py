@@ -48,35 +48,45 @@ class Agent:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
             start_new_session=True,  # Ctrl-C is for the command alone
         )
+        self._begun = b""  # a line that has not ended yet
+        self._aside = b""  # the last one that was no answer
 
     def ask(self, name: str, timeout_s: float = _ANSWER_S, **arguments: Any) -> Any:
         """The answer; raises `Silent`."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"ask": name, "arguments": arguments}) + "\n")
+            self._process.stdin.write(json.dumps({"ask": name, "arguments": arguments}).encode() + b"\n")
             self._process.stdin.flush()
-        found = json.loads(self._line(timeout_s))
+        found = self._answer(timeout_s)
         if "problem" in found:
             raise Silent(found["problem"])
         return found["answer"]
 
-    def _line(self, timeout_s: float) -> str:
-        """The next line that it says."""
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        """The next line that an agent says; others are of the host's .bashrc and the like."""
         assert self._process.stdout is not None
+        end = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout_s):
-                raise Silent(f"does not answer within {timeout_s:.0f} s")
-        if line := self._process.stdout.readline():
-            return line
+            while selector.select(max(0, end - time.monotonic())):
+                if not (more := os.read(self._process.stdout.fileno(), 1 << 16)):
+                    raise Silent(self._last_words())
+                *lines, self._begun = (self._begun + more).split(b"\n")
+                for line in lines:
+                    if (found := _of_agent(line)) is not None:
+                        return found
+                    self._aside = line.strip() or self._aside
+        raise Silent(f"does not answer within {timeout_s:.0f} s")
+
+    def _last_words(self) -> str:
+        """What it said before it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self._errors.seek(0)
-        said = self._errors.read().strip().splitlines()
-        raise Silent(f"cannot be used over ssh: {said[-1]}" if said else "ended without a word over ssh")
+        said = [self._aside.decode(errors="replace"), *self._errors.read().strip().splitlines()][-1]
+        return f"cannot be used over ssh: {said}" if said else "ended without a word over ssh"
 
     def end(self) -> None:
         """It ends with its input."""
@@ -153,3 +163,12 @@ class Hosts:
                 return None
 
         return dict(filter(None, self._pool.map(one, self.answering)))
+
+
+def _of_agent(line: bytes) -> dict[str, Any] | None:
+    """What an agent has answered; None where somebody else wrote that line."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.keys() & {"answer", "problem"} else None

@@ -32,15 +32,11 @@ def require_same_inputs(settings: BaseModel | Mapping[str, Any]) -> None:
         return
     host = names[ranks.rank]
     local = [rank for rank, name in enumerate(names) if name == host]
-    files: dict[Place, Path] = {}
-    problem = None
-    try:
-        files = _files(settings)
-    except InputError as error:
-        problem = (error.where, str(error).removeprefix(f"{error.where}: "))
+    files, problem = distributed.tried(lambda: _files(settings), "read")
     for name, found in zip(names, ranks.gather(problem), strict=True):
         if found is not None:
             raise InputError(found[0], f"on {name}: {found[1]}")
+    assert files is not None
     stamps = dict(zip(names, ranks.gather({place: _stamp(path) for place, path in files.items()}), strict=True))
     _require_same({name: {place: str(place[1]) for place in found} for name, found in stamps.items()})
     unlike = sorted(place for place in files if len({found[place] for found in stamps.values()}) > 1)

@@ -17,7 +17,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             slowest = min(tried, key=lambda one: one["mb_per_s"])
             latency = max(one["latency_ms"] for one in tried)
             speed = f"{slowest['mb_per_s']:,.0f} MB/s, {latency:.2g} ms for one number"
-            yield f"all-reduce over {len(tried)} hosts ({slowest['backend']}): sums are right, {speed}"
+            sums = "right" if all(one["right"] for one in tried) else "wrong"
+            yield f"all-reduce over {len(tried)} hosts ({slowest['backend']}): sums are {sums}, {speed}"
         if tried[0]["run"] == "":
             yield "run: all hosts have the same bases, weights, tasks and corpora, and share `out`"
     for finding in found["findings"]:

@@ -23,3 +23,7 @@ def test_this_machine_is_described_with_room_where_the_run_writes(tmp_path):
     assert found["right"] and tried["run"] == ""
     told = list(lines(found))
     assert told[0].startswith(f"{name}: python ") and told[-1] == "doctor: nothing is wrong"
+    for right, word in ((True, "right"), (False, "wrong")):
+        several = {**found, "trial": {name: tried, "another": {**tried, "right": right}}}
+        (line,) = [line for line in lines(several) if line.startswith("all-reduce over 2 hosts")]
+        assert f": sums are {word}, " in line

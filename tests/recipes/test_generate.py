@@ -22,6 +22,7 @@ from verbs import Verbs
 from worlds import WORDS, make_base, make_outdated, make_task
 
 import recyclable
+from recyclable.cli import main
 from recyclable.errors import InputError
 
 NEW = 6
@@ -193,6 +194,16 @@ def test_rows_come_from_any_format_and_what_a_base_proposes_is_drawn_with(world:
     told = recyclable.generate(str(tmp_path / "base"), TEXTS, do_sample=True, top_k=0, max_new_tokens=2)["decoding"]
     assert (told["temperature"], told["top_k"], told["top_p"], told["seed"]) == (0.5, 0, 1.0, 20)
     assert generated(world, tmp_path / "base", TEXTS) == generated(world, world.base, TEXTS)  # greedy is greedy
+
+
+def test_answers_on_a_terminal_are_json_that_sends_it_no_escape_sequences(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "été 猫", "response": '\x1b[2J \x9b1m \u202e \U000e0041 \ud800 "quoted" \\'}]
+    monkeypatch.setattr("recyclable.recipes.generate.generate", lambda *_: {"rows": rows})
+    assert main(["generate", "--base", str(world.base), "--prompts", str(world.texts)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == rows[0] and line.isprintable() and "été 猫" in line
 
 
 def test_what_cannot_be_generated_is_refused_in_one_line(

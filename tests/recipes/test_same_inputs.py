@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,6 +93,15 @@ class Meeting:
         return ""
 
 
+def problems(monkeypatch: pytest.MonkeyPatch, *tasks: Path) -> list[str]:
+    """What the ranks of hosts a and b end with, by the task that each of them finds."""
+    monkeypatch.setattr(distributed, "Ranks", Meeting)
+    monkeypatch.setattr(distributed, "say", lambda line: None)
+    monkeypatch.setattr(same_inputs, "hosts", lambda: ["a", "b"])
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(Meeting.problem, (0, 1), tasks))
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -106,9 +116,16 @@ class Meeting:
 def test_a_host_whose_files_differ_is_named_on_every_rank(chain, tmp_path, monkeypatch, change, problem):
     there = Path(shutil.copytree(chain.task, tmp_path / "task"))
     change(there)
-    monkeypatch.setattr(distributed, "Ranks", Meeting)
-    monkeypatch.setattr(distributed, "say", lambda line: None)
-    monkeypatch.setattr(same_inputs, "hosts", lambda: ["a", "b"])
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(Meeting.problem, (0, 1), (chain.task, there))
+    first, second = problems(monkeypatch, chain.task, there)
     assert first == second and problem in first and bool(first) == bool(problem)
+
+
+def test_what_the_system_says_of_a_file_of_one_host_is_said_on_every_rank(chain, tmp_path, monkeypatch):
+    def denied(settings: dict[str, str]) -> Any:
+        if settings["task"] == str(tmp_path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+        return inputs(settings)
+
+    monkeypatch.setattr(same_inputs, "inputs", denied)
+    told = f"{tmp_path}: on b: cannot be read (Permission denied)"
+    assert problems(monkeypatch, chain.task, tmp_path) == [told, told]
