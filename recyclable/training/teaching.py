@@ -58,7 +58,7 @@ def fill(
     make: Callable[[], OnlineTeacher],
     batch_size: int,
     ds_config: dict[str, Any],
-    writes: bool,
+    writes: bool = True,
 ) -> None:
     """Have the teacher's answers for these rows in the cache; the ranks share what is missing. A collective.
 

@@ -276,13 +276,19 @@ def test_a_kind_of_model_that_has_no_backbone(runs: Runs) -> None:
     "config",
     [
         *({"num_attention_heads": 0}, {"hidden_act": "dance"}, {"hidden_size": 17}, {"num_hidden_layers": "two"}),
-        *({"hidden_size": 1 << 40}, {"num_hidden_layers": 200_000}, {"num_hidden_layers": -1}, {"vocab_size": 1 << 40}),
+        *({"hidden_size": 1 << 40}, {"num_hidden_layers": 200_000}, {"num_hidden_layers": -1}),
     ],
 )
 def test_a_config_that_makes_no_model(runs: Runs, config: dict[str, object]) -> None:
     base = runs.changed(runs.world.base, **config)
     for of_verb in (runs.tune, runs.pretrain):
         assert "config.json: " in runs.refused(*of_verb(base))
+
+
+def test_a_config_with_more_rows_than_any_weights_have(runs: Runs) -> None:
+    base = runs.changed(runs.world.base, vocab_size=1 << 40)
+    for of_verb in (runs.tune, runs.pretrain):
+        assert "word_embeddings.weight" in runs.refused(*of_verb(base))
 
 
 def test_a_base_whose_outputs_are_tuples_by_its_config(runs: Runs) -> None:
