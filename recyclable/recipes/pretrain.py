@@ -85,6 +85,9 @@ def _trained(
             scores: dict[str, float] = {}
             for which, examples in text.heldout.items():
                 loss = mean_losses(engine, examples, kind.eval_batch_size)[kind.term]
+                if loss is None:
+                    found = f"{len(examples)} sequences without a token that is to be told"
+                    raise InputError("corpus.heldout", f"found {found}, expected more text to measure a loss on")
                 scores |= {f"{which}loss": loss, f"{which}perplexity": math.exp(min(loss, 700.0))}
             return scores
 

@@ -67,8 +67,11 @@ def outputs(
     return {name: distributed.sum_over_ranks(tensor) if team.size > 1 else tensor for name, tensor in found.items()}
 
 
-def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_size: int) -> dict[str, float]:
-    """Term -> its mean over all examples, exact whatever the number of ranks. Masks are those of epoch -1's draw."""
+def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_size: int) -> dict[str, float | None]:
+    """Term -> its mean over all examples, exact whatever the number of ranks; None where none of them counts.
+
+    Masks are those of epoch -1's draw.
+    """
     objective, device = engine.module, engine.device
     terms = list(objective.weights)
     totals = torch.zeros(2, len(terms), dtype=torch.float64, device=device)
@@ -81,7 +84,7 @@ def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_siz
             totals[0] += torch.stack([sums[t].double() for t in terms])
             totals[1] += torch.tensor([counts[t] for t in terms], device=device)
     sums, counts = distributed.sum_over_ranks(totals)
-    return {term: float(s / c) if c else float("nan") for term, s, c in zip(terms, sums, counts, strict=True)}
+    return {term: float(s / c) if c else None for term, s, c in zip(terms, sums, counts, strict=True)}
 
 
 _HELD_OUT_EPOCH = 2**31  # no training run gets there, so held-out masks are never training masks

@@ -29,7 +29,7 @@ def test_an_upgrade_and_an_export_read_as_the_tuned_model_did(
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(tuned)
     own.save_pretrained(tuned)
-    (tmp_path / "c.txt").write_text("the thing an aner\n" * 60)
+    (tmp_path / "c.txt").write_text("the thing an aner\n" * 600)
     assert verbs.run(*verbs.training("pretrain", lm="masked", base=base, corpus=tmp_path / "c.txt", out=up)) == (0, [])
     assert verbs.run("store", "add", "--tuned", tuned, "--base", base, "--name", "n") == (0, [])
     for on in (base, up):

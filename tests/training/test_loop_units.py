@@ -245,6 +245,12 @@ def test_mean_losses_count_every_example_once(monkeypatch, count, world):
     assert len(set(calls)) == 1
 
 
+def test_the_mean_of_no_losses_is_none(monkeypatch):
+    engine = Engine()
+    monkeypatch.setattr(engine.module, "counts", lambda batch: {"a": 0}, raising=False)
+    assert mean_losses(engine, texts(3), 2) == {"a": None}
+
+
 def test_grouping_by_length_uses_every_example_once_per_epoch_and_leaves_less_to_pad() -> None:
     examples, batch = 96, 8
     lengths = np.random.default_rng(3).integers(5, 100, size=examples)
