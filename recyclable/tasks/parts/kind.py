@@ -117,8 +117,16 @@ class TaskKind(ABC):
         """
 
     def require_row(self, raw: Raw, at: int) -> None:
-        """BadRow where a row of a split, by its index, is no example of this kind, whatever the others are."""
+        """BadRow where a row of a split, by its index, is no example of this kind, whatever the others are.
+
+        A kind that reads rows otherwise than the one that it is derived from judges them otherwise, too.
+        """
         return
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "read" in vars(cls) and "require_row" not in vars(cls):
+            cls.require_row = TaskKind.require_row  # type: ignore[method-assign]
 
     def moved(self, targets: list[Any], places: Sequence[int]) -> list[Any]:
         """Targets of a split when class i has become class `places[i]`; here indices, or lists of them."""
