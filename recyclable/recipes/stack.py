@@ -26,7 +26,8 @@ from recyclable.training import best, rundir, zero
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import set_attention, to_ask
 from recyclable.training.loop import Outcome
-from recyclable.training.stacked import StackedRun, train_stacked
+from recyclable.training.stacked import train_stacked
+from recyclable.training.stacked_run import StackedRun
 from recyclable.weights.base import Base
 from recyclable.weights.durable import write_json
 from recyclable.weights.files import write_tensors

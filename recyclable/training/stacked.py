@@ -7,81 +7,27 @@ together, so that a rank that has nothing to compute computes along.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import nn
 from tqdm import tqdm
 
-from recyclable import distributed, machine
-from recyclable.config.settings import LearnSettings
-from recyclable.data.examples import Batch
-from recyclable.data.order import Item, Order
-from recyclable.errors import RunError
+from recyclable import distributed
 from recyclable.launching import guard, preemption
-from recyclable.objectives.stacked import NOBODY, Part, StackedTasks
-from recyclable.tasks.parts.task_data import TaskData
-from recyclable.training import health
-from recyclable.training.asking import Asked
+from recyclable.objectives.stacked import StackedTasks
 from recyclable.training.checkpoint.choosing import newest_whole, require_same_content
 from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import frozen
-from recyclable.training.evaluation import to_device
-from recyclable.training.events import RunScalars
-from recyclable.training.optimizer import build_optimizer, learning_rate
-from recyclable.training.pieces import MOMENTS, WEIGHT, Kept, Piece
-from recyclable.training.teaching import grouping
+from recyclable.training.stacked_run import StackedRun, layout
+from recyclable.training.stacked_steps import OwnRuns
 from recyclable.weights.sources import fill
-from recyclable.weights.team import ALONE
-
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass
-class StackedRun:
-    """One adapter of a stack, and how far it has come."""
-
-    name: str
-    settings: LearnSettings
-    data: TaskData
-    model: nn.Module
-    """Whose trainable parameters are the adapter's."""
-    progress: Progress = field(default_factory=Progress)
-    best: Tensors = field(default_factory=dict)
-    """The adapter at the best step, by the model's names; fp32."""
-    final: dict[str, float] = field(default_factory=dict)
-    """What the best weights score on test."""
-    problem: str | None = None
-    """Why it was given up."""
-
-    @property
-    def trained(self) -> Tensors:
-        """The adapter."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
-    @property
-    def live(self) -> bool:
-        """Whether it is still to be trained."""
-        return self.problem is None and self.progress.step < self.settings.max_steps
-
-    def due(self, step: int) -> bool:
-        """Whether it is to be scored after a step."""
-        ends = step == self.settings.max_steps
-        now = self.problem is None and self.progress.step == step
-        return now and (ends or step % self.settings.evaluation_interval() == 0)
-
-    def order(self) -> Order:
-        """Which examples make up which step."""
-        lengths = grouping(self.data.train, self.settings)
-        return Order(len(self.data.train), self.settings.train_batch_size, self.settings.seed, lengths)
 
 
 def train_stacked(
@@ -110,7 +56,7 @@ def train_stacked(
                 parameter.data = parameter.data.to(device)
         # ZeRO-3's hooks are the modules' own; an engine that has no optimizer refuses a backward pass.
         computes = computes.module if isinstance(computes, DeepSpeedEngine) else computes
-        stack = _Stack(tasks, computes, device, {number: runs[number] for number in own}, ds_config)
+        stack = OwnRuns(tasks, computes, device, {number: runs[number] for number in own}, ds_config)
         step = _resumed(stack, runs, out, reads) if resume else 0
         last = max(run.settings.max_steps for run in runs)
         quiet = None if distributed.is_main() else True
@@ -149,221 +95,14 @@ def shared_out(runs: Sequence[StackedRun]) -> list[int]:
     return ranks
 
 
-class _Stack:
-    """A rank's own adapters, with what trains them.
-
-    Args:
-        computes: `tasks` on its device, as `training.engine.frozen` has it.
-        runs: adapter -> run.
-    """
-
-    def __init__(
-        self,
-        tasks: StackedTasks,
-        computes: Callable[..., Any],
-        device: torch.device | str,
-        runs: dict[int, StackedRun],
-        ds_config: dict[str, Any],
-    ) -> None:
-        self._tasks, self._computes, self._device, self.runs = tasks, computes, device, runs
-        self.stage = machine.zero_stage(ds_config)
-        self._rows = ds_config.get("train_micro_batch_size_per_gpu")
-        self._together = self.stage == 3 and distributed.world_size() > 1
-        self._orders = {number: run.order() for number, run in runs.items()}
-        self._optimizers = {number: build_optimizer(run.model, run.settings) for number, run in runs.items()}
-        self._scalars: dict[int, RunScalars] = {}
-
-    def step(self, step: int) -> None:
-        """One optimizer step of every run that is not done."""
-        begin, live = time.perf_counter(), {number: run for number, run in self.runs.items() if run.live}
-        items = {number: self._orders[number].step(step) for number in live}
-        passes = [
-            [(number, live[number].data.train.batch(chosen)) for number, chosen in each]
-            for each in in_passes(items, self._rows)
-        ]
-        counts = dict.fromkeys(live, 0)
-        for part in (part for each in passes for part in each):
-            counts[part[0]] += self._tasks.counts(part)
-        self._tasks.train()
-        sums = dict.fromkeys(live, 0.0)
-        for each in passes:
-            parts: list[Part] = [(number, to_device(batch, self._device)) for number, batch in each]
-            for (number, _), value in zip(parts, self._pass(parts, counts), strict=True):
-                sums[number] += value
-        self._end_phase()
-        for number, run in live.items():
-            batches = [batch for each in passes for of, batch in each if of == number]
-            self._update(number, run, step, sums[number] / max(1, counts[number]), batches, items[number])
-            run.progress.seconds += time.perf_counter() - begin
-
-    def _pass(self, parts: list[Part], counts: dict[int, int]) -> list[float]:
-        """Forward and backward of some parts; returns their summed losses."""
-        self._tell(2)
-        sums = self._computes(parts=parts)
-        divisors = torch.tensor([max(1, counts[number]) for number, _ in parts], device=sums.device)
-        (sums / divisors).sum().backward()
-        return [float(value) for value in sums.detach()]
-
-    def _update(
-        self, number: int, run: StackedRun, step: int, loss: float, batches: list[Batch], items: list[Item]
-    ) -> None:
-        parameters = list(run.trained.values())
-        limit = run.settings.max_grad_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(parameters, limit))
-        settings, progress = run.settings, run.progress
-        if problem := health.wrong_with(loss, norm, settings, progress):
-            settings.out.mkdir(exist_ok=True)
-            health.keep_batch(settings.out, step + 1, problem, loss, batches, items, ALONE)
-            progress.skipped.append(step + 1)
-            if settings.bad_step == "stop" or health.too_many(settings, progress):
-                run.problem = f"{problem} at step {step + 1}"
-                return
-        optimizer, rate = self._optimizers[number], learning_rate(step, run.settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if not problem:
-            optimizer.step()
-            health.remember(loss, settings, progress)
-        optimizer.zero_grad()
-        progress.step += 1
-        if not problem and (progress.step % settings.log_every == 0 or not run.live):
-            scalars = {"train/loss": loss, "train/grad_norm": norm, "train/learning_rate": rate}
-            self._write(number, run, scalars)
-
-    def evaluate(self, step: int) -> None:
-        """Score the runs that are due after a step on dev, and keep those weights that are the best so far."""
-        self._tasks.eval()
-        for number, run in self.runs.items():
-            if not run.due(step):
-                continue
-            try:
-                scores = self._scores(number, run, run.data.dev, [run.data.metric])
-            except RunError as error:  # of this run alone
-                run.problem, run.best = str(error), run.best or _copied(run)
-                continue
-            progress = run.progress
-            examples = (progress.step - len(progress.skipped)) * run.settings.train_batch_size
-            progress.history.append(
-                {"step": progress.step, "examples": examples, "seconds": progress.seconds, **scores}
-            )
-            self._write(number, run, {f"eval/{name}": value for name, value in scores.items()})
-            score = scores[run.data.metric]
-            if progress.best is None or score > progress.best:
-                progress.best, progress.best_step = score, progress.step
-                run.best = _copied(run)
-        self._end_phase()
-
-    def finish(self) -> None:
-        """Score the best weights on test."""
-        self._tasks.eval()
-        for number, run in self.runs.items():
-            for name, parameter in run.trained.items():
-                parameter.data.copy_(run.best[name])
-            if run.data.test is not None and run.problem is None:
-                run.final = self._scores(number, run, run.data.test, None)
-        self._end_phase()
-        for scalars in self._scalars.values():
-            scalars.close()
-
-    def _scores(self, number: int, run: StackedRun, split: Any, wanted: list[str] | None) -> dict[str, float]:
-        def answers(batch: Batch | None = None, **asked: Any) -> Any:
-            self._tell(1)
-            return self._computes(batch, adapter=number, **asked)
-
-        ask = Asked(answers, run.settings.eval_batch_size, self._device, ALONE)
-        return run.data.task.kind.scores(ask, split, run.data.task.labels, wanted)
-
-    def copies(self) -> list[Piece]:
-        """What a checkpoint has of this rank's runs."""
-        pieces = []
-        for number, run in self.runs.items():
-            for name, parameter in run.trained.items():
-                state = self._optimizers[number].state.get(parameter, {})
-                kept = {WEIGHT: parameter, **{kind: state[kind] for kind in MOMENTS if kind in state}}
-                tensors = {kind: tensor.detach().flatten().to("cpu", copy=True) for kind, tensor in kept.items()}
-                pieces.append(Piece(_now(run, name), 0, tensors, float(state.get("step", 0))))
-                pieces.append(Piece(_best(run, name), 0, {WEIGHT: run.best[name].flatten()}, 0.0))
-        return pieces
-
-    def restore(self, kept: Kept) -> None:
-        """Have this rank's runs go on with what a checkpoint has of them."""
-        weights = kept.kind(WEIGHT)
-        for number, run in self.runs.items():
-            for name, parameter in run.trained.items():
-                parameter.data.copy_(weights.read(_now(run, name)).view_as(parameter))
-                run.best[name] = weights.read(_best(run, name)).view(parameter.shape).clone()
-                if steps := kept.steps(_now(run, name)):
-                    moments = {kind: kept.kind(kind).read(_now(run, name)).view_as(parameter) for kind in MOMENTS}
-                    step = torch.tensor(steps, dtype=torch.float32, device=parameter.device)
-                    state = {kind: moment.to(parameter.device).clone() for kind, moment in moments.items()}
-                    self._optimizers[number].state[parameter] = {"step": step, **state}
-
-    def _tell(self, work: int) -> int:
-        """What the ranks are about to compute at most, under ZeRO-3: 2 with a backward pass, 1 without, 0 nothing."""
-        if not self._together:
-            return work
-        found = torch.tensor(work, device=self._device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return int(found)
-
-    def _end_phase(self) -> None:
-        """Under ZeRO-3: compute along until no rank has anything left."""
-        ids = torch.zeros(1, 4, dtype=torch.long, device=self._device)
-        part: Part = (NOBODY, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        while self._together and (work := self._tell(0)):
-            with torch.set_grad_enabled(work == 2):
-                sums = self._computes(parts=[part])
-            if work == 2:
-                sums.sum().backward()
-
-    def _write(self, number: int, run: StackedRun, scalars: dict[str, float]) -> None:
-        if number not in self._scalars:
-            self._scalars[number] = RunScalars(run.settings.out / "tensorboard")
-        self._scalars[number].write_events([(name, value, run.progress.step) for name, value in scalars.items()])
-
-
-def _copied(run: StackedRun) -> Tensors:
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in run.trained.items()}
-
-
-def in_passes(items: dict[int, list[Item]], rows: int | None) -> Iterator[list[tuple[int, list[Item]]]]:
-    """The examples of a step of several runs, in passes of at most so many rows; None: in one."""
-    each: list[tuple[int, list[Item]]] = []
-    free = rows or sum(map(len, items.values()))
-    for number, left in items.items():
-        while left:
-            taken, left = left[:free], left[free:]
-            each.append((number, taken))
-            free -= len(taken)
-            if not free:
-                yield each
-                each, free = [], rows or 0
-    if each:
-        yield each
-
-
-def _now(run: StackedRun, name: str) -> str:
-    return f"{run.name}/now/{name}"
-
-
-def _best(run: StackedRun, name: str) -> str:
-    return f"{run.name}/best/{name}"
-
-
-def _layout(runs: Sequence[StackedRun]) -> dict[str, list[int]]:
-    """Name -> shape of all that a checkpoint has."""
-    places = [(run, name, tensor) for run in runs for name, tensor in run.trained.items()]
-    return {place(run, name): list(tensor.shape) for run, name, tensor in places for place in (_now, _best)}
-
-
-def _record(stack: _Stack, runs: Sequence[StackedRun], step: int, reads: dict[str, str]) -> Record:
+def _record(stack: OwnRuns, runs: Sequence[StackedRun], step: int, reads: dict[str, str]) -> Record:
     """A checkpoint's record of now; a collective."""
     told = distributed.Ranks().gather({run.name: asdict(run.progress) for run in stack.runs.values()})
     done = {name: Progress(**progress) for each in told for name, progress in each.items()}
     return Record(
         progress=Progress(step),
         reads=reads,
-        layout=_layout(runs),
+        layout=layout(runs),
         scaling={},
         zero_stage=stack.stage,
         precision="fp32",
@@ -373,9 +112,9 @@ def _record(stack: _Stack, runs: Sequence[StackedRun], step: int, reads: dict[st
     )
 
 
-def _resumed(stack: _Stack, runs: Sequence[StackedRun], out: Path, reads: dict[str, str]) -> int:
+def _resumed(stack: OwnRuns, runs: Sequence[StackedRun], out: Path, reads: dict[str, str]) -> int:
     """The step of the newest whole checkpoint, once each run has been brought to where it was; a collective."""
-    found = newest_whole(out, _layout(runs))
+    found = newest_whole(out, layout(runs))
     if found is None:
         return 0
     require_same_content(out, found.record, reads)

@@ -18,7 +18,7 @@ from worlds import make_base, make_labels_task, make_tagged_task, make_task
 
 from recyclable.api import stack, tune
 from recyclable.errors import InputError, RunError
-from recyclable.training.stacked import _Stack
+from recyclable.training.stacked_steps import OwnRuns
 from recyclable.weights.manifest import ADAPTER, MANIFEST, read_manifest
 
 SHARED: dict[str, Any] = {
@@ -132,19 +132,19 @@ def test_a_stack_that_was_interrupted_goes_on_as_if_nothing_had_been(
     world: World, stopped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = world.settings(f"stopped-{stopped}", RUNS, save_every=2)
-    original = _Stack.step
+    original = OwnRuns.step
 
-    def step(self: _Stack, number: int) -> None:
+    def step(self: OwnRuns, number: int) -> None:
         if number == stopped:
             raise KeyboardInterrupt
         original(self, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Stack, "step", step)
+        patched.setattr(OwnRuns, "step", step)
         with pytest.raises(KeyboardInterrupt):
             stack(**settings)
     done: list[int] = []
-    monkeypatch.setattr(_Stack, "step", lambda self, number: (done.append(number), original(self, number)))
+    monkeypatch.setattr(OwnRuns, "step", lambda self, number: (done.append(number), original(self, number)))
     stack(resume=True, **settings)
     assert done[0] == stopped // 2 * 2
     require_same(world.folder / f"stopped-{stopped}", world.alone(RUNS), RUNS)
