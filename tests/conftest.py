@@ -1,13 +1,15 @@
 """For all tests: one thread, and `datasets` caches in a folder of its own, also in processes that tests start.
 
 Several threads only wait for each other on models so small, and sums would differ by how many there are. Without a GPU
-Triton's kernels run in its interpreter, which must be chosen before anything imports Triton. No progress bars.
+Triton's kernels run in its interpreter, which must be chosen before anything imports Triton. No progress bars. Ctrl-C is
+heeded as in a terminal, where what starts the tests in the background has it ignored.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import datasets
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")

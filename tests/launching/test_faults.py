@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -89,14 +88,6 @@ RUNS: dict[str, tuple[list[Any], int, bool, dict[str, Any], int, list[str]]] = {
         ["ended( by SIGUSR1|) after step 7, whose checkpoint is written: go on with --resume"],
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in a terminal: what starts tests in the background may have it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
