@@ -1,8 +1,8 @@
 """For all tests: one thread, and `datasets` caches in a folder of its own, also in processes that tests start.
 
 Several threads only wait for each other on models so small, and sums would differ by how many there are. Without a GPU
-Triton's kernels run in its interpreter, which must be chosen before anything imports Triton. No progress bars. Ctrl-C is
-heeded as in a terminal, where what starts the tests in the background has it ignored.
+Triton's kernels run in its interpreter, which must be chosen before anything imports Triton. No progress bars. Ctrl-C
+is heeded as in a terminal, where what starts the tests in the background has it ignored.
 """
 
 from __future__ import annotations
