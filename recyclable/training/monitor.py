@@ -77,7 +77,7 @@ class Monitor:
         means = (totals / counts.clamp(min=1)).tolist()
         self._now = self._clock()  # only now a GPU has done what it was told
         scalars: dict[str, float] = {}
-        if counts.any():  # else all steps since the last log point were left out
+        if self._tokens.any():  # else all steps since the last log point were left out
             losses = dict(zip(self._terms, means, strict=True))
             self._loss = sum(weight * losses[term] for term, weight in self._terms.items())
             scalars = {"train/loss": self._loss, **{f"train/{term}": value for term, value in losses.items()}}
