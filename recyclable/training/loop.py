@@ -99,17 +99,17 @@ def train(
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)
             while progress.step < settings.max_steps:
-                saver.check()
-                begin = time.perf_counter()
+                begin, ending = time.perf_counter(), preemption.asked() is not None or saver.failed
                 items = order.step(progress.step)
-                *losses, ends = train_step(engine, objective, examples, items, progress.step, settings, health)
+                *losses, ends = train_step(engine, objective, examples, items, progress.step, settings, health, ending)
                 progress.seconds += time.perf_counter() - begin
                 progress.step += 1
                 monitor.step(progress.step, *(losses if health.fine else map(torch.zeros_like, losses)))
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
                 guard.tell(step=progress.step)
-                end = ends.value() or (preemption.asked() is not None and distributed.world_size() == 1)
+                asked = preemption.asked() is not None or saver.failed
+                end = ends.value() or (asked and distributed.world_size() == 1)
                 if saver.due(progress.step) or end:
                     states.require_known(engine)
                     saver.wait()  # before another copy is made
@@ -164,13 +164,15 @@ def train_step(
     step: int,
     settings: TrainSettings,
     health: Health | None = None,
+    ending: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, distributed.Coming]:
     """One optimizer step; returns this rank's summed losses [terms], all ranks' counts [terms] and tokens [] (fp64).
 
-    And whether, when it began, any rank had been asked to end.
+    And whether any rank was ending.
 
     Args:
         health: leaves out a bad step; None: nobody looks.
+        ending: this rank was asked to end, or could not write its checkpoint: all ranks learn of it at the same step.
     """
     world, accumulation = distributed.world_size(), engine.gradient_accumulation_steps()
     # Dropout is the only thing drawn from torch's generators: seeding every step makes resuming exact without state.
@@ -180,7 +182,7 @@ def train_step(
     counted = [objective.counts(batch) for batch in batches]
     terms = list(objective.weights)
     own = [sum(c[term] for c in counted) for term in terms] + [sum(int(b["attention_mask"].sum()) for b in batches)]
-    own.append(preemption.asked() is not None)
+    own.append(ending)
     totals = distributed.sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=engine.device))
     counts, tokens, ends = totals[:-2], totals[-2], distributed.Coming(totals[-1])
     divisors = dict(zip(terms, counts.clamp(min=1).float(), strict=True))

@@ -65,13 +65,14 @@ def train_stacked(
             if step == 0:
                 stack.evaluate(step)
             while step < last:
-                saver.check()
                 stack.step(step)
                 step += 1
                 stack.evaluate(step)
                 bar.update()
                 guard.tell(step=step)
-                end = bool(distributed.sum_over_ranks(torch.tensor(float(preemption.asked() is not None))))
+                end = bool(
+                    distributed.sum_over_ranks(torch.tensor(float(preemption.asked() is not None or saver.failed)))
+                )
                 if saver.due(step) or end:
                     saver.wait()
                     saver.save(_record(stack, runs, step, reads), stack.copies())

@@ -89,6 +89,11 @@ class Saver:
         self._thread = threading.Thread(target=self._write, args=(record, pieces), name="checkpoint", daemon=True)
         self._thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written, as far as this rank knows; `wait` says so on every rank."""
+        return self._problem is not None
+
     def check(self) -> None:
         """RunError when a checkpoint could not be written."""
         if self._problem is not None:
