@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -178,8 +179,17 @@ def lonely(case: str, port: int) -> list[tuple[int, str]]:
     return [(rank.returncode, error) for rank, error in zip(ranks, errors, strict=True)]
 
 
+def port_before_a_free_one() -> int:
+    """A free port whose successor, where the hub will be, is free as well."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port + 1))
+            return port
+
+
 def test_without_a_command_rank_0_has_the_hub():
-    (_, told), (status, silent) = lonely("killed", free_port())
+    (_, told), (status, silent) = lonely("killed", port_before_a_free_one())
     assert told == f"recyclable: error: {ENDINGS['killed'][1]}\n"
     assert (status, silent) == (-signal.SIGKILL, "")
 
@@ -192,7 +202,7 @@ def test_without_a_command_a_port_that_is_taken_is_told_and_the_run_goes_on():
 
 
 def test_without_a_command_a_rank_that_was_asked_to_end_keeps_its_status_where_rank_0_is_gone_before():
-    _, (status, silent) = lonely("outlives", free_port())
+    _, (status, silent) = lonely("outlives", port_before_a_free_one())
     assert (status, silent) == (75, "")
 
 
