@@ -46,7 +46,9 @@ def stack(settings: StackSettings, ds_config: dict[str, Any], resume: bool = Fal
     Raises RunError at the end where a run was given up; the others are saved.
     """
     base, tunes = Base(locate(settings.base)), settings.tunes()
-    made = {name: _made(base, tuned, load_task(tuned.task)) for name, tuned in tunes.items()}
+    named = {str(tuned.task): tuned.task for tuned in tunes.values()}  # most stacks are of one task: it is read once
+    loaded = {text: load_task(task) for text, task in named.items()}
+    made = {name: _made(base, tuned, loaded[str(tuned.task)]) for name, tuned in tunes.items()}
     _require_together(base, made, ds_config)
     with rundir.claim(settings, settings.out, RESULT, resume, (*rundir.PROGRESS, f"*/{RUN_RESULT}")) as unfinished:
         if not unfinished:

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from recyclable import distributed
 
 _Event = tuple[str, float, int]
@@ -42,12 +40,14 @@ class RunScalars:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
         outlive(self)
 
     def write_events(self, events: list[_Event]) -> None:
         """Write (name, value, step) of each."""
         if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # no other run needs it at its start
+
             self._writer = SummaryWriter(str(self._folder))
         for event in events:
             self._writer.add_scalar(*event)

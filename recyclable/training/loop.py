@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from recyclable.errors import RunError
 from recyclable.launching import guard, preemption
 from recyclable.objectives.objective import Objective
 from recyclable.training import best, micro_batch, states
-from recyclable.training.checkpoint.choosing import known_micro_batch, newest_whole, require_same_content
+from recyclable.training.checkpoint.choosing import known_micro_batch, to_go_on_from
 from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import engine_for, materialize
@@ -99,7 +100,7 @@ def train(
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)
             while progress.step < settings.max_steps:
-                begin, ending = time.perf_counter(), preemption.asked() is not None or saver.failed
+                begin, ending = time.perf_counter(), saver.ending
                 items = order.step(progress.step)
                 *losses, ends = train_step(engine, objective, examples, items, progress.step, settings, health, ending)
                 progress.seconds += time.perf_counter() - begin
@@ -108,15 +109,10 @@ def train(
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
                 guard.tell(step=progress.step)
-                asked = preemption.asked() is not None or saver.failed
-                end = ends.value() or (asked and distributed.world_size() == 1)
-                if saver.due(progress.step) or end:
-                    states.require_known(engine)
-                    saver.wait()  # before another copy is made
-                    saver.save(_record(engine, progress, found), states.copies(engine))
-                if end:
-                    saver.wait()
-                    raise preemption.preempted(progress.step)
+                end = bool(ends.value()) or (saver.ending and distributed.world_size() == 1)
+                saver.after(
+                    progress.step, end, partial(_record, engine, progress, found), partial(states.copies, engine)
+                )
         saver.wait()
         kept, scores = best.result(best.tensors_file(out, progress.best_step), progress.best_digest), {}
         if distributed.is_main():
@@ -130,14 +126,12 @@ def train(
 
 def _resumed(engine: deepspeed.DeepSpeedEngine, out: Path, reads: Digests) -> Progress:
     """What the newest whole checkpoint says, once the engine has been brought to where it was; a collective."""
-    found = newest_whole(out, states.trained_shapes(engine))
+    found = to_go_on_from(out, states.trained_shapes(engine), reads)
     if found is None:
         return Progress()
-    require_same_content(out, found.record, reads)
     progress = found.record.progress
     states.restore(engine, found.files)
     states.set_progress(engine, progress.step, found.record.scaling)
-    guard.tell(checkpoint=progress.step)
     distributed.say(f"resumed at step {progress.step}, written on {found.record.ranks} ranks")
     return progress
 
@@ -217,10 +211,7 @@ def _evaluate(
 ) -> None:
     engine.eval()
     scores = _finite(evaluate(engine), progress.step)
-    examples = (progress.step - len(progress.skipped)) * settings.train_batch_size
-    skipped = {"skipped": len(progress.skipped)} if progress.skipped else {}
-    row = {"step": progress.step, "examples": examples, "seconds": progress.seconds, **skipped, **scores}
-    progress.history.append(row)
+    progress.scored(scores, settings.train_batch_size)
     monitor.scores(progress.step, scores)
     score = None if select is None else scores[select]
     last = progress.step == settings.max_steps

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from recyclable import distributed
 from recyclable.launching import guard, preemption
 from recyclable.objectives.stacked import StackedTasks
-from recyclable.training.checkpoint.choosing import newest_whole, require_same_content
+from recyclable.training.checkpoint.choosing import to_go_on_from
 from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import frozen
@@ -70,15 +71,8 @@ def train_stacked(
                 stack.evaluate(step)
                 bar.update()
                 guard.tell(step=step)
-                end = bool(
-                    distributed.sum_over_ranks(torch.tensor(float(preemption.asked() is not None or saver.failed)))
-                )
-                if saver.due(step) or end:
-                    saver.wait()
-                    saver.save(_record(stack, runs, step, reads), stack.copies())
-                if end:
-                    saver.wait()
-                    raise preemption.preempted(step)
+                end = bool(distributed.sum_over_ranks(torch.tensor(float(saver.ending))))
+                saver.after(step, end, partial(_record, stack, runs, step, reads), stack.copies)
             saver.wait()
         stack.finish()
     _tell_all(runs, own)
@@ -115,16 +109,14 @@ def _record(stack: OwnRuns, runs: Sequence[StackedRun], step: int, reads: dict[s
 
 def _resumed(stack: OwnRuns, runs: Sequence[StackedRun], out: Path, reads: dict[str, str]) -> int:
     """The step of the newest whole checkpoint, once each run has been brought to where it was; a collective."""
-    found = newest_whole(out, layout(runs))
+    found = to_go_on_from(out, layout(runs), reads)
     if found is None:
         return 0
-    require_same_content(out, found.record, reads)
     for run in stack.runs.values():
         run.progress = found.record.runs[run.name]
         if run.progress.step < min(found.record.progress.step, run.settings.max_steps):
             run.problem = f"it was given up before, after step {run.progress.step}"
     stack.restore(found.files)
-    guard.tell(checkpoint=found.record.progress.step)
     distributed.say(f"resumed at step {found.record.progress.step}, written on {found.record.ranks} ranks")
     return found.record.progress.step
 

@@ -118,10 +118,7 @@ class OwnRuns:
                 run.problem, run.best = str(error), run.best or run.copied()
                 continue
             progress = run.progress
-            examples = (progress.step - len(progress.skipped)) * run.settings.train_batch_size
-            progress.history.append(
-                {"step": progress.step, "examples": examples, "seconds": progress.seconds, **scores}
-            )
+            progress.scored(scores, run.settings.train_batch_size)
             self._write(number, run, {f"eval/{name}": value for name, value in scores.items()})
             score = scores[run.data.metric]
             if progress.best is None or score > progress.best:

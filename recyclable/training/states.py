@@ -56,7 +56,11 @@ def require_known(engine: deepspeed.DeepSpeedEngine) -> None:
 
 
 def copies(engine: deepspeed.DeepSpeedEngine) -> list[Piece]:
-    """What this rank keeps, copied to host memory; all ranks together have every element once."""
+    """What this rank keeps, copied to host memory; all ranks together have every element once.
+
+    Raises InputError for an optimizer whose states this file does not find.
+    """
+    require_known(engine)
     pieces = [_copied(slot, optimizer.state) for optimizer, slots in _slots(engine, write=False) for slot in slots]
     return [piece for piece in pieces if piece.tensors[WEIGHT].numel()]  # a rank may have none of a small parameter
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from recyclable import distributed
 from recyclable.errors import InputError
+from recyclable.launching import guard
 from recyclable.training import best
 from recyclable.training.checkpoint.rank_file import RankFiles
 from recyclable.training.checkpoint.record import RankFile, Record, read_record
@@ -57,12 +58,17 @@ def newest_whole(out: Path, layout: Mapping[str, list[int]]) -> Checkpoint | Non
     return None
 
 
-def require_same_content(out: Path, record: Record, reads: Mapping[str, str]) -> None:
-    """InputError where a run reads other content than the one in `out` did."""
-    for name, digest in record.reads.items():
+def to_go_on_from(out: Path, layout: Mapping[str, list[int]], reads: Mapping[str, str]) -> Checkpoint | None:
+    """As `newest_whole`; InputError where this run reads other content than the one in `out` did. A collective."""
+    found = newest_whole(out, layout)
+    if found is None:
+        return None
+    for name, digest in found.record.reads.items():
         if reads.get(name, digest) != digest:
             problem = f"is not what the run in {out} began with: digest {reads[name][:12]}, was {digest[:12]}"
             raise InputError(name, f"{problem}; undo the change, or start anew in another directory")
+    guard.tell(checkpoint=found.record.progress.step)
+    return found
 
 
 def known_micro_batch(out: Path) -> int | None:

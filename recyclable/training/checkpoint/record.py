@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,12 @@ class Progress:
     """Steps that only changed the loss scale (fp16)."""
     recent: list[Number] = field(default_factory=list)
     """Losses of the last steps, where spikes are looked for."""
+
+    def scored(self, scores: Mapping[str, float], batch: int) -> None:
+        """Add a row to the history: what the run scores now, after steps of `batch` examples."""
+        done = {"step": self.step, "examples": (self.step - len(self.skipped)) * batch, "seconds": self.seconds}
+        left_out = {"skipped": len(self.skipped)} if self.skipped else {}
+        self.history.append({**done, **left_out, **scores})
 
 
 @dataclass(config=_CHECKED)

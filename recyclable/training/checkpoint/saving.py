@@ -16,7 +16,7 @@ from types import TracebackType
 
 from recyclable import distributed
 from recyclable.errors import InputError, RunError
-from recyclable.launching import guard
+from recyclable.launching import guard, preemption
 from recyclable.training import best
 from recyclable.training.checkpoint.choosing import FOLDER, step_of, written
 from recyclable.training.checkpoint.rank_file import write_pieces
@@ -90,9 +90,23 @@ class Saver:
         self._thread.start()
 
     @property
-    def failed(self) -> bool:
-        """Whether a checkpoint could not be written, as far as this rank knows; `wait` says so on every rank."""
-        return self._problem is not None
+    def ending(self) -> bool:
+        """Whether this rank was asked to end, or knows of a checkpoint that could not be written."""
+        return preemption.asked() is not None or self._problem is not None
+
+    def after(self, step: int, end: bool, record: Callable[[], Record], pieces: Callable[[], list[Piece]]) -> None:
+        """Begin to write a step's checkpoint where one is due or the run ends here, as on all ranks; a collective.
+
+        Args:
+            end: whether any rank was `ending`: then RunError of what could not be written, else Preempted.
+            record, pieces: as for `save`; asked for once there is room for another copy.
+        """
+        if self.due(step) or end:
+            self.wait()
+            self.save(record(), pieces())
+        if end:
+            self.wait()
+            raise preemption.preempted(step)
 
     def check(self) -> None:
         """RunError when a checkpoint could not be written."""
