@@ -10,6 +10,8 @@ import sys
 import torch
 
 from recyclable import distributed
+from recyclable.launching import guard
+from recyclable.launching.causes import DONE
 
 ASKED = ("TORCH_ODD", "TORCH_ODD_TOO", "OF_THE_FILE", "HF_TOKEN", "OTHER")  # a line over 4 KiB mpirun would break
 
@@ -27,3 +29,4 @@ if __name__ == "__main__":
     print(json.dumps(told), flush=True)
     distributed.barrier()
     distributed.shutdown()
+    guard.last_word(DONE)  # as every command's rank: mpirun is often faster than a guardian to see how one ended
