@@ -149,7 +149,7 @@ def _of_command(world: World, kill: Kill, out: Path) -> bool:
         process = subprocess.Popen(told, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     while not (out / "checkpoints").is_dir() and process.poll() is None:  # imports and start take long, and differ
         time.sleep(0.05)
-    time.sleep(random.Random(kill.seed).uniform(0, 2))
+    time.sleep(random.Random(kill.seed).uniform(0, 1))
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     ranks = [each for each in family if each.is_running() and "RANK" in each.environ() and not _guards(each)]
     if not ranks:
@@ -165,6 +165,8 @@ def _of_command(world: World, kill: Kill, out: Path) -> bool:
         os.killpg(process.pid, signal.SIGKILL)
         raise RunError(out, f"the command had not ended {_PEERS_S:.0f} s after a rank was killed") from None
     gone, alive = psutil.wait_procs(family, timeout=5)
+    if status == 0 and not alive and _ended(out):
+        return False  # its ranks had said that they were done
     if status == 0 or alive:
         raise RunError(out, f"the command ended with {status} and left {len(alive)} of {len(gone) + len(alive)}")
     kill.who = f"command's {kill.who}"
