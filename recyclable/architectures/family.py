@@ -31,6 +31,16 @@ class Interchangeable(NamedTuple):
     """Tensors whose columns are."""
 
 
+class WayThrough(NamedTuple):
+    """Through a layer's attention, by names in the layer. All else in it does to each token the same by itself."""
+
+    entry: tuple[str, ...]
+    """The one module that the layer's input goes into on its way to the attention, whatever else it is used for; of
+    these names the first that the layer has."""
+    end: str
+    """The attention's last projection, which has no other input."""
+
+
 @dataclass(frozen=True)
 class Family:
     """What models of these types have in common; what is left out is not known, or can be derived."""
@@ -43,6 +53,8 @@ class Family:
     """Neurons of the feed-forward network."""
     masked_head: Callable[[PreTrainedModel], tuple[Callable[[torch.Tensor], torch.Tensor], nn.Module]] | None = None
     """A masked language model -> what it does to the backbone's states before its last layer, and that layer."""
+    way_through: WayThrough | None = None
+    """Through a layer."""
 
 
 def family_of(config: PretrainedConfig) -> Family:

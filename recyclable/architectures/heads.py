@@ -17,6 +17,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from recyclable.architectures.family import family_of
+from recyclable.architectures.last_layer import narrow
 from recyclable.architectures.prompted import is_prompted, prompted_head
 
 if TYPE_CHECKING:
@@ -116,10 +117,11 @@ class EncoderDecoder(nn.Module):
 
 
 def language_head(model: PreTrainedModel) -> LanguageHead:
-    """The head of a language model of any kind, plain or with an adapter."""
+    """The head of a language model of any kind, plain or with an adapter; the body's last layer is narrowed."""
     if is_prompted(model):
         return prompted_head(model, language_head)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    narrow(model)
     if known := family_of(model.config).masked_head:
         transform, layer = known(model)
         return LanguageHead(model.base_model, layer, transform)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -55,6 +56,7 @@ def is_recomputed() -> bool:
 
 def _recomputed(on_host: bool, layer: Callable[..., Any], *inputs: Any) -> Any:
     """As transformers calls it: a layer of its positional inputs, the others bound already."""
+    layer = partial(copy_context().run, layer)  # what was so around it the first time is so again
     again = partial(checkpoint, layer, *inputs, use_reentrant=False, context_fn=lambda: (_noted(), _noted()))
     if not on_host:
         return again()

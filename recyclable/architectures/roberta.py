@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recyclable.architectures.bert import HEADS, NEURONS
+from recyclable.architectures.bert import HEADS, NEURONS, WAY
 from recyclable.architectures.family import Family
 
 if TYPE_CHECKING:
@@ -26,4 +26,5 @@ ROBERTA = Family(
     HEADS,
     NEURONS,
     _masked_head,
+    WAY,
 )

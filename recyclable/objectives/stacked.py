@@ -68,7 +68,8 @@ class StackedTasks(nn.Module):
     def _sums(self, parts: Sequence[Part]) -> list[torch.Tensor]:
         joint, self._rows.segments = joined(parts, self._pad)
         if self._head is not None and self._of_tokens is not None:
-            told = token_states(self._head, joint).hidden.split([len(batch["targets"]) for _, batch in parts])
+            states = token_states(self._head, joint, narrowed=False).hidden
+            told = states.split([len(batch["targets"]) for _, batch in parts])
             pairs = zip(told, parts, strict=True)
             return [self._of_tokens(hidden, None, batch["targets"]).loss for hidden, (_, batch) in pairs]
         logits, sums = self.student(**model_inputs(joint)).logits, []

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from recyclable.architectures.heads import LanguageHead
+from recyclable.architectures.last_layer import read_only
 from recyclable.data.examples import Batch, model_inputs
 
 Inputs = Callable[[Batch], dict[str, Any]]
@@ -69,20 +71,32 @@ class Compared:
 
 def rows_of(batch: Batch) -> torch.Tensor:
     """The row of each predicted token [M]."""
-    return batch["positions"] // batch["decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"].shape[1]
+    return batch["positions"] // _told(batch).shape[1]
+
+
+def _told(batch: Batch) -> torch.Tensor:
+    """The ids of the side that predicts [B, L]."""
+    return batch["decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"]
 
 
 def token_states(
-    head: LanguageHead, batch: Batch, compared: Compared | None = None, inputs: Inputs = model_inputs
+    head: LanguageHead,
+    batch: Batch,
+    compared: Compared | None = None,
+    inputs: Inputs = model_inputs,
+    narrowed: bool = True,
 ) -> TokenStates:
-    """Run a language model up to its head's layer.
+    """Run a language model up to its head's layer, its last layer where tokens are predicted alone.
 
     Args:
         batch: `input_ids`, `attention_mask` [B, L], of an encoder-decoder `decoder_input_ids` as well; `positions` [M],
-            flat indices into B x L.
+            flat indices into B x L, each once.
         compared: tell these tokens' states of the layers too.
+        narrowed: else all of the last layer, for a model whose modules look at how many rows they are given.
     """
-    told = head.body(**inputs(batch), **without_cache(head.body), output_hidden_states=compared is not None)
+    reading = read_only(batch["positions"], *_told(batch).shape) if narrowed else nullcontext()
+    with reading:
+        told = head.body(**inputs(batch), **without_cache(head.body), output_hidden_states=compared is not None)
     states = None if compared is None else compared.states(told.hidden_states, batch)
     every = told["last_hidden_state" if "last_hidden_state" in told else "logits"]
     return TokenStates(head.transform(every.flatten(0, 1)[batch["positions"]]), states)
