@@ -21,5 +21,6 @@ BERT = Family(
     NEURONS,
     masked_head=lambda model: (model.cls.predictions.transform, model.cls.predictions.decoder),
     way_through=WAY,
+    classifies_first=True,
 )
-ELECTRA = Family(("electra",), HEADS, NEURONS, way_through=WAY)
+ELECTRA = Family(("electra",), HEADS, NEURONS, way_through=WAY, classifies_first=True)

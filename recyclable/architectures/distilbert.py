@@ -9,4 +9,5 @@ DISTILBERT = Family(
     heads=Interchangeable(r"attention\.(?:q|k|v)_lin\.(?:weight|bias)", r"attention\.out_lin\.weight"),
     neurons=Interchangeable(r"ffn\.lin1\.(?:weight|bias)", r"ffn\.lin2\.weight"),
     way_through=WayThrough(("attention",), "attention.out_lin"),
+    classifies_first=True,
 )

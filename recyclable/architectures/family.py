@@ -55,6 +55,8 @@ class Family:
     """A masked language model -> what it does to the backbone's states before its last layer, and that layer."""
     way_through: WayThrough | None = None
     """Through a layer."""
+    classifies_first: bool = False
+    """Whether its sequence classifiers read the first token's state alone."""
 
 
 def family_of(config: PretrainedConfig) -> Family:

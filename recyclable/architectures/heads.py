@@ -117,11 +117,11 @@ class EncoderDecoder(nn.Module):
 
 
 def language_head(model: PreTrainedModel) -> LanguageHead:
-    """The head of a language model of any kind, plain or with an adapter; the body's last layer is narrowed."""
+    """The head of a language model of any kind, plain or with an adapter, whose last layer is narrowed."""
+    narrow(model)
     if is_prompted(model):
         return prompted_head(model, language_head)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    narrow(model)
     if known := family_of(model.config).masked_head:
         transform, layer = known(model)
         return LanguageHead(model.base_model, layer, transform)

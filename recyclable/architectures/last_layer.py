@@ -35,9 +35,9 @@ _MOST = 0.5
 class _Read:
     """What is read of the forward pass under way; layers that compute again in the backward pass find it again."""
 
-    positions: torch.Tensor
-    """[M], flat indices into B x T."""
-    length: int
+    positions: torch.Tensor | None
+    """[M], flat indices into B x T; None: the first of each row, prompts included."""
+    length: int = 0
     """T"""
     states: torch.Tensor = field(init=False)
     """All tokens', as they come into the layer [B, L, H]."""
@@ -46,19 +46,24 @@ class _Read:
 
     def begin(self, states_BLH: torch.Tensor) -> torch.Tensor:
         """The read tokens' states of all that come into the layer."""
-        length = states_BLH.shape[1]
-        rows = torch.div(self.positions, self.length, rounding_mode="floor") * (length - self.length) + self.positions
-        self.states, self.rows = states_BLH, rows + length - self.length
+        rows, length, _ = states_BLH.shape
+        self.states = states_BLH
+        if self.positions is None:
+            self.rows = torch.arange(0, rows * length, length, device=states_BLH.device)
+        else:
+            before = length - self.length  # each row has so many more, in front
+            self.rows = self.positions + (self.positions // self.length + 1) * before
         return self.only(states_BLH)
 
     def only(self, values: torch.Tensor) -> torch.Tensor:
-        """[1, M, ...] of [B, L, ...]"""
-        return values.flatten(0, 1).index_select(0, self.rows)[None]
+        """[M, 1, ...] of [B, L, ...]: as rows, so that what is a row's own stays so where each has one read token."""
+        return values.flatten(0, 1).index_select(0, self.rows)[:, None]
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """[B, L, ...] of [1, M, ...]; 0 where nobody reads."""
-        everywhere = values.new_zeros(self.states.shape[0] * self.states.shape[1], *values.shape[2:])
-        return everywhere.index_copy(0, self.rows, values[0]).unflatten(0, self.states.shape[:2])
+        """[B, L, ...] of [M, 1, ...]; 0 where nobody reads."""
+        shape = self.states.shape[:2]
+        everywhere = values.new_zeros(shape.numel(), *values.shape[2:])
+        return everywhere.index_copy(0, self.rows, values[:, 0]).unflatten(0, shape)
 
 
 _read: ContextVar[_Read | None] = ContextVar("read", default=None)
@@ -72,7 +77,23 @@ def read_only(positions: torch.Tensor, rows: int, length: int) -> Iterator[None]
         positions: [M], each once, flat indices into `rows` x `length`. Where they are most of all, all are computed.
     """
     few = len(positions) <= _MOST * rows * length
-    token = _read.set(_Read(positions, length) if few else None)
+    with _reading(_Read(positions, length) if few else None):
+        yield
+
+
+@contextmanager
+def read_by_head(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, of the last states of a `narrowed` model only those are right that its own head reads: of a
+    sequence classifier of a family whose classifiers read the first token that one, of all others all."""
+    bare = _bare(model)
+    first = family_of(bare.config).classifies_first and type(bare).__name__.endswith("ForSequenceClassification")
+    with _reading(_Read(None) if first else None):
+        yield
+
+
+@contextmanager
+def _reading(read: _Read | None) -> Iterator[None]:
+    token = _read.set(read)
     try:
         yield
     finally:
@@ -80,11 +101,11 @@ def read_only(positions: torch.Tensor, rows: int, length: int) -> Iterator[None]
 
 
 def narrow(model: PreTrainedModel) -> None:
-    """Have a model's last layer compute what `read_only` asks for, where its family is known; twice is once.
+    """Have a model's last layer compute what `read_only` and `read_by_head` ask for, where its family is known.
 
-    Args:
-        model: without its adapter's shell; adapters on its modules are attached already.
+    Twice is once. Adapters are attached before.
     """
+    model = _bare(model)
     way, stacks = family_of(model.config).way_through, list(layer_lists(model).values())
     # transformers takes a layer's input for the embeddings' output where there is one layer; chunks are of lengths
     if way is None or len(stacks) != 1 or len(stacks[0]) < 2 or getattr(model.config, "chunk_size_feed_forward", 0):
@@ -99,6 +120,11 @@ def narrow(model: PreTrainedModel) -> None:
     entry.register_forward_pre_hook(_widen, prepend=True, with_kwargs=True)
     modules[way.end].register_forward_pre_hook(_gather, prepend=True)
     layer.register_forward_hook(_leave, prepend=True)
+
+
+def _bare(model: PreTrainedModel) -> PreTrainedModel:
+    """Without an adapter's shell."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]

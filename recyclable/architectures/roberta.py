@@ -27,4 +27,5 @@ ROBERTA = Family(
     NEURONS,
     _masked_head,
     WAY,
+    classifies_first=True,
 )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from recyclable.data.examples import Batch, model_inputs
+from recyclable.architectures.last_layer import narrow
+from recyclable.data.examples import Batch
 from recyclable.objectives.objective import Objective
+from recyclable.objectives.task_outputs import task_outputs
 from recyclable.objectives.teachers import Signals, Teacher, compared_states
 from recyclable.tasks.parts.kind import TaskKind
 
@@ -56,6 +58,7 @@ class Distillation(Objective):
         super().__init__()
         self.student, self.kind, self.teacher = student, kind, teacher
         self.temperature = temperature
+        narrow(student)
         self.weights = {"task": 1.0 - alpha}
         if beta:
             self.weights["patient"] = beta
@@ -70,7 +73,7 @@ class Distillation(Objective):
 
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
         told = self.teacher.signals(batch)
-        student = self.student(**model_inputs(batch), output_hidden_states="patient" in self.weights)
+        student = task_outputs(self.student, batch, states="patient" in self.weights)
         answers = self.kind.answers(student.logits, batch)
         sums = {"task": self.kind.loss_sum(self.kind.rows(answers, batch), self.kind.targets(batch))}
         if "patient" in self.weights:
@@ -82,4 +85,4 @@ class Distillation(Objective):
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """What the student says of each example [B, ..., C]."""
-        return self.kind.answers(self.student(**model_inputs(batch)).logits, batch)
+        return self.kind.answers(task_outputs(self.student, batch).logits, batch)

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from recyclable.data.examples import Batch, model_inputs
+from recyclable.architectures.last_layer import narrow
+from recyclable.data.examples import Batch
 from recyclable.objectives.distillation import kd_sum, patient_sum
 from recyclable.objectives.objective import Ask, Objective
+from recyclable.objectives.task_outputs import task_outputs
 from recyclable.objectives.teachers import FrozenModel, OnlineTeacher, Signals, compared_states
 from recyclable.objectives.weight_path import WeightPath
 from recyclable.tasks.parts.kind import TaskKind
@@ -165,6 +167,7 @@ class Interpolation(AlongPath):
     ) -> None:
         super().__init__(student, teacher, places=places, second=second, left_out=left_out)
         self.kind, self.temperature = kind, temperature
+        narrow(student)
         self.weights = {"task": share}
         if logits:
             self.weights |= self.weighted("kd", [(1.0 - share) * alpha * temperature**2 for alpha in alphas])
@@ -179,7 +182,7 @@ class Interpolation(AlongPath):
 
     def compared(self, batch: Batch, told: Signals, own: bool) -> dict[str, torch.Tensor]:
         states = "patient" in self.weights
-        student = self.student(**model_inputs(batch), output_hidden_states=states)
+        student = task_outputs(self.student, batch, states)
         answers = self.kind.answers(student.logits, batch)
         found = {}
         if states:
@@ -194,4 +197,4 @@ class Interpolation(AlongPath):
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """What the student itself says of each example [B, ..., C]."""
-        return self.kind.answers(self.student(**model_inputs(batch)).logits, batch)
+        return self.kind.answers(task_outputs(self.student, batch).logits, batch)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from recyclable.data.examples import Batch, model_inputs
+from recyclable.architectures.last_layer import narrow
+from recyclable.data.examples import Batch
 from recyclable.objectives.objective import Objective
+from recyclable.objectives.task_outputs import task_outputs
 from recyclable.tasks.parts.kind import TaskKind
 
 
@@ -16,13 +18,14 @@ class LabelledTask(Objective):
     def __init__(self, student: nn.Module, kind: TaskKind) -> None:
         super().__init__()
         self.student, self.kind = student, kind
+        narrow(student)
         self.weights = {"task": 1.0}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"task": self.kind.count(batch)}
 
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.sums_of(self.student(**model_inputs(batch)).logits, batch)
+        return self.sums_of(task_outputs(self.student, batch).logits, batch)
 
     def sums_of(self, logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """The same, from a student's logits."""
@@ -31,4 +34,4 @@ class LabelledTask(Objective):
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """What the student says of each example [B, ..., C]."""
-        return self.kind.answers(self.student(**model_inputs(batch)).logits, batch)
+        return self.kind.answers(task_outputs(self.student, batch).logits, batch)

@@ -16,6 +16,7 @@ from recyclable.kernels import LossSettings
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.objectives.objective import Ask
 from recyclable.objectives.of_task import task_objective
+from recyclable.objectives.task_outputs import task_outputs
 from recyclable.objectives.token_states import token_states
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
 from recyclable.tasks.parts.kind import TaskKind
@@ -72,7 +73,7 @@ class StackedTasks(nn.Module):
             told = states.split([len(batch["targets"]) for _, batch in parts])
             pairs = zip(told, parts, strict=True)
             return [self._of_tokens(hidden, None, batch["targets"]).loss for hidden, (_, batch) in pairs]
-        logits, sums = self.student(**model_inputs(joint)).logits, []
+        logits, sums = task_outputs(self.student, joint).logits, []
         for (adapter, batch), (_, start, stop) in zip(parts, self._rows.segments, strict=True):
             if adapter == NOBODY:
                 sums.append(0.0 * logits[start:stop].float().sum())

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from recyclable.architectures.last_layer import narrow
 from recyclable.architectures.pooling import ends_tell, last_places
-from recyclable.data.examples import Batch, as_teacher_reads, model_inputs
+from recyclable.data.examples import Batch, as_teacher_reads
+from recyclable.objectives.task_outputs import task_outputs
 from recyclable.tasks.parts.kind import TaskKind, of_text
 
 SIGNAL_PREFIX = "teacher."
@@ -76,11 +78,12 @@ class OnlineTeacher(FrozenModel[Signals]):
     def __init__(self, model: nn.Module, kind: TaskKind, with_states: bool = True, top_k: int | None = None) -> None:
         super().__init__(model)
         self.kind, self.with_states, self.top_k = kind, with_states, top_k
+        narrow(model)
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> Signals:
         batch = as_teacher_reads(batch)
-        told = self.model(**model_inputs(batch), output_hidden_states=self.with_states)
+        told = task_outputs(self.model, batch, self.with_states)
         states = compared_states(told, batch, self.model.config) if self.with_states else None
         logits = self.kind.answers(told.logits, batch)
         if self.top_k is None or self.top_k >= logits.shape[-1]:

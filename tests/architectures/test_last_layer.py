@@ -11,16 +11,26 @@ from families import config, drawn
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.pytorch_utils import Conv1D
 
 from recyclable.adapters.bottleneck import BottleneckConfig
 from recyclable.architectures.heads import language_head
+from recyclable.architectures.last_layer import narrow
 from recyclable.architectures.layers import layer_lists
 from recyclable.architectures.llama import LLAMA
 from recyclable.architectures.recomputing import recompute_layers
+from recyclable.objectives.labelled import LabelledTask
+from recyclable.objectives.task_outputs import task_outputs
 from recyclable.objectives.token_loss import TokenLoss
 from recyclable.objectives.token_states import Compared, token_states
+from recyclable.tasks.classification import Classification
 
 _SIZE: dict[str, Any] = {
     **{"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
@@ -69,6 +79,14 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def require_same_gradients(found: nn.Module, model: nn.Module) -> None:
+    one, other = gradients(found), gradients(model)
+    assert one.keys() == other.keys()
+    largest = max(gradient.abs().max() for gradient in other.values())
+    for name, gradient in other.items():  # some are 0 but for rounding: a softmax does not feel a bias of its keys
+        assert (one[name] - gradient).abs().max() <= 1e-6 * max(gradient.abs().max(), 1e-3 * largest), name
+
+
 def require_same(found: nn.Module, model: nn.Module, data: dict[str, torch.Tensor]) -> list[int]:
     """Compare our loss and its gradients with those of transformers' logits; tell how many tokens the last layer's last
     linear module was given each time."""
@@ -84,11 +102,7 @@ def require_same(found: nn.Module, model: nn.Module, data: dict[str, torch.Tenso
     wanted = F.cross_entropy(logits, data["targets"], reduction="sum")
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
-    one, other = gradients(found), gradients(model)
-    assert one.keys() == other.keys()
-    largest = max(gradient.abs().max() for gradient in other.values())
-    for name, gradient in other.items():  # some are 0 but for rounding: a softmax does not feel a bias of its keys
-        assert (one[name] - gradient).abs().max() <= 1e-6 * max(gradient.abs().max(), 1e-3 * largest), name
+    require_same_gradients(found, model)
     return seen
 
 
@@ -172,3 +186,50 @@ def test_other_forwards_of_the_same_model_are_as_ever() -> None:
     TokenLoss(model)(data)
     TokenLoss(copy.deepcopy(model))(data)  # a copy has hooks already
     assert torch.equal(model(**inputs).logits, before)
+
+
+FIRST = ("bert", "distilbert", "electra", "roberta", "ernie", "megatron-bert", "xlm-roberta-xl", "roberta-prelayernorm")
+
+
+def classified(model: nn.Module, data: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """Loss of classes by our objective, and how many tokens the last layer's last linear module was given."""
+    seen: list[int] = []
+    (stack,) = layer_lists(model).values()
+    *_, last = (module for module in stack[-1].modules() if isinstance(module, nn.Linear))
+    watch = last.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel()))
+    objective = LabelledTask(model, Classification())
+    loss = objective(data)["task"]
+    watch.remove()
+    return loss, seen
+
+
+@pytest.mark.parametrize(
+    ("family", "prompted"),
+    [*((family, False) for family in (*FIRST, "modernbert", "llama")), ("bert", True), ("roberta", True)],
+)
+def test_a_classifier_computes_the_token_that_it_reads_where_that_is_the_first(family: str, prompted: bool) -> None:
+    torch.manual_seed(0)
+    made = copy.deepcopy(KNOWN[family])
+    made.num_labels = 3
+    model: Any = drawn(made, AutoModelForSequenceClassification).double()
+    if prompted:
+        model = get_peft_model(model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)).double()
+    bare, data = copy.deepcopy(model), batch()
+    inputs = {name: data[name] for name in ("input_ids", "attention_mask")}
+    labels = torch.tensor([0, 2, 1, 1])
+    loss, seen = classified(model, {**inputs, "labels": labels})
+    loss.backward()
+    wanted = F.cross_entropy(bare(**inputs).logits, labels, reduction="sum")
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    require_same_gradients(model, bare)
+    assert seen == [4 if family in FIRST else 4 * (LENGTH + 3 * prompted)]
+
+
+def test_a_model_that_says_something_of_every_token_computes_them_all() -> None:
+    model = drawn(KNOWN["bert"], AutoModelForTokenClassification)
+    data = batch()
+    with torch.no_grad():
+        wanted = model(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
+        narrow(model)
+        assert torch.equal(task_outputs(model, data).logits, wanted)
