@@ -47,6 +47,7 @@ from recyclable.objectives.teachers import CachedTeacher, OnlineTeacher, Signals
 from recyclable.tasks.parts.fewshot import k_shot
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.training.engine import engine_for
+from recyclable.training.feeding import StepBatches
 from recyclable.training.loop import train_step
 from recyclable.training.teaching import fill
 from recyclable.weights import sources
@@ -161,9 +162,10 @@ def ours(given: Setting) -> Iterator[tuple[Step, float]]:
     filling = time.perf_counter() - begin
     examples, objective = TaughtExamples(given.examples, cache), given.objective(given.student(), CachedTeacher())
     with engine_for(objective, config, ds_config, config.out) as engine:
+        made = StepBatches(examples, given.order, objective, engine.train_micro_batch_size_per_gpu())
 
-        def step(number: int, items: list[Item]) -> float:
-            sums, counts, *_ = train_step(engine, objective, examples, items, number, config)
+        def step(number: int, _: list[Item]) -> float:
+            sums, counts, *_ = train_step(engine, objective, made[number], number, config)
             weights = torch.tensor(list(objective.weights.values()), dtype=torch.float64)
             return float((weights * sums / counts).sum())
 

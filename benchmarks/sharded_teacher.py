@@ -55,6 +55,7 @@ def one_rank(folder: Path, base: Path, task: Path) -> None:
     from recyclable import distributed
     from recyclable.objectives.teachers import OnlineTeacher
     from recyclable.training.engine import engine_for
+    from recyclable.training.feeding import StepBatches
     from recyclable.training.loop import train_step
 
     distributed.init()
@@ -62,8 +63,9 @@ def one_rank(folder: Path, base: Path, task: Path) -> None:
     given = few_shot.setting(WARM_UP + STEPS, folder, base, task)
     objective = given.objective(given.student(), OnlineTeacher(given.teacher(), given.task.kind))
     with engine_for(objective, given.config, DS_CONFIG, given.config.out) as engine:
+        made = StepBatches(given.examples, given.order, objective, engine.train_micro_batch_size_per_gpu())
         for number in range(WARM_UP + STEPS):
-            train_step(engine, objective, given.examples, given.order.step(number), number, given.config)
+            train_step(engine, objective, made[number], number, given.config)
             if number >= WARM_UP and number % EVERY == 0:
                 held.append(used_bytes())
     Path(folder, f"{distributed.rank()}.json").write_text(json.dumps(held))

@@ -17,6 +17,9 @@ class InputError(Exception):
         self.where = str(where)
         super().__init__(printable(shortened(" ".join(f"{where}: {problem}".split()), _LONGEST)))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:  # on its way between processes
+        return type(self), (self.where, str(self).removeprefix(f"{self.where}: "))
+
 
 class RunError(InputError):
     """What ends a run under way for a reason outside of it, such as a full disk: shown as one line as well."""

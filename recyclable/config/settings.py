@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
@@ -115,6 +115,11 @@ class TrainSettings(RunSettings):
     """How many checkpoints stay, the last ones; should the newest be broken, a run goes on from the one before."""
     log_every: int = Field(10, gt=0)
     """Steps between logged training losses."""
+    dataloader_num_workers: int | None = Field(None, ge=0)
+    """Processes beside each rank that make batches ahead of its steps; 0: none, the rank makes them itself; null: 2 on
+    a GPU (fewer where cores are short), 0 on a CPU, whose cores are busy with the steps. Results are the same."""
+    dataloader_prefetch_factor: int | None = Field(None, ge=1)
+    """Steps that each of these processes is ahead; null: 2."""
     bad_step: Literal["stop", "skip"] = "stop"
     """What becomes of a step whose loss or gradients are no finite numbers, or whose loss is a spike: the run stops
     before it, or it is left out; weights, moments and Adam's count stay as they were. Its batch goes to `bad_steps`."""
@@ -122,6 +127,12 @@ class TrainSettings(RunSettings):
     """How many bad steps in a row are left out before the run stops after all."""
     spike_factor: float | None = Field(None, gt=1)
     """A loss is a spike where it is more than so many times the median of the last 100 steps; null: none is."""
+
+    @model_validator(mode="after")
+    def _nobody_ahead(self) -> Self:
+        if self.dataloader_num_workers == 0:
+            self.require_unset(("dataloader_prefetch_factor",), "with dataloader_num_workers: 0")
+        return self
 
     @property
     def packs_apart(self) -> bool:

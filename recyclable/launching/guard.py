@@ -68,6 +68,14 @@ def last_word(status: int, text: str = "", traceback: str = "") -> bool:
     return True
 
 
+def leave() -> None:
+    """In a process that was forked from a rank: it is none, and holds nothing that the guardian listens to."""
+    global _guardian
+    if _guardian is not None:
+        _guardian[0].close()
+        _guardian = None
+
+
 def _end_with_guardian(own: socket.socket) -> None:
     """The guardian says no more, so what there is to read is its end: nobody would end this rank any more."""
     with suppress(OSError):

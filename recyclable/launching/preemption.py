@@ -49,6 +49,16 @@ def let_go() -> None:
     _held = False
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Processes and threads that are begun while it lasts never hear of such signals; this thread does afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def asked() -> str | None:
     """Name of the signal that asked this process to end, if one did."""
     return _asked

@@ -6,7 +6,7 @@ patient loss follows Sun et al. 2019 (arXiv 1908.09355).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,7 @@ from recyclable.data.examples import Batch
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.task_outputs import task_outputs
 from recyclable.objectives.teachers import Signals, Teacher, compared_states
+from recyclable.ranges import LOSS, phase
 from recyclable.tasks.parts.kind import TaskKind
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class Distillation(Objective):
     def sums(self, batch: Batch) -> dict[str, torch.Tensor]:
         told = self.teacher.signals(batch)
         student = task_outputs(self.student, batch, states="patient" in self.weights)
+        with phase(LOSS):
+            return self._compared(student, told, batch)
+
+    def _compared(self, student: Any, told: Signals, batch: Batch) -> dict[str, torch.Tensor]:
         answers = self.kind.answers(student.logits, batch)
         sums = {"task": self.kind.loss_sum(self.kind.rows(answers, batch), self.kind.targets(batch))}
         if "patient" in self.weights:

@@ -22,6 +22,7 @@ from recyclable.objectives.objective import Ask, Objective
 from recyclable.objectives.task_outputs import task_outputs
 from recyclable.objectives.teachers import FrozenModel, OnlineTeacher, Signals, compared_states
 from recyclable.objectives.weight_path import WeightPath
+from recyclable.ranges import LOSS, phase
 from recyclable.tasks.parts.kind import TaskKind
 
 if TYPE_CHECKING:
@@ -181,11 +182,14 @@ class Interpolation(AlongPath):
         return {term: each[term.partition("_")[0]] for term in self.weights}
 
     def compared(self, batch: Batch, told: Signals, own: bool) -> dict[str, torch.Tensor]:
-        states = "patient" in self.weights
-        student = task_outputs(self.student, batch, states)
+        student = task_outputs(self.student, batch, states="patient" in self.weights)
+        with phase(LOSS):
+            return self._compared(student, told, batch, own)
+
+    def _compared(self, student: Any, told: Signals, batch: Batch, own: bool) -> dict[str, torch.Tensor]:
         answers = self.kind.answers(student.logits, batch)
         found = {}
-        if states:
+        if "patient" in self.weights:
             assert told.states is not None, "a teacher without states"
             found["patient"] = patient_sum(compared_states(student, batch, self.student.config), told.states)
         if "kd" in self.weights:

@@ -9,6 +9,7 @@ from recyclable.architectures.last_layer import narrow
 from recyclable.data.examples import Batch
 from recyclable.objectives.objective import Objective
 from recyclable.objectives.task_outputs import task_outputs
+from recyclable.ranges import LOSS, phase
 from recyclable.tasks.parts.kind import TaskKind
 
 
@@ -29,8 +30,9 @@ class LabelledTask(Objective):
 
     def sums_of(self, logits: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """The same, from a student's logits."""
-        rows = self.kind.rows(self.kind.answers(logits, batch), batch)
-        return {"task": self.kind.loss_sum(rows, self.kind.targets(batch))}
+        with phase(LOSS):
+            rows = self.kind.rows(self.kind.answers(logits, batch), batch)
+            return {"task": self.kind.loss_sum(rows, self.kind.targets(batch))}
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """What the student says of each example [B, ..., C]."""

@@ -22,6 +22,7 @@ from recyclable.kernels import (
     loss_of_logits,
     token_losses,
 )
+from recyclable.ranges import LOSS, phase
 
 
 class VocabularyLoss(nn.Module):
@@ -57,9 +58,13 @@ class VocabularyLoss(nn.Module):
         Args:
             each: instead of sums, each token's cross-entropy [M], without gradient and without the teacher.
         """
-        student, teaching, teacher = self._student, self._teacher, None
         if each:
             return self._each(hidden, targets)
+        with phase(LOSS):
+            return self._sums(hidden, told, targets)
+
+    def _sums(self, hidden: torch.Tensor, told: torch.Tensor | None, targets: torch.Tensor) -> LossSums:
+        student, teaching, teacher = self._student, self._teacher, None
         if teaching is not None:
             assert told is not None, "a teacher that tells nothing"
             with torch.no_grad():

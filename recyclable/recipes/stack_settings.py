@@ -14,6 +14,7 @@ from recyclable.recipes.tune_settings import TuneSettings, read_tune_settings
 
 _OF_MODEL = ("dropout", "attn_implementation", "gradient_checkpointing")
 _OF_STACK = ("base", "out", "save_every", "save_every_minutes", "save_total_limit", *_OF_MODEL)
+_OF_ONE = ("dataloader_num_workers", "dataloader_prefetch_factor")
 
 
 class StackSettings(Settings):
@@ -54,6 +55,9 @@ class StackSettings(Settings):
         for key in _OF_STACK:
             if key in given:
                 raise InputError(where, f"{key} is given, but it is the whole stack's")
+        for key in _OF_ONE:
+            if key in given:
+                raise InputError(where, f"{key} is given, but a stack's ranks make their batches themselves")
         of_model = {key: getattr(self, key) for key in _OF_MODEL if getattr(self, key) is not None}
         tuned = read_tune_settings({**given, **of_model, "base": self.base, "out": str(self.out / name)}, where)
         if tuned.tuning != "lora" or getattr(tuned, "use_dora", False):

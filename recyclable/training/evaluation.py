@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import deepspeed
@@ -15,8 +16,26 @@ from recyclable.weights.team import Team
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on the engine's device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """The batch on the engine's device; the host waits for nothing.
+
+    To a GPU it goes on a stream of its own, so that it does not queue behind what is computed there. What is computed
+    from now on waits for it.
+    """
+    if torch.device(device).type != "cuda":
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    now, copying = torch.cuda.current_stream(device), _copying(torch.device(device))
+    with torch.cuda.stream(copying):
+        pinned = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
+    now.wait_stream(copying)
+    for tensor in moved.values():
+        tensor.record_stream(now)  # its memory is not another copy's before that stream is done with it
+    return moved
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def predict(
@@ -74,16 +93,17 @@ def mean_losses(engine: deepspeed.DeepSpeedEngine, examples: Examples, batch_siz
     """
     objective, device = engine.module, engine.device
     terms = list(objective.weights)
-    totals = torch.zeros(2, len(terms), dtype=torch.float64, device=device)
+    summed = torch.zeros(len(terms), dtype=torch.float64, device=device)
+    counted = torch.zeros(len(terms), dtype=torch.float64)  # on the host: a GPU would be waited for at every batch
     for rows, real in shares(np.arange(len(examples)), batch_size, distributed.Ranks()):
         batch = examples.batch([(_HELD_OUT_EPOCH, int(row)) for row in rows])
         with torch.no_grad():
             sums = engine(to_device(batch, device))
         if real:
             counts = objective.counts(batch)
-            totals[0] += torch.stack([sums[t].double() for t in terms])
-            totals[1] += torch.tensor([counts[t] for t in terms], device=device)
-    sums, counts = distributed.sum_over_ranks(totals)
+            summed += torch.stack([sums[t].double() for t in terms])
+            counted += torch.tensor([counts[t] for t in terms])
+    sums, counts = distributed.sum_over_ranks(torch.stack([summed, counted.to(device)]))
     return {term: float(s / c) if c else None for term, s, c in zip(terms, sums, counts, strict=True)}
 
 

@@ -17,20 +17,23 @@ import torch
 from recyclable import distributed
 from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Examples
-from recyclable.data.order import Item, Order, Steps, share_of_step
+from recyclable.data.order import Order, Steps
 from recyclable.disks import require_alike
 from recyclable.errors import RunError
 from recyclable.launching import guard, preemption
 from recyclable.objectives.objective import Objective
+from recyclable.ranges import BACKWARD, DATA, EVALUATION, FORWARD, OPTIMIZER, SAVING, phase
 from recyclable.training import best, micro_batch, states
 from recyclable.training.checkpoint.choosing import known_micro_batch, to_go_on_from
 from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import engine_for, materialize
 from recyclable.training.evaluation import to_device
+from recyclable.training.feeding import Fed, StepBatches, feeding
 from recyclable.training.health import Health
 from recyclable.training.monitor import Monitor
 from recyclable.training.optimizer import learning_rate
+from recyclable.training.profiling import profiling
 from recyclable.training.zero import load_trainable
 
 Scores = dict[str, float]
@@ -96,23 +99,32 @@ def train(
         order = order or Order(len(examples), settings.train_batch_size, settings.seed, lengths)
         health = Health(engine, settings, progress, out)
         preemption.hold()  # until the run's directory is let go: from here on there is something to keep
-        with monitor.bar(progress.step):
+        batches = StepBatches(examples, order, objective, engine.train_micro_batch_size_per_gpu())
+        with (
+            feeding(batches, settings, progress.step) as feed,
+            monitor.bar(progress.step),
+            profiling(out, label, progress.step, settings.max_steps) as profile,
+        ):
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)
             while progress.step < settings.max_steps:
+                profile.at(progress.step)
                 begin, ending = time.perf_counter(), saver.ending
-                items = order.step(progress.step)
-                *losses, ends = train_step(engine, objective, examples, items, progress.step, settings, health, ending)
+                with phase(DATA):
+                    fed = feed.next()
+                taken = train_step(engine, objective, fed, progress.step, settings, health, ending)
                 progress.seconds += time.perf_counter() - begin
                 progress.step += 1
-                monitor.step(progress.step, *(losses if health.fine else map(torch.zeros_like, losses)))
+                sums, counts, tokens = taken[:3] if health.fine else map(torch.zeros_like, taken[:3])
+                monitor.step(progress.step, sums, counts, tokens, feed.waited)
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
                 guard.tell(step=progress.step)
-                end = bool(ends.value()) or (saver.ending and distributed.world_size() == 1)
-                saver.after(
-                    progress.step, end, partial(_record, engine, progress, found), partial(states.copies, engine)
-                )
+                end = bool(taken[3].value()) or (saver.ending and distributed.world_size() == 1)
+                with phase(SAVING):
+                    saver.after(
+                        progress.step, end, partial(_record, engine, progress, found), partial(states.copies, engine)
+                    )
         saver.wait()
         kept, scores = best.result(best.tensors_file(out, progress.best_step), progress.best_digest), {}
         if distributed.is_main():
@@ -153,8 +165,7 @@ def _record(engine: deepspeed.DeepSpeedEngine, progress: Progress, reads: Digest
 def train_step(
     engine: deepspeed.DeepSpeedEngine,
     objective: Objective,
-    examples: Examples,
-    items: list[Item],
+    fed: Fed,
     step: int,
     settings: TrainSettings,
     health: Health | None = None,
@@ -165,38 +176,38 @@ def train_step(
     And whether any rank was ending.
 
     Args:
+        fed: what this rank has of the step.
         health: leaves out a bad step; None: nobody looks.
         ending: this rank was asked to end, or could not write its checkpoint: all ranks learn of it at the same step.
     """
     world, accumulation = distributed.world_size(), engine.gradient_accumulation_steps()
     # Dropout is the only thing drawn from torch's generators: seeding every step makes resuming exact without state.
     torch.manual_seed(((settings.seed * 1_000_003 + step) * 65_537 + distributed.rank()) % 2**64)
-    shares = share_of_step(items, distributed.rank(), world, engine.train_micro_batch_size_per_gpu())
-    batches = [examples.batch(share) for share in shares]
-    counted = [objective.counts(batch) for batch in batches]
     terms = list(objective.weights)
-    own = [sum(c[term] for c in counted) for term in terms] + [sum(int(b["attention_mask"].sum()) for b in batches)]
-    own.append(ending)
-    totals = distributed.sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=engine.device))
+    own = torch.cat([fed.counts, fed.counts.new_tensor([ending])])
+    totals = distributed.sum_over_ranks(to_device({"own": own}, engine.device)["own"])
     counts, tokens, ends = totals[:-2], totals[-2], distributed.Coming(totals[-1])
     divisors = dict(zip(terms, counts.clamp(min=1).float(), strict=True))
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
     engine.train()
     summed = torch.zeros(len(terms), dtype=torch.float64, device=engine.device)
-    for batch in batches:
+    for batch in fed.batches:
         on_device = to_device(batch, engine.device)
         for of_pass in objective.passes(step):
-            sums = engine(on_device, **of_pass)
-            # DeepSpeed averages over ranks and accumulation steps: undo it, the whole step's counts divide instead.
-            loss = sum(objective.weights[term] * value / divisors[term] for term, value in sums.items())
-            engine.backward(loss * world * accumulation)
+            with phase(FORWARD):
+                sums = engine(on_device, **of_pass)
+                # DeepSpeed averages over ranks and accumulation steps: undo it, the whole step's counts divide instead.
+                loss = sum(objective.weights[term] * value / divisors[term] for term, value in sums.items())
+            with phase(BACKWARD):
+                engine.backward(loss * world * accumulation)
             for term, value in sums.items():
                 summed[terms.index(term)] += value.detach().double()
-            if health is not None and engine.is_gradient_accumulation_boundary():
-                health.step(summed, counts, batches, items)
-            else:
-                engine.step()
+            with phase(OPTIMIZER):
+                if health is not None and engine.is_gradient_accumulation_boundary():
+                    health.step(summed, counts, fed.batches, fed.items)
+                else:
+                    engine.step()
     return summed, counts, tokens, ends
 
 
@@ -210,7 +221,8 @@ def _evaluate(
     settings: TrainSettings,
 ) -> None:
     engine.eval()
-    scores = _finite(evaluate(engine), progress.step)
+    with phase(EVALUATION):
+        scores = _finite(evaluate(engine), progress.step)
     progress.scored(scores, settings.train_batch_size)
     monitor.scores(progress.step, scores)
     score = None if select is None else scores[select]

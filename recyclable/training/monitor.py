@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class Monitor:
     def _reset(self) -> None:
         self._sums = torch.zeros(len(self._terms), dtype=torch.float64, device=self._engine.device)
         self._counts, self._tokens = torch.zeros_like(self._sums), torch.zeros_like(self._sums[0])
-        self._steps, self._since = 0, self._clock()
+        self._steps, self._waited, self._since = 0, 0.0, self._clock()
         self._now = self._since
 
     @contextmanager
@@ -58,14 +59,21 @@ class Monitor:
             self._begun = self._spoke = self._since = self._now = self._clock()
             yield
 
-    def step(self, step: int, sums: torch.Tensor, counts: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Record one step: this rank's sums [terms], all ranks' counts [terms] and tokens; a collective."""
+    def step(
+        self, step: int, sums: torch.Tensor, counts: torch.Tensor, tokens: torch.Tensor, waited: float = 0.0
+    ) -> None:
+        """Record one step: this rank's sums [terms], all ranks' counts [terms] and tokens; a collective.
+
+        Args:
+            waited: seconds until this rank had the step's batches.
+        """
         self._now = self._clock()
         self._bar.update()
         self._sums += sums
         self._counts += counts
         self._tokens += tokens
         self._steps += 1
+        self._waited += waited
         if step % self._settings.log_every == 0 or step == self._settings.max_steps:
             self._log(step)
         elif self._in_log() and self._now - self._spoke >= _SILENCE_S:
@@ -86,6 +94,8 @@ class Monitor:
         scalars["perf/tokens_per_s"] = self._tokens_per_s()
         if self._peak:
             scalars["perf/mfu"] = scalars["perf/tokens_per_s"] * self._flops / (self._peak * distributed.world_size())
+        scalars["perf/data_wait"] = self._waited / self._seconds()
+        scalars["perf/peak_memory_gb"] = peak_memory() / 1e9
         norm = self._engine.get_global_grad_norm()
         if norm is not None and math.isfinite(norm):  # else the step was left out
             scalars["train/grad_norm"] = float(norm)
@@ -134,6 +144,13 @@ class Monitor:
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         if distributed.is_main():
             self._engine.monitor.write_events([(name, value, step) for name, value in scalars.items()])
+
+
+def peak_memory() -> float:
+    """Bytes: the most that tensors have taken on this rank's GPU so far; on a CPU the most that its process has."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def duration(seconds: float) -> str:

@@ -39,6 +39,7 @@ _FREE = {
     *("out", "log_every", "save_every", "save_every_minutes", "save_total_limit"),
     *("eval_batch_size", "teacher_cache", "gradient_checkpointing"),
     *("bad_step", "max_bad_steps", "spike_factor"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor"),
 }
 
 

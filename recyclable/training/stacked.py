@@ -22,10 +22,12 @@ from tqdm import tqdm
 from recyclable import distributed
 from recyclable.launching import guard, preemption
 from recyclable.objectives.stacked import StackedTasks
+from recyclable.ranges import EVALUATION, SAVING, phase
 from recyclable.training.checkpoint.choosing import to_go_on_from
 from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import frozen
+from recyclable.training.profiling import profiling
 from recyclable.training.stacked_run import StackedRun, layout
 from recyclable.training.stacked_steps import OwnRuns
 from recyclable.weights.sources import fill
@@ -61,18 +63,25 @@ def train_stacked(
         step = _resumed(stack, runs, out, reads) if resume else 0
         last = max(run.settings.max_steps for run in runs)
         quiet = None if distributed.is_main() else True
-        with tqdm(total=last, initial=step, desc=f"stack {out.name}", unit="step", disable=quiet) as bar:
+        label = f"stack {out.name}"
+        with (
+            tqdm(total=last, initial=step, desc=label, unit="step", disable=quiet) as bar,
+            profiling(out, label, step, last) as profile,
+        ):
             preemption.hold()
             if step == 0:
                 stack.evaluate(step)
             while step < last:
+                profile.at(step)
                 stack.step(step)
                 step += 1
-                stack.evaluate(step)
+                with phase(EVALUATION):
+                    stack.evaluate(step)
                 bar.update()
                 guard.tell(step=step)
                 end = bool(distributed.sum_over_ranks(torch.tensor(float(saver.ending))))
-                saver.after(step, end, partial(_record, stack, runs, step, reads), stack.copies)
+                with phase(SAVING):
+                    saver.after(step, end, partial(_record, stack, runs, step, reads), stack.copies)
             saver.wait()
         stack.finish()
     _tell_all(runs, own)

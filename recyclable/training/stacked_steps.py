@@ -15,6 +15,7 @@ from recyclable.data.examples import Batch
 from recyclable.data.order import Item
 from recyclable.errors import RunError
 from recyclable.objectives.stacked import NOBODY, Part, StackedTasks
+from recyclable.ranges import BACKWARD, DATA, FORWARD, OPTIMIZER, phase
 from recyclable.training import health
 from recyclable.training.asking import Asked
 from recyclable.training.evaluation import to_device
@@ -52,11 +53,12 @@ class OwnRuns:
     def step(self, step: int) -> None:
         """One optimizer step of every run that is not done."""
         begin, live = time.perf_counter(), {number: run for number, run in self.runs.items() if run.live}
-        items = {number: self._orders[number].step(step) for number in live}
-        passes = [
-            [(number, live[number].data.train.batch(chosen)) for number, chosen in each]
-            for each in in_passes(items, self._rows)
-        ]
+        with phase(DATA):
+            items = {number: self._orders[number].step(step) for number in live}
+            passes = [
+                [(number, live[number].data.train.batch(chosen)) for number, chosen in each]
+                for each in in_passes(items, self._rows)
+            ]
         counts = dict.fromkeys(live, 0)
         for part in (part for each in passes for part in each):
             counts[part[0]] += self._tasks.counts(part)
@@ -69,15 +71,19 @@ class OwnRuns:
         self._end_phase()
         for number, run in live.items():
             batches = [batch for each in passes for of, batch in each if of == number]
-            self._update(number, run, step, sums[number] / max(1, counts[number]), batches, items[number])
+            with phase(OPTIMIZER):
+                self._update(number, run, step, sums[number] / max(1, counts[number]), batches, items[number])
             run.progress.seconds += time.perf_counter() - begin
 
     def _pass(self, parts: list[Part], counts: dict[int, int]) -> list[float]:
         """Forward and backward of some parts; returns their summed losses."""
         self._tell(2)
-        sums = self._computes(parts=parts)
-        divisors = torch.tensor([max(1, counts[number]) for number, _ in parts], device=sums.device)
-        (sums / divisors).sum().backward()
+        with phase(FORWARD):
+            sums = self._computes(parts=parts)
+            divisors = torch.tensor([max(1, counts[number]) for number, _ in parts], device=sums.device)
+            loss = (sums / divisors).sum()
+        with phase(BACKWARD):
+            loss.backward()
         return [float(value) for value in sums.detach()]
 
     def _update(

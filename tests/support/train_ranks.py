@@ -29,7 +29,7 @@ from recyclable.data.order import share_of_step
 from recyclable.errors import InputError
 from recyclable.lm.masked import Masked
 from recyclable.objectives.labelled import LabelledTask
-from recyclable.training import loop
+from recyclable.training import feeding, loop
 from recyclable.training.monitor import Monitor
 from recyclable.weights.sources import fill
 
@@ -129,7 +129,7 @@ def noted(file: str | None) -> Iterator[None]:
             lines.write(json.dumps(found) + "\n")
         return found
 
-    with patch.object(loop, "share_of_step", share):
+    with patch.object(feeding, "share_of_step", share):
         yield
 
 
@@ -144,13 +144,13 @@ def spoiled(steps: dict[str, str]) -> Iterator[None]:
     now = ""
     taken, honest = loop.train_step, LabelledTask.sums
 
-    def step(engine: Any, objective: Any, examples: Any, items: Any, number: int, *more: Any) -> Any:
+    def step(engine: Any, objective: Any, fed: Any, number: int, *more: Any) -> Any:
         nonlocal now
         now = str(number)
         if steps.get(now) == "absent":
             nothing = (torch.zeros(shape, dtype=torch.float64) for shape in ((1,), (1,), ()))
             return (*nothing, distributed.Coming(torch.zeros(())))
-        return taken(engine, objective, examples, items, number, *more)
+        return taken(engine, objective, fed, number, *more)
 
     def sums(self: LabelledTask, batch: Any) -> dict[str, torch.Tensor]:
         found, how = honest(self, batch), steps.get(now)

@@ -36,16 +36,22 @@ class TrainingCommand(RanksCommand):
         parser.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
         text = "start again without the ranks that were lost, on the largest number that the batch comes out on"
         parser.add_argument("--elastic", action="store_true", help=text)
+        text = "profile so many steps (torch's profiler): traces and a table of their phases in DIR/profile"
+        parser.add_argument("--profile", type=int, default=0, metavar="N", help=text)
         add_json(parser)
         self.add_ranks(parser)
 
     def check(self, arguments: argparse.Namespace) -> None:
+        if arguments.profile < 0:
+            raise InputError("--profile", f"found {arguments.profile}, expected a number of steps")
         self._read(arguments)
 
     def work(self, arguments: argparse.Namespace) -> None:
         from recyclable import distributed
         from recyclable.recipes.running import run_recipe
+        from recyclable.training.profiling import STEPS
 
+        STEPS.set(arguments.profile)
         settings, ds_config = self._read(arguments)
         distributed.init()
         named = {"run": arguments.config, "where": _ds_config(arguments)}
