@@ -41,6 +41,8 @@ CHECKPOINTING_KEYS = frozenset({"cpu_checkpointing"})
 """What is read of DeepSpeed's section `activation_checkpointing`, which turns gradient checkpointing on."""
 PRECISION_KEYS = frozenset({"fp16", "bf16", "bfloat16", "torch_autocast", "data_types"})
 """What decides the precision of weights and arithmetic."""
+MASTERED_AT_ONCE = 100_000_000
+"""Elements of bf16 gradients that are in fp32 at a time at stage 0, or one larger tensor's."""
 _TRAINING_KEYS = frozenset(
     {"tensorboard", "wandb", "csv_monitor", "comet", "train_batch_size", "train_micro_batch_size_per_gpu"}
     | {"gradient_accumulation_steps", "gradient_clipping"}
@@ -52,6 +54,18 @@ _OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 _SIZES = ("_size", "_threshold", "_parameters", "_distance")
 """How keys of numbers of elements end."""
 _BF16 = ("bf16", "bfloat16")
+_NEED_STAGE = {
+    "zero_optimization": (
+        *("cpu_offload", "cpu_offload_param", "zenflow", "zero_quantized_weights", "zero_quantized_gradients"),
+        "zero_quantized_nontrainable_weights",
+    ),
+    "data_types": ("grad_accum_dtype",),
+    "fp16": ("enabled",),
+    "torch_autocast": ("enabled",),
+    **dict.fromkeys(_BF16, ("bf16_master_weights_and_grads", "bf16_optimizer_states")),
+}
+"""Section -> keys with which ZeRO's stages do more than share out, on one rank too: they keep things elsewhere or in
+another precision. Under autocast gradients are rounded to 16 bits on their way to the other ranks."""
 _AUTOCAST_DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}
 # Sections DeepSpeed reads that would change what is learned, or need an engine other than the one used here.
 REFUSED = {
@@ -141,6 +155,18 @@ def without_training(ds_config: dict[str, Any], world_size: int) -> dict[str, An
     """
     config = {name: value for name, value in ds_config.items() if name not in _TRAINING_KEYS}
     return merge(config, where="ds_config", train_batch_size=world_size, max_grad_norm=0.0, world_size=world_size)
+
+
+def as_run(config: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """The config that DeepSpeed is given: on one rank there is nothing to share out, and stages 1 to 3 are run as 0.
+
+    Sharing out to nobody costs a small model several times its arithmetic (a hook at each gradient, each layer gathered
+    and let go). Where a stage does more than that it is as the config says.
+    """
+    more = any((config.get(section) or {}).get(key) for section, keys in _NEED_STAGE.items() for key in keys)
+    if world_size > 1 or more or homes(config) != ("none", "none") or not zero_stage(config):
+        return config
+    return {**config, "zero_optimization": {"stage": 0}}
 
 
 def zero_stage(config: dict[str, Any]) -> int:

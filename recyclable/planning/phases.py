@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from recyclable.machine import MASTERED_AT_ONCE
 from recyclable.planning.gathering import gathered
 from recyclable.planning.states import FP32, Held, Sizes, Zero, copied, in_partition, share, steady
 from recyclable.planning.trace import DEVICE, HOST, LOGITS, REST, TEACHER, Trace
@@ -106,7 +107,7 @@ def _gradients(sizes: Sizes, zero: Zero, trace: Trace) -> tuple[np.ndarray, np.n
         gradients[:-1], gradients[-1] = trace.done, trace.done[-1]
         if zero.accumulating:
             gradients[:] = trace.done[-1]
-        if zero.ranks > 1 or size < FP32:
+        if zero.ranks > 1:
             buckets[-1] += min(size * _ALLREDUCE, int(trace.done[-1]))
         return gradients, buckets
     worst: dict[int, tuple[int, int]] = {}
@@ -200,9 +201,10 @@ def _step(sizes: Sizes, zero: Zero) -> Held:
     most = max(sizes.trained.values(), default=0)
     norm = _NORM * (most if zero.stage < 3 else -(-most // zero.ranks))
     if zero.stage == 0:
-        held.device["gradients"] = zero.size * sum(sizes.trained.values())
+        trained = sum(sizes.trained.values())
+        held.device["gradients"] = zero.size * trained
         if zero.size < FP32:
-            held.device["gradients"] += FP32 * sum(sizes.trained.values())
+            held.device["gradients"] += FP32 * min(trained, max(most, MASTERED_AT_ONCE))
         return held
     if zero.optimizer_on != "none":
         return held

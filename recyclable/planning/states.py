@@ -52,6 +52,7 @@ class Zero:
     @classmethod
     def of(cls, ds_config: dict[str, Any], ranks: int, on_cpu: bool, accumulating: bool) -> Zero:
         """Read a ds_config."""
+        ds_config = machine.as_run(ds_config, ranks)
         zero = {key.removeprefix("stage3_"): v for key, v in (ds_config.get("zero_optimization") or {}).items()}
         stage = zero.get("stage", 0)
         size = FP32 if machine.precision(ds_config) == "float32" else 2

@@ -74,6 +74,7 @@ def seconds(flops: float, micro_batches: int, sizes: Sizes, ds_config: dict[str,
         flops: of all its micro-batches, forward, backward and what is computed again.
         micro_batches: passes through the model with a backward pass each.
     """
+    ds_config = machine.as_run(ds_config, fleet.ranks)
     device, zero = fleet.device, ds_config.get("zero_optimization") or {}
     stage, size = machine.zero_stage(ds_config), _FP32 if machine.precision(ds_config) == "float32" else 2
     trained, taught = sum(sizes.trained.values()), sum(sizes.teacher.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from recyclable.objectives.objective import Objective
 from recyclable.training import nvme, zero
 from recyclable.training.events import outlive
 from recyclable.training.optimizer import build_optimizer
+from recyclable.training.whole import settle, with_masters
 
 
 def materialize(objective: Objective, settings: TrainSettings, ds_config: dict[str, Any]) -> None:
@@ -55,11 +56,12 @@ def engine_for(
     if "tensorboard" not in config:
         config["tensorboard"] = {"enabled": True, "output_path": str(out), "job_name": "tensorboard"}
         distributed.main_writes(lambda: (out / "tensorboard").mkdir(parents=True, exist_ok=True))
-    with _ended(
-        deepspeed.initialize(model=objective, optimizer=build_optimizer(objective, settings), config=config)[0], config
-    ) as engine:
-        if distributed.world_size() == 1 and machine.zero_stage(config) == 0 and not machine.is_bf16(config):
-            engine.enable_backward_allreduce = False  # it would copy every gradient to add up one rank's
+    whole, optimizer = machine.zero_stage(config) == 0, build_optimizer(objective, settings)
+    with with_masters() if whole and machine.is_bf16(config) else nullcontext():
+        initialized = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
+    with _ended(initialized[0], config) as engine:
+        if whole:
+            settle(engine)
         distributed.say(f"attention: {attention.attention_of(objective.student)}")
         outlive(engine.monitor)
         yield engine
@@ -73,7 +75,8 @@ def in_fp32(ds_config: dict[str, Any]) -> dict[str, Any]:
 def to_ask(ds_config: dict[str, Any]) -> dict[str, Any]:
     """The complete DeepSpeed config of an engine that only computes."""
     nvme.prepare(ds_config, "ds_config")
-    return machine.without_training(nvme.with_own_folder(ds_config, "asked"), distributed.world_size())
+    world_size = distributed.world_size()
+    return machine.as_run(machine.without_training(nvme.with_own_folder(ds_config, "asked"), world_size), world_size)
 
 
 @contextmanager
@@ -105,11 +108,13 @@ def _ended(engine: deepspeed.DeepSpeedEngine, config: dict[str, Any]) -> Iterato
 
 
 def _merged(settings: TrainSettings, ds_config: dict[str, Any]) -> dict[str, Any]:
-    return machine.merge(
+    world_size = distributed.world_size()
+    merged = machine.merge(
         nvme.with_own_folder(ds_config, "trained"),
         where="ds_config",
         train_batch_size=settings.train_batch_size,
         max_grad_norm=settings.max_grad_norm,
-        world_size=distributed.world_size(),
+        world_size=world_size,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
+    return machine.as_run(merged, world_size)

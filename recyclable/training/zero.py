@@ -26,6 +26,7 @@ from torch import nn
 from recyclable import distributed, machine
 from recyclable.errors import InputError
 from recyclable.training.swapped import is_swapped, own_masters
+from recyclable.training.whole import master_of
 from recyclable.weights.checkpoint_files import Ranged
 from recyclable.weights.digest import element_ranges
 from recyclable.weights.sources import Read, Unread, become, fill, held, is_unread, read_into
@@ -221,7 +222,7 @@ def own_pieces(module: nn.Module) -> Iterator[tuple[str, int, torch.Tensor]]:
         else:  # plain data parallelism: every rank has it whole
             rank, world, size = distributed.rank(), distributed.world_size(), parameter.numel()
             start, stop = size * rank // world, size * (rank + 1) // world
-            values = parameter.detach().reshape(-1)[start:stop]
+            values = master_of(parameter).detach().reshape(-1)[start:stop]
         for begin, end in element_ranges(start, start + values.numel()):
             yield name, begin, values[begin - start : end - start].detach().float().cpu()
 
