@@ -171,6 +171,17 @@ class LearnSettings(TaskSettings, TrainSettings):
 
     group_by_length: bool = False
     """Texts of like length share a step: less padding, at the price of steps that are not quite random."""
+    early_stopping_patience: int | None = Field(None, gt=0)
+    """The run stops after so many evaluations in a row without a better dev score; null: never. The learning rate is
+    that of `max_steps` all the same."""
+    early_stopping_threshold: float = Field(0.0, ge=0)
+    """By how much more than nothing a score must be above the best before it, else it counts as no better."""
+
+    @model_validator(mode="after")
+    def _read_threshold(self) -> LearnSettings:
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError("early_stopping_threshold is given, but nothing reads it without early_stopping_patience")
+        return self
 
 
 class CorpusSettings(Settings):

@@ -11,11 +11,14 @@ Tokenizers without offsets (written in Python) are given texts cut before a blan
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 WINDOW = 1 << 18
 """Characters; longer documents are read in such windows."""
@@ -23,6 +26,7 @@ OVERLAP = 1 << 12
 """Characters that two windows have in common."""
 _TOGETHER = 1 << 20  # characters of short documents per call, at most
 _DOCUMENTS = 1000  # per call, at most
+_AHEAD = 2  # calls whose tokens may wait
 _AGREED = 16  # tokens on either side of a seam that both windows have alike
 _SEAMS = (4, 5, 3, 6, 2)  # eighths of the overlap where a seam is sought
 
@@ -37,12 +41,43 @@ class Piece(NamedTuple):
 
 
 def tokenised(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[Piece]:
-    """The documents in tokens, in order, none of them special ones."""
-    for batch in batches(documents):
-        if len(batch[0]) > WINDOW:
-            yield from _pieces(tokenizer, batch[0])
-        else:
-            yield from map(Piece, _ids(tokenizer, batch))
+    """The documents in tokens, in order, none of them special ones.
+
+    A tokenizer in Rust shares the documents of a call out to threads of its own, as many as there are cores, and does
+    so with the next ones while the caller has these.
+    """
+    backend = _backend(tokenizer)
+    coming: deque[Future[list[list[int]]]] = deque()
+    with ThreadPoolExecutor(1, "tokenising") as thread:
+        for batch in batches(documents):
+            is_long = len(batch[0]) > WINDOW
+            if backend is not None and not is_long:
+                coming.append(thread.submit(_encoded, backend, batch))
+            while len(coming) > (0 if backend is None or is_long else _AHEAD):
+                yield from map(Piece, coming.popleft().result())
+            if is_long:
+                yield from _pieces(tokenizer, batch[0])
+            elif backend is None:
+                yield from map(Piece, _ids(tokenizer, batch))
+        while coming:
+            yield from map(Piece, coming.popleft().result())
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The tokenizer in Rust that a call is about, set as the call would set it; None where a call is more than that."""
+    kind, plain = type(tokenizer), PreTrainedTokenizerFast
+    if not isinstance(tokenizer, plain) or (kind.__call__, kind._encode_plus) != (plain.__call__, plain._encode_plus):
+        return None
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
+
+
+def _encoded(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """As `_ids`, without what that says besides: a fifth less to compute, and hardly any of it in Python."""
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -15,7 +16,7 @@ from recyclable.config.settings import LearnSettings, TaskSettings
 from recyclable.data.examples import Examples, TaskExamples
 from recyclable.objectives.objective import Objective
 from recyclable.tasks.parts.task_data import TaskData
-from recyclable.training import rundir
+from recyclable.training import early_stopping, rundir
 from recyclable.training.asking import Asked
 from recyclable.training.loop import Outcome, Scores, train
 from recyclable.training.teaching import grouping
@@ -97,6 +98,7 @@ def learn(
         final=on_test,
         lengths=grouping(data.train, settings),
         reads=student.reads,
+        stopped=partial(early_stopping.stopped, settings=settings, metric=data.metric),
         resume=resume,
         label=f"{label} {settings.out.name}",
     )
@@ -112,7 +114,8 @@ def save_learned(
     else:
         _write_delta(student, tuned)
     best = next(row for row in outcome.history if row["step"] == outcome.best_step)
-    return finish(student, outcome.history, best, outcome.final, method, recycled_from, outcome.skipped)
+    history, early = outcome.history, outcome.stopped_early
+    return finish(student, history, best, outcome.final, method, recycled_from, outcome.skipped, early)
 
 
 def finish(
@@ -123,6 +126,7 @@ def finish(
     method: str,
     recycled_from: dict[str, Any] | None,
     skipped: Sequence[int] = (),
+    stopped_early: bool = False,
 ) -> dict[str, Any]:
     """Write the manifest, which marks the directory as whole; returns its metrics.
 
@@ -130,6 +134,7 @@ def finish(
         history: a row per evaluation; `best`: the row of the weights that are kept.
         test: their scores on test.
         skipped: steps that were left out as bad.
+        stopped_early: whether the last evaluation ended the run.
     """
     last, settings, task = history[-1], student.settings, student.data.task
     metrics = {
@@ -140,6 +145,7 @@ def finish(
         "examples": last["examples"],
         "seconds": last["seconds"],
         **({"skipped_steps": [*skipped]} if skipped else {}),
+        **({"stopped_early_at": last["step"]} if stopped_early else {}),
     }
     like = student.like
     manifest = Manifest(
@@ -163,7 +169,8 @@ def finish(
 
     distributed.main_writes(complete)
     told = "  ".join(f"{name} {value:.4f}" for name, value in test.items())
-    distributed.say(f"{method} {settings.out.name}  best step {best['step']}" + (f"  test: {told}" if told else ""))
+    steps = f"best step {best['step']}" + (f", stopped early at {last['step']}" if stopped_early else "")
+    distributed.say(f"{method} {settings.out.name}  {steps}" + (f"  test: {told}" if told else ""))
     rundir.clear_scratch(settings.out)
     return metrics
 

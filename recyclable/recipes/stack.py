@@ -144,6 +144,6 @@ def _saved(base: Base, own: Fingerprint, made: _Made, run: StackedRun) -> dict[s
 
     distributed.main_writes(write)
     student = Student(made.model, base, own, tuned.described(), made.data, tuned, config=made.fields)
-    return save_learned(
-        student, Outcome(progress.history, progress.best_step, file, run.final, progress.skipped), method="tune"
-    )
+    early = progress.step < tuned.max_steps
+    outcome = Outcome(progress.history, progress.best_step, file, run.final, progress.skipped, early)
+    return save_learned(student, outcome, method="tune")

@@ -108,6 +108,7 @@ def tuned_rows(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "method": manifest["method"],
         "recycled from": f"weights of {named(origin['base'])}" if origin and "base" in origin else None,
         "steps left out as bad": len(metrics.get("skipped_steps", ())) or None,
+        "stopped early at step": metrics.get("stopped_early_at"),
         "seconds of training": metrics.get("seconds") or None,
         "tokens that a text is cut at": manifest["settings"]["max_length"],
     }

@@ -38,6 +38,8 @@ from recyclable.training.zero import load_trainable
 
 Scores = dict[str, float]
 Evaluate = Callable[[deepspeed.DeepSpeedEngine], Scores]
+History = list[dict[str, float]]
+"""A row per evaluation: step, examples, seconds, scores."""
 Digests = dict[str, str]
 """What a run reads, as messages call it -> content digest."""
 
@@ -46,7 +48,7 @@ Digests = dict[str, str]
 class Outcome:
     """A finished run."""
 
-    history: list[dict[str, float]]
+    history: History
     best_step: int
     tensors: Path
     """Trainable tensors at the best step (fp32 safetensors, the student's parameter names); the caller removes it."""
@@ -54,6 +56,8 @@ class Outcome:
     """What `final` scored on the best weights."""
     skipped: list[int]
     """Steps that were left out as bad, counted from 1."""
+    stopped_early: bool
+    """Whether it has taken fewer than `max_steps`."""
 
 
 def train(
@@ -69,10 +73,11 @@ def train(
     lengths: np.ndarray | None = None,
     order: Steps | None = None,
     reads: Callable[[], Digests] = dict,
+    stopped: Callable[[History], bool] = lambda _: False,
     resume: bool = False,
     label: str = "",
 ) -> Outcome:
-    """Train `objective` for `settings.max_steps` and keep the best weights; a collective.
+    """Train `objective` for `settings.max_steps` at most and keep the best weights; a collective.
 
     Args:
         evaluate: scores of the engine's model; run at step 0, every `eval_every` steps and at the end.
@@ -82,6 +87,7 @@ def train(
         lengths: tokens of each example, to put those of like length into one step; None takes them as they come.
         order: which examples make up which step; None: `Order` by seed and lengths.
         reads: asked once the models are read, the same on every rank; a run is not resumed on other content.
+        stopped: whether a run of such evaluations has stopped early, the same on every rank.
         resume: go on from the newest whole checkpoint under `out`, if there is one.
     """
     saving = (settings.save_every, settings.save_every_minutes, settings.save_total_limit)
@@ -107,7 +113,7 @@ def train(
         ):
             if progress.step == 0:
                 _evaluate(engine, evaluate, progress, monitor, out, select, settings)
-            while progress.step < settings.max_steps:
+            while progress.step < settings.max_steps and not stopped(progress.history):
                 profile.at(progress.step)
                 begin, ending = time.perf_counter(), saver.ending
                 with phase(DATA):
@@ -133,7 +139,8 @@ def train(
             load_trainable(objective.student, kept)
             engine.eval()
             scores = _finite(final(engine), progress.best_step)
-    return Outcome(progress.history, progress.best_step, kept.path, scores, progress.skipped)
+    early = progress.step < settings.max_steps
+    return Outcome(progress.history, progress.best_step, kept.path, scores, progress.skipped, early)
 
 
 def _resumed(engine: deepspeed.DeepSpeedEngine, out: Path, reads: Digests) -> Progress:

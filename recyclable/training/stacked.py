@@ -71,7 +71,8 @@ def train_stacked(
             preemption.hold()
             if step == 0:
                 stack.evaluate(step)
-            while step < last:
+            _, live = _of_all(False, stack.live)
+            while live:
                 profile.at(step)
                 stack.step(step)
                 step += 1
@@ -79,7 +80,7 @@ def train_stacked(
                     stack.evaluate(step)
                 bar.update()
                 guard.tell(step=step)
-                end = bool(distributed.sum_over_ranks(torch.tensor(float(saver.ending))))
+                end, live = _of_all(saver.ending, stack.live)
                 with phase(SAVING):
                     saver.after(step, end, partial(_record, stack, runs, step, reads), stack.copies)
             saver.wait()
@@ -97,6 +98,12 @@ def shared_out(runs: Sequence[StackedRun]) -> list[int]:
         ranks[number] = load.index(min(load))
         load[ranks[number]] += costs[number]
     return ranks
+
+
+def _of_all(ending: bool, live: bool) -> tuple[bool, bool]:
+    """Whether any rank is ending, and whether any has a run that is still to be trained; a collective."""
+    found_ending, found_live = distributed.sum_over_ranks(torch.tensor([float(ending), float(live)])).tolist()
+    return bool(found_ending), bool(found_live)
 
 
 def _record(stack: OwnRuns, runs: Sequence[StackedRun], step: int, reads: dict[str, str]) -> Record:
@@ -123,7 +130,7 @@ def _resumed(stack: OwnRuns, runs: Sequence[StackedRun], out: Path, reads: dict[
         return 0
     for run in stack.runs.values():
         run.progress = found.record.runs[run.name]
-        if run.progress.step < min(found.record.progress.step, run.settings.max_steps):
+        if run.progress.step < found.record.progress.step and not run.done:
             run.problem = f"it was given up before, after step {run.progress.step}"
     stack.restore(found.files)
     distributed.say(f"resumed at step {found.record.progress.step}, written on {found.record.ranks} ranks")

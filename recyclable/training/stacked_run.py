@@ -12,6 +12,7 @@ from recyclable.config.settings import LearnSettings
 from recyclable.data.order import Order
 from recyclable.tasks.parts.task_data import TaskData
 from recyclable.training.checkpoint.record import Progress
+from recyclable.training.early_stopping import stopped
 from recyclable.training.teaching import grouping
 
 Tensors = dict[str, torch.Tensor]
@@ -42,7 +43,13 @@ class StackedRun:
     @property
     def live(self) -> bool:
         """Whether it is still to be trained."""
-        return self.problem is None and self.progress.step < self.settings.max_steps
+        return self.problem is None and not self.done
+
+    @property
+    def done(self) -> bool:
+        """Whether it has taken all its steps, or has stopped early."""
+        ends = self.progress.step >= self.settings.max_steps
+        return ends or stopped(self.progress.history, self.settings, self.data.metric)
 
     def due(self, step: int) -> bool:
         """Whether it is to be scored after a step."""

@@ -50,6 +50,11 @@ class OwnRuns:
         self._optimizers = {number: build_optimizer(run.model, run.settings) for number, run in runs.items()}
         self._scalars: dict[int, RunScalars] = {}
 
+    @property
+    def live(self) -> bool:
+        """Whether any run is still to be trained."""
+        return any(run.live for run in self.runs.values())
+
     def step(self, step: int) -> None:
         """One optimizer step of every run that is not done."""
         begin, live = time.perf_counter(), {number: run for number, run in self.runs.items() if run.live}

@@ -99,6 +99,7 @@ class _Metrics(TypedDict, total=False):
     examples: float
     seconds: float
     skipped_steps: list[int]
+    stopped_early_at: int
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))

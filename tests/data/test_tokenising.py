@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -111,6 +113,40 @@ def test_a_packed_corpus_is_the_same_whatever_the_windows(
     plain = pack(corpus, tokenizer, 16, cache_dir=tmp_path / "whole")
     assert (found.digest, found.tokens, len(found)) == (plain.digest, plain.tokens, len(plain))
     assert all((found.documents(i) == plain.documents(i)).all() for i in range(len(found)))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_documents_tokenised_ahead_are_packed_bit_for_bit_as_by_one_call_after_the_other(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    corpus = datasets.Dataset.from_dict({"text": [text for seed in range(4) for text in documents(seed)]})
+    tokenizer("w1 w2 w3", truncation=True, max_length=4)  # leaves its mark on the backend
+    assert tokenising._backend(tokenizer) is not None
+    pack(corpus, tokenizer, 16, cache_dir=tmp_path / "ahead")
+    monkeypatch.setattr(tokenising, "_backend", lambda _: None)
+    pack(corpus, tokenizer, 16, cache_dir=tmp_path / "calls")
+    ahead, calls = ({p.name: p.read_bytes() for p in (tmp_path / out).rglob("*.*")} for out in ("ahead", "calls"))
+    assert ahead == calls and {"ids.bin", "starts.bin", "meta.json"} <= ahead.keys()
+
+
+def test_only_a_few_calls_are_ahead_of_what_is_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
+    read: list[int] = []
+    texts = ((read.append(i), "bade " * 10)[1] for i in range(10_000))
+    found = tokenised(tokenizer, texts)
+    for _ in range(5):
+        next(found)
+    assert len(read) <= 5 + SIZES["_DOCUMENTS"] * (tokenising._AHEAD + 2)
+    found.close()
+
+
+def test_what_goes_wrong_while_documents_are_read_ends_what_is_ahead(tokenizer: PreTrainedTokenizerBase) -> None:
+    def texts() -> Iterator[str]:
+        yield from ["bade"] * 20
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(tokenised(tokenizer, texts()))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenising")]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

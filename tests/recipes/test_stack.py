@@ -32,6 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "plain": {"seed": 1},
     "narrow": {"seed": 2, "lora_r": 4, "train_batch_size": 6, "max_steps": 5, "max_length": 12},
     "places": {"seed": 3, "target_modules": ["query", "value", "dense"], "learning_rate": 3e-3, "use_rslora": True},
+    "stops": {"seed": 5, "eval_every": 2, "early_stopping_patience": 1, "early_stopping_threshold": 1.0},
     "grouped": {"seed": 4, "group_by_length": True, "shots": 4, "max_grad_norm": 0.01, "lora_alpha": 64},
 }
 TOLERANCE = 1e-5
@@ -79,7 +80,8 @@ def require_same(found: Path, alone: Path, runs: dict[str, Any]) -> None:
             assert torch.allclose(own[tensor], values, rtol=TOLERANCE, atol=TOLERANCE), (name, tensor)
         told, other = (read_manifest(folder / name) for folder in (found, alone))
         assert (told.tuning, told.task, told.base, told.kind) == (other.tuning, other.task, other.base, other.kind)
-        assert told.metrics["best_step"] == other.metrics["best_step"]
+        for about in ("best_step", "examples", "stopped_early_at"):
+            assert told.metrics.get(about) == other.metrics.get(about)
         for split in ("dev", "test"):
             scores, expected_scores = (dict(manifest.metrics[split]) for manifest in (told, other))
             for each in (scores, expected_scores):  # exp(- log_likelihood), which makes more of a difference
@@ -93,6 +95,7 @@ def test_adapters_of_other_ranks_lengths_rates_and_places_are_each_as_alone(worl
     alone = world.alone(RUNS)
     require_same(world.folder / "together", alone, RUNS)
     assert list(metrics) == list(RUNS)
+    assert {name: of["stopped_early_at"] for name, of in metrics.items() if "stopped_early_at" in of} == {"stops": 2}
     moved = [load_file(alone / name / ADAPTER) for name in ("plain", "narrow")]
     assert not torch.equal(*(next(v for k, v in each.items() if "lora_A" in k)[:4] for each in moved)), "they differ"
 
@@ -148,6 +151,24 @@ def test_a_stack_that_was_interrupted_goes_on_as_if_nothing_had_been(
     stack(resume=True, **settings)
     assert done[0] == stopped // 2 * 2
     require_same(world.folder / f"stopped-{stopped}", world.alone(RUNS), RUNS)
+
+
+def test_a_stack_ends_when_all_have_stopped_and_each_has_left_where_it_would_have_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = {"seed": 6, "eval_every": 1, "early_stopping_patience": 3, "early_stopping_threshold": 1.0}
+    runs = {"stops": RUNS["stops"], "longer": longer}
+    alive: list[list[str]] = []
+    original = OwnRuns.step
+
+    def step(self: OwnRuns, number: int) -> None:
+        alive.append([run.name for run in self.runs.values() if run.live])
+        original(self, number)
+
+    monkeypatch.setattr(OwnRuns, "step", step)
+    stack(**world.settings("all-stop", runs))
+    assert alive == [["stops", "longer"], ["stops", "longer"], ["longer"]]
+    require_same(world.folder / "all-stop", world.alone(runs), runs)
 
 
 def test_a_run_whose_numbers_fail_is_given_up_and_the_others_are_saved(world: World) -> None:
