@@ -15,14 +15,18 @@ from recyclable.host import free_port
 IMPORTS = ["deepspeed", "recyclable.recipes.pretrain", "recyclable.recipes.tune", "recyclable.recipes.recycle"]
 
 
-def start(work: Callable[..., Any], *arguments: Any, ranks: int, log: Path | None = None) -> list[BaseProcess]:
+def start(
+    work: Callable[..., Any], *arguments: Any, ranks: int, log: Path | None = None, method: str = "forkserver"
+) -> list[BaseProcess]:
     """Start `work` on so many ranks, told what a launcher would tell them.
 
     Args:
         log: all that they print is added there.
+        method: `spawn` where ranks use a GPU, which does not survive a fork.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(IMPORTS)
     together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
     started = []
     for number in range(ranks):

@@ -1,6 +1,6 @@
 """Several LoRAs trained in one run (`recyclable stack`) beside as many runs of `recyclable tune`, on the CPU.
 
-    python benchmarks/stacked_tuning.py [--quick] [--adapters N] [--json]
+    python benchmarks/stacked_tuning.py [--quick] [--adapters N] [--pairs N] [--json]
 
 Seeds of a LoRA on ChemProt with 16 examples a class (RECYCLABLE_DATA's models/minilm_l3 and tasks/chemprot; else, and
 with --quick, both are made from the documentation strings of the installed libraries). Every run is a command of its
@@ -48,33 +48,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, 3 adapters, few steps, one pair")
     parser.add_argument("--adapters", type=int, help="how many (default 10, --quick 3)")
+    parser.add_argument("--pairs", type=int, help="of all single runs and a stack (default 5, --quick 1)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
     count = arguments.adapters or (3 if arguments.quick else ADAPTERS)
     with tempfile.TemporaryDirectory() as scratch:
-        figures = measure(Path(scratch), count, arguments.quick)
+        figures = measure(Path(scratch), count, arguments.quick, arguments.pairs)
     print(json.dumps(figures) if arguments.json else yaml.safe_dump(figures, sort_keys=False))
 
 
-def measure(out: Path, count: int, quick: bool) -> dict[str, Any]:
+def measure(out: Path, count: int, quick: bool, pairs: int | None = None) -> dict[str, Any]:
     """`{"adapters", "speedup", "max_rel_diff", ...}`, and the curve."""
     base, task = world(out, quick)
     settings = {**SETTINGS, **({"max_steps": 6, "shots": 4, "eval_every": 6} if quick else {}), "task": str(task)}
     runs = {f"seed-{seed}": {"seed": seed} for seed in range(1, count + 1)}
-    pairs = []
-    for pair in tqdm(range(1 if quick else PAIRS), desc="pairs", unit="pair"):
+    took = []
+    for pair in tqdm(range(pairs or (1 if quick else PAIRS)), desc="pairs", unit="pair"):
         here = out / str(pair)
         told = {"base": str(base), **OF_STACK}
         alone = sum(timed("tune", {**told, **settings, **own}, here / "alone" / name) for name, own in runs.items())
         together = timed("stack", {**told, "shared": settings, "runs": runs}, here / "together")
-        pairs.append((alone, together))
+        took.append((alone, together))
     found = curve(out / "curve", base, settings, quick)
     return {
         "adapters": count,
-        "speedup": statistics.median(alone / together for alone, together in pairs),
+        "speedup": statistics.median(alone / together for alone, together in took),
         "max_rel_diff": max(difference(here / "alone" / name, here / "together" / name) for name in runs),
-        "alone_s": statistics.median(alone for alone, _ in pairs),
-        "together_s": statistics.median(together for _, together in pairs),
+        "alone_s": statistics.median(alone for alone, _ in took),
+        "together_s": statistics.median(together for _, together in took),
         "curve": found,
     }
 

@@ -19,6 +19,7 @@ from recyclable.config.settings import TrainSettings
 from recyclable.objectives.objective import Objective
 from recyclable.training import nvme, zero
 from recyclable.training.events import outlive
+from recyclable.training.muon import import_muon
 from recyclable.training.optimizer import build_optimizer
 from recyclable.training.whole import settle, with_masters
 
@@ -56,6 +57,7 @@ def engine_for(
     if "tensorboard" not in config:
         config["tensorboard"] = {"enabled": True, "output_path": str(out), "job_name": "tensorboard"}
         distributed.main_writes(lambda: (out / "tensorboard").mkdir(parents=True, exist_ok=True))
+    import_muon()
     whole, optimizer = machine.zero_stage(config) == 0, build_optimizer(objective, settings)
     with with_masters() if whole and machine.is_bf16(config) else nullcontext():
         initialized = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
@@ -88,6 +90,7 @@ def frozen(module: nn.Module, ds_config: dict[str, Any]) -> Iterator[tuple[Calla
     config = to_ask(ds_config)
     zero.materialize(module, config)
     if machine.zero_stage(config) == 3:
+        import_muon()
         with _ended(deepspeed.initialize(model=module, config=config)[0], config) as engine:
             engine.eval()
             yield engine, engine.device
