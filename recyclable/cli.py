@@ -13,11 +13,14 @@ from recyclable.host import use_cpu_if_alone
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status, of which README.md tells."""
-    argv = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
     arguments = parse(parser(), argv)
     arguments.argv = argv
     use_cpu_if_alone()
-    return guarded(lambda: arguments.run(arguments))
+    return arguments.run(arguments)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore
 
-from recyclable.errors import InputError, RunError, printable
+from recyclable import output
+from recyclable.errors import InputError, RunError
 from recyclable.host import free_port, interface_towards, use_cpu_if_alone
 from recyclable.launching import guard
 from recyclable.launching.mpi import describe_rank
@@ -99,7 +100,7 @@ def is_main() -> bool:
 def say(line: str) -> None:
     """Print a line for a person, once whatever the number of ranks."""
     if is_main():
-        print(printable(line), flush=True)
+        output.say(line)
 
 
 def barrier() -> None:

@@ -108,7 +108,7 @@ def narrow(model: PreTrainedModel) -> None:
     model = _bare(model)
     way, stacks = family_of(model.config).way_through, list(layer_lists(model).values())
     # transformers takes a layer's input for the embeddings' output where there is one layer; chunks are of lengths
-    if way is None or len(stacks) != 1 or len(stacks[0]) < 2 or getattr(model.config, "chunk_size_feed_forward", 0):
+    if way is None or len(stacks) != 1 or len(stacks[0]) < 2 or getattr(model.config, "chunk_size_feed_forward", None):
         return
     layer = stacks[0][-1]
     if _enter in layer._forward_pre_hooks.values():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from recyclable.commands.parts.command import add_json, add_store, end, tell
 from recyclable.commands.parts.ranks import RanksCommand
 from recyclable.commands.parts.training import add_deepspeed_config
+from recyclable.output import give
 
 if TYPE_CHECKING:
     from recyclable.recipes.generate_settings import GenerateSettings
@@ -75,7 +76,7 @@ class Generate(RanksCommand):
             tell(f"generate: {len(prompts)} answers, see {settings.out}")
         elif not arguments.json:
             for row in result["rows"]:
-                print(_line(row), flush=True)
+                give(_line(row))
         end(arguments, result)
 
     def _settings(self, arguments: argparse.Namespace) -> GenerateSettings:

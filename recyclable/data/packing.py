@@ -21,6 +21,7 @@ from recyclable.data.layout import Layout, wrapped
 from recyclable.data.packed import IDS, STARTS, Joined, Packed, write_meta
 from recyclable.data.tokenising import tokenised
 from recyclable.errors import InputError
+from recyclable.output import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def _open(folder: Path) -> Packed | None:
     try:
         return Packed(folder)
     except InputError as error:
-        print(f"notice: a packed corpus is damaged and is made anew: {error}", flush=True)
+        say(f"notice: a packed corpus is damaged and is made anew: {error}")
         return None
 
 

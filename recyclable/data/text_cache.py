@@ -15,6 +15,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from recyclable.data.bad_rows import BadRows
+from recyclable.output import say
 from recyclable.weights.durable import sync, write_json
 from recyclable.weights.hashes import sha256_file
 
@@ -35,7 +36,7 @@ def kept(folder: Path, documents: Iterable[str], bad: BadRows, quiet: bool) -> d
     if (found := _open(folder, bad)) is not None:
         return found
     if folder.is_dir():
-        print(f"notice: what was kept of a corpus is damaged and is read anew: {folder}", flush=True)
+        say(f"notice: what was kept of a corpus is damaged and is read anew: {folder}")
     aside = folder.with_name(f".aside-{uuid.uuid4().hex}")
     aside.mkdir(parents=True)
     try:

@@ -91,7 +91,8 @@ class Guardian:
             return Hub(self._selector, HERE if address in (HERE, "localhost") else "", self._watch.port)
         except OSError as error:
             problem = f"port {self._watch.port} is taken ({error.strerror}), so nobody watches over the ranks"
-            print(f"recyclable: notice: {problem}", file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # nobody can be told
+                print(f"recyclable: notice: {problem}", file=sys.stderr, flush=True)
             return None
 
     # ---- the hub -------------------------------------------------------------------------------------------------

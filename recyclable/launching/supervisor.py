@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,4 +111,5 @@ def remaining(hosts: Mapping[str, int], culprits: Collection[int], fits: Fits) -
 
 
 def _say(text: str) -> None:
-    print(f"recyclable: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody can be told
+        print(f"recyclable: {text}", file=sys.stderr, flush=True)

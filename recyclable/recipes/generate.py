@@ -23,6 +23,7 @@ from recyclable.tasks.parts.asked import Prompt
 from recyclable.training.engine import frozen
 from recyclable.training.generation import Generating
 from recyclable.training.generation import generate as answered
+from recyclable.training.rundir import require_writable
 from recyclable.weights.base import Base
 from recyclable.weights.durable import write_text
 from recyclable.weights.generation_file import FILE
@@ -67,9 +68,9 @@ def generate(settings: GenerateSettings, prompts: Sequence[Prompt], ds_config: d
         answers = answered(model_on_ranks, asked, decoding, rules, settings.eval_batch_size, device)
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     rows = [{one.column: one.asked, "response": text} for one, text in zip(prompts, texts, strict=True)]
-    if settings.out is not None and distributed.is_main():
-        write_text(settings.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    distributed.barrier()
+    if (out := settings.out) is not None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        distributed.main_writes(lambda: write_text(out, lines))
     read = vars(decoding) if decoding.do_sample else {"max_new_tokens": decoding.max_new_tokens, "do_sample": False}
     return {
         "rows": rows,
@@ -81,9 +82,11 @@ def generate(settings: GenerateSettings, prompts: Sequence[Prompt], ds_config: d
 
 
 def require_new(out: Path | None) -> None:
-    """InputError unless a file can be made there."""
+    """InputError unless a file can be made there; a collective."""
     if out is not None and (out.exists() or not out.parent.is_dir()):
         raise InputError(out, "is there already" if out.exists() else "lies in no directory that there is")
+    if out is not None:
+        require_writable("out", out.parent)
 
 
 def _require_room(prompts: Sequence[Prompt], asked: Sequence[Sequence[int]], new: int, reader: Reader) -> None:

@@ -11,6 +11,7 @@ import yaml
 from recyclable.config.run_file import load_config
 from recyclable.data.docstrings import write_docstring_world
 from recyclable.errors import InputError
+from recyclable.output import say
 from recyclable.recipes.study import collect
 from recyclable.recipes.study_settings import StudySettings
 from recyclable.report.compare import COLUMNS, compare, plot, table
@@ -61,7 +62,7 @@ def quickstart(
     if file.is_file() and yaml.safe_load(file.read_text(encoding="utf-8")) != content:
         raise InputError("--out", f"{out} holds a quickstart with other parts; name another directory")
     if not (base and corpus and task):
-        _say("Collecting documentation strings of the installed libraries: two domains, one task")
+        say("Collecting documentation strings of the installed libraries: two domains, one task")
         write_docstring_world(out / "data")
     out.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -102,15 +103,15 @@ def _show(config: StudySettings, out: Path) -> dict[str, Any]:
     teacher = next(record["run"] for record in records if record["method"] == "tune")
     rows = compare(runs)
     few = config.experiments["few_shot"].shots
-    _say(f"\nRecycled for the upgraded base with {few} labels a class (dev and test {teacher['metrics']['metric']}):\n")
-    print(table(rows, COLUMNS))
+    say(f"\nRecycled for the upgraded base with {few} labels a class (dev and test {teacher['metrics']['metric']}):\n")
+    say(table(rows, COLUMNS))
     score = teacher["metrics"]["test"][teacher["metrics"]["metric"]] if teacher["metrics"]["test"] else None
     if score is not None:
-        _say(
+        say(
             f"\nThe old base tuned with all labels scores {score:.3f}; `apply`: its weights on the new base, untrained."
         )
     plot({f"{few} labels a class": {method: [run] for method, run in runs.items()}}, out / "methods.png")
-    _say(
+    say(
         f"""
 Plot:       {out / "methods.png"}
 Curves:     tensorboard --logdir {out}
@@ -123,7 +124,3 @@ Your own:   recyclable quickstart --out mine --base MODEL --corpus TEXT.jsonl --
         if row["method"] in METHODS
     }
     return {"methods": methods, "out": str(out)}
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from recyclable import distributed, machine
 from recyclable.config.settings import Settings, TrainSettings
-from recyclable.errors import RunError
 from recyclable.recipes.same_inputs import require_same_inputs
 from recyclable.training.nvme import prepare
-
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
-"""What a disk says that is full, read-only, broken or gone."""
+from recyclable.weights.durable import disk_failures
 
 
 def run_recipe(
@@ -33,13 +29,8 @@ def run_recipe(
     require_batches(verb, settings, ds_config, distributed.world_size(), run=run, where=where)
     prepare(ds_config, where)
     require_same_inputs(settings)
-    try:
+    with disk_failures(getattr(settings, "out", "a file")):
         return getattr(import_module(f"recyclable.recipes.{verb}"), verb)(settings, ds_config, resume)
-    except OSError as error:
-        if error.errno in _OF_DISKS:
-            place = error.filename or getattr(settings, "out", "a file")
-            raise RunError(place, f"cannot be used any more ({error.strerror})") from error
-        raise
 
 
 def require_batches(

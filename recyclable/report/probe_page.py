@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recyclable.report.compare import table
+from recyclable.weights.durable import write_text
 
 TITLES = {
     "apply": "Apply the old weights as they are",
@@ -76,7 +77,7 @@ def write_page(result: Mapping[str, Any], reason: str, names: Mapping[str, str],
     title = f"<title>Probe: {escape(TITLES[result['verdict']])}</title><style>{_STYLE}</style>"
     body = "\n".join(parts)
     page = f'<!doctype html>\n<html lang="en"><head>{head}{title}</head><body>\n{body}\n</body></html>\n'
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def write_scalars(evidence: Mapping[str, Any], folder: Path) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from recyclable import distributed
 from recyclable.config.settings import TrainSettings
+from recyclable.output import say
 from recyclable.training.flops import flops_per_token, peak_flops
 from recyclable.training.optimizer import learning_rate
 
@@ -129,7 +130,7 @@ class Monitor:
         self._print(step, told)
 
     def _print(self, step: int, told: list[str]) -> None:
-        print("  ".join([self._label, f"step {step}/{self._settings.max_steps}", *told]), flush=True)
+        say("  ".join([self._label, f"step {step}/{self._settings.max_steps}", *told]))
         self._spoke = self._now
 
     def _seconds(self) -> float:

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from recyclable import distributed
+from recyclable.errors import InputError
 from recyclable.launching import guard, preemption
 from recyclable.objectives.stacked import StackedTasks
 from recyclable.ranges import EVALUATION, SAVING, phase
@@ -128,6 +129,8 @@ def _resumed(stack: OwnRuns, runs: Sequence[StackedRun], out: Path, reads: dict[
     found = to_go_on_from(out, layout(runs), reads)
     if found is None:
         return 0
+    if found.record.runs.keys() != {run.name for run in runs}:
+        raise InputError(found.folder, f"tells of the runs {sorted(found.record.runs)}, expected each of the stack's")
     for run in stack.runs.values():
         run.progress = found.record.runs[run.name]
         if run.progress.step < found.record.progress.step and not run.done:

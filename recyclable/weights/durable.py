@@ -17,6 +17,8 @@ from typing import Any
 
 from recyclable.errors import InputError, RunError
 
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
+
 
 def sync(path: Path) -> None:
     """Flush a file or directory entry to the disk."""
@@ -25,6 +27,22 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def disk_failures(where: object) -> Iterator[None]:
+    """RunError for what a disk says that is full, read-only, broken or gone; other errors of the system stay.
+
+    Args:
+        where: what is named where the system names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_DISKS:
+            raise
+        place = error.filename if error.filename2 is None else error.filename2  # of two, what was to be written
+        raise RunError(place or where, f"cannot be used any more ({error.strerror})") from error
 
 
 def write_json(path: Path, value: Any, finite: bool = True) -> None:
@@ -48,12 +66,17 @@ def _not_finite(value: Any, place: str = "") -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as `write_json` does."""
+    """Write a text as `write_json` does; OSError, which names the file, leaves nothing."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    aside.replace(path)
-    sync(path.parent)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -195,6 +195,10 @@ def test_before_the_first_step_and_when_somebody_insists_a_process_ends_at_once(
         assert verbs.run(*run) == (75, ["recyclable: ended at once by SIGTERM: go on with --resume"])
     assert not verbs.out.exists()
 
+    with monkeypatch.context() as patch:  # while run.yaml is read, which takes seconds where packages are imported
+        patch.setattr("recyclable.machine.load_ds_config", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert verbs.run(*run) == (75, ["recyclable: ended at once by SIGINT: go on with --resume"])
+
     def insisted(*_: object) -> None:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)

@@ -232,6 +232,7 @@ def test_what_cannot_be_generated_is_refused_in_one_line(
         (refused("--max-new-tokens", 0), "max_new_tokens: found 0"),
         (refused("--out", tmp_path / "there.jsonl"), "there.jsonl: is there already"),
         (refused("--out", tmp_path / "no" / "x.jsonl"), "lies in no directory that there is"),
+        (refused("--out", "/proc/x.jsonl"), "out: /proc cannot be used"),
         (refused("--max-new-tokens", 2, prompts=long), "long.jsonl, row 2: has 63 tokens, with max_new_tokens 2"),
         (
             refused(prompts=world.texts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from worlds import make_base, make_labels_task, make_tagged_task, make_task
 
 from recyclable.api import stack, tune
 from recyclable.errors import InputError, RunError
+from recyclable.training.checkpoint.record import read_record, write_record
 from recyclable.training.stacked_steps import OwnRuns
 from recyclable.weights.manifest import ADAPTER, MANIFEST, read_manifest
 
@@ -146,6 +148,12 @@ def test_a_stack_that_was_interrupted_goes_on_as_if_nothing_had_been(
         patched.setattr(OwnRuns, "step", step)
         with pytest.raises(KeyboardInterrupt):
             stack(**settings)
+    newest = world.folder / f"stopped-{stopped}" / "checkpoints" / f"step-{stopped // 2 * 2:08d}"
+    whole = read_record(newest)
+    write_record(newest, replace(whole, runs={"other": whole.progress}))
+    with pytest.raises(InputError, match=r"tells of the runs \['other'\], expected each of the stack's"):
+        stack(resume=True, **settings)
+    write_record(newest, whole)
     done: list[int] = []
     monkeypatch.setattr(OwnRuns, "step", lambda self, number: (done.append(number), original(self, number)))
     stack(resume=True, **settings)

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 from processes import finish, start
 from verbs import Verbs
-from worlds import make_base, make_task
+from worlds import make_base, make_outdated, make_task
 
 from recyclable.training.monitor import Monitor
 
 STEPS, EVERY = 6, 2
 # KB, from none at all to all that is needed: the best step's weights take 130, a checkpoint 400, the result 280.
 SIZES = (4, 16, 64, 128, 256, 400, 512, 640, 768, 896, 1024, 1152, 1280, 1408, 1536, 1792, 2048)
+
+VERB_SIZES = (4, 112, 120, 128, 136, 400)
+"""The same for verbs that do not train: tensors take 112, the tokenizer 5."""
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,9 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("disks")
     mounted = []
     try:
-        for size in SIZES:
-            disk = root / f"disk-{size}"
+        named = {f"disk-{size}": size for size in SIZES} | {f"verb-{size}": size for size in VERB_SIZES}
+        for name, size in named.items():
+            disk = root / name
             disk.mkdir()
             command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
             if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
@@ -110,6 +114,24 @@ def test_with_more_room_the_run_goes_on_from_its_checkpoint(world: Path) -> None
 
 
 # ---- gone, or read-only
+
+
+@pytest.mark.parametrize("size", VERB_SIZES)
+def test_other_verbs_end_in_one_line_on_a_disk_that_is_full_and_leave_nothing(
+    disks: Path, tmp_path: Path, capsys: pytest.CaptureFixture, size: int
+) -> None:
+    base, task = make_base(tmp_path / "base"), make_task(tmp_path / "task")
+    tuned, disk, verbs = make_outdated(base, task, tmp_path / "tuned"), disks / f"verb-{size}", Verbs(tmp_path, capsys)
+    added = ["store", "add", "--tuned", tuned, "--base", base, "--name", "one", "--store"]
+    assert verbs.run(*added, tmp_path / "store") == (0, [])
+    exported = ["store", "export", "one", "--store", tmp_path / "store", "--merged", "--base", base, "--out"]
+    applied = ["apply", "--weights", tuned, "--base", base, "--out"]
+    for command in (added, exported, applied):
+        status, told = verbs.run(*command, disk / "made")
+        assert (status, len(told)) in {4: [(1, 1)], 400: [(0, 0)]}.get(size, [(0, 0), (1, 1)]), told
+        assert all("No space left" in line for line in told) and (status == 0 or not list(disk.glob("made/*")))
+        shutil.rmtree(disk / "made", ignore_errors=True)
+        assert list(disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("save_every", [2, 0])

@@ -12,6 +12,7 @@ from typing import Any
 
 import recyclable.commands
 from recyclable.errors import printable
+from recyclable.output import give
 
 
 class Command(ABC):
@@ -75,11 +76,11 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def tell(text: str) -> None:
-    """Print lines for a person."""
-    print(printable(text), flush=True)
+    """Print lines for a person, who asked for them."""
+    give(printable(text))
 
 
 def end(arguments: argparse.Namespace, result: Any) -> None:
     """The last line: one JSON object, if it was asked for."""
     if arguments.json:
-        print(json.dumps(result, default=str), flush=True)
+        give(json.dumps(result, default=str))

@@ -41,12 +41,13 @@ class RanksCommand(Command):
         """What one rank does."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        self.check(arguments)
-        given = vars(arguments)
-        fits = partial(self.fits, arguments) if given.get("elastic") else None
-        how = {name: given[name] for name in ("nproc", "hostfile", "launcher")}
-        how |= {"restarts": given.get("max_restarts", 0), "fits": fits, "resumes": self.resumes}
-        return start(self.verb, arguments.argv[1:], **how)
+        with preemption.heeded() if self.resumes else nullcontext():
+            self.check(arguments)
+            given = vars(arguments)
+            fits = partial(self.fits, arguments) if given.get("elastic") else None
+            how = {name: given[name] for name in ("nproc", "hostfile", "launcher")}
+            how |= {"restarts": given.get("max_restarts", 0), "fits": fits, "resumes": self.resumes}
+            return start(self.verb, arguments.argv[1:], **how)
 
     def fits(self, arguments: argparse.Namespace, ranks: int) -> bool:
         """Whether the work comes out on so many ranks."""

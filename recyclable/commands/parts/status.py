@@ -11,6 +11,7 @@ from collections.abc import Callable
 from recyclable.errors import InputError, Preempted
 from recyclable.launching import guard
 from recyclable.launching.causes import DONE, FAILED, Ending, tell
+from recyclable.weights.durable import disk_failures
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -31,6 +32,9 @@ def guarded(work: Callable[[], int | None]) -> int:
     except (InputError, Preempted) as error:
         tell(Ending(error.exit_status, str(error)))
         return error.exit_status
+    except KeyboardInterrupt:
+        tell(Ending(FAILED, "ended at once by SIGINT"))
+        return FAILED
 
 
 def one_of_ranks(work: Callable[[], int | None]) -> int:
@@ -60,9 +64,10 @@ def one_of_ranks(work: Callable[[], int | None]) -> int:
 
 
 def _readable(work: Callable[[], int | None]) -> int | None:
-    """What `work` returns; InputError for a file or directory that this user has no permission for."""
+    """What `work` returns; InputError for a file that this user has no permission for, RunError where a disk fails."""
     try:
-        return work()
+        with disk_failures("a disk"):
+            return work()
     except PermissionError as error:
         if error.filename is None:
             raise

@@ -7,7 +7,7 @@ import json
 from importlib import import_module
 from typing import Any
 
-from recyclable.commands.parts.command import add_json, end, tell
+from recyclable.commands.parts.command import add_json, end
 from recyclable.commands.parts.ranks import RanksCommand
 from recyclable.errors import InputError
 
@@ -57,7 +57,7 @@ class TrainingCommand(RanksCommand):
         named = {"run": arguments.config, "where": _ds_config(arguments)}
         result = run_recipe(self.verb, settings, ds_config, arguments.resume, **named)
         if distributed.is_main():
-            tell(f"{self.verb}: done, see {settings.out}")
+            distributed.say(f"{self.verb}: done, see {settings.out}")
             end(arguments, result)
 
     def fits(self, arguments: argparse.Namespace, ranks: int) -> bool:
