@@ -11,6 +11,7 @@ HEADS = Interchangeable(
 WAY = WayThrough(
     ("attention.ln", "attention.LayerNorm", "attention.self_attn_layer_norm", "attention.self"),
     "attention.output.dense",
+    "attention.self.query",
 )
 """By way of the norm where one stands before the attention, as Megatron's and RoBERTa's kin have it."""
 NEURONS = Interchangeable(r"intermediate\.dense\.(?:weight|bias)", r"output\.dense\.weight")

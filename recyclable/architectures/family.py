@@ -39,6 +39,8 @@ class WayThrough(NamedTuple):
     these names the first that the layer has."""
     end: str
     """The attention's last projection, which has no other input."""
+    query: str | None = None
+    """The projection that makes the queries; None where it makes keys and values too."""
 
 
 @dataclass(frozen=True)

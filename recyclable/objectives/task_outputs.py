@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from recyclable.architectures.last_layer import read_by_head
+from recyclable.architectures.read_tokens import read_by_head
 from recyclable.data.examples import Batch, model_inputs
 
 

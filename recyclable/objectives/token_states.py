@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from recyclable.architectures.heads import LanguageHead
-from recyclable.architectures.last_layer import read_only
+from recyclable.architectures.read_tokens import read_only
 from recyclable.data.examples import Batch, model_inputs
 
 Inputs = Callable[[Batch], dict[str, Any]]

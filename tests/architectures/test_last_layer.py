@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -233,3 +234,40 @@ def test_a_model_that_says_something_of_every_token_computes_them_all() -> None:
         wanted = model(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
         narrow(model)
         assert torch.equal(task_outputs(model, data).logits, wanted)
+
+
+def attended(model: nn.Module, ask: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many queries a row had, of each attention in order."""
+    found, whole = [], F.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found.append(query.shape[2])
+        return whole(query, *args, **kwargs)
+
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(F, "scaled_dot_product_attention", spy)
+        ask()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "queries"),
+    [*((family, 4) for family in ("bert", "distilbert", "roberta", "llama", "gpt2")), ("gpt_neox", 4), ("opt", LENGTH)],
+)
+def test_the_last_attention_has_as_many_queries_as_are_read_of_any_row(family: str, queries: int, monkeypatch) -> None:
+    model = model_of((KNOWN | WHOLE)[family])
+    objective = TokenLoss(model)
+    assert attended(model, lambda: objective(batch()), monkeypatch) == [LENGTH, queries]
+    assert attended(model, lambda: model(input_ids=batch()["input_ids"]), monkeypatch) == [LENGTH, LENGTH]
+
+
+def test_a_row_of_which_all_is_read_gives_its_length_to_the_attention(monkeypatch) -> None:
+    model = model_of(KNOWN["bert"])
+    objective, data = TokenLoss(model), batch(torch.arange(LENGTH, 2 * LENGTH))
+    assert attended(model, lambda: objective(data), monkeypatch) == [LENGTH, LENGTH]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_tokens_are_told_in_any_order(family: str) -> None:
+    model = model_of(KNOWN[family])
+    require_same(copy.deepcopy(model), model, batch(READ[torch.tensor([5, 0, 6, 2, 4, 1, 3])]))
