@@ -105,9 +105,15 @@ def as_teacher_reads(batch: Batch) -> Batch:
     return theirs or batch
 
 
+WHOLE = "texts.whole"
+"""Marks a batch without padding, of whose mask models are told nothing: told of one they look whether it hides
+anything, and on a GPU the host waits for the answer at every pass, with nothing queued behind it."""
+
+
 def model_inputs(batch: Batch) -> Batch:
     """What a model's forward takes: no targets, so that no model computes a loss, and nothing that bears a dot."""
-    return {name: tensor for name, tensor in batch.items() if name not in _NO_INPUTS and "." not in name}
+    unread = _NO_INPUTS | {"attention_mask"} if WHOLE in batch else _NO_INPUTS
+    return {name: tensor for name, tensor in batch.items() if name not in unread and "." not in name}
 
 
 def multiple_for(longest: int, max_length: int | None) -> int:

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from recyclable import distributed
 from recyclable.config.settings import TrainSettings
-from recyclable.data.examples import Batch, Examples
+from recyclable.data.blocks import MaskedBlocks
+from recyclable.data.examples import WHOLE, Batch, Examples
 from recyclable.data.order import Item, Steps, share_of_step
 from recyclable.errors import InputError, RunError
 from recyclable.launching import guard, preemption
@@ -92,6 +93,8 @@ class StepBatches(Dataset[Fed | Exception]):
     def __init__(self, examples: Examples, order: Steps, objective: Objective, micro_batch: int) -> None:
         self._examples, self._order, self._objective = examples, order, objective
         self._share = (distributed.rank(), distributed.world_size(), micro_batch)
+        # encoders alone are the faster for it, and blocks alone are always whole
+        self._marks = torch.cuda.is_available() and isinstance(examples, MaskedBlocks)
 
     def __getitem__(self, step: int) -> Fed | Exception:
         try:
@@ -102,6 +105,10 @@ class StepBatches(Dataset[Fed | Exception]):
         counted = [self._objective.counts(batch) for batch in batches]
         counts = [sum(each[term] for each in counted) for term in self._objective.weights]
         tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        if self._marks:
+            for batch in batches:
+                if batch["attention_mask"].all():
+                    batch[WHOLE] = torch.empty(0, dtype=torch.long)
         return Fed(items, batches, torch.tensor([*counts, tokens], dtype=torch.float64))
 
 

@@ -96,10 +96,10 @@ class Health:
 
     def _numbers(self, sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
         """The step's loss and, where DeepSpeed does not look at it, the norm of its gradients (else 0)."""
-        own = torch.cat([sums, _own_norm(self._engine).to(sums)])
-        *totals, norm = distributed.sum_over_ranks(own).tolist()
-        weights = self._engine.module.weights.values()
-        losses = zip(weights, totals, counts.clamp(min=1).tolist(), strict=True)
+        own = torch.cat([sums, _own_norm(self._engine, sums)])
+        told = torch.cat([distributed.sum_over_ranks(own), counts.clamp(min=1)]).tolist()  # a GPU is waited for once
+        totals, norm, each = told[: len(sums)], told[len(sums)], told[len(sums) + 1 :]
+        losses = zip(self._engine.module.weights.values(), totals, each, strict=True)
         return sum(weight * total / count for weight, total, count in losses), norm
 
     def _leave_out(self, problem: str, loss: float, batches: Sequence[Batch], items: Sequence[Item]) -> None:
@@ -158,12 +158,13 @@ def keep_batch(
         write_json(folder / f"{name}.json", {"step": step, "problem": problem, "loss": told, "examples": examples})
 
 
-def _own_norm(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor:
-    """[1]: the norm of the gradients in fp32 at stage 0, where each rank has them all and DeepSpeed looks at none."""
+def _own_norm(engine: deepspeed.DeepSpeedEngine, like: torch.Tensor) -> torch.Tensor:
+    """[1], as this tensor: the norm of the gradients in fp32 at stage 0, where each rank has them all and DeepSpeed
+    looks at none."""
     if not isinstance(engine.optimizer, torch.optim.Optimizer) or engine.torch_autocast_z0_gradscaler:
-        return torch.zeros(1)
+        return like.new_zeros(1)
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).reshape(1)
+    return torch.nn.utils.get_total_norm(gradients).reshape(1).to(like)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -8,23 +8,28 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import socket
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from processes import ROOT, finish, outcome, start
+from processes import finish, outcome, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForMaskedLM
 from verbs import Verbs
-from worlds import make_base, make_corpus, make_outdated, make_task
+from worlds import make_base, make_corpus, make_outdated, make_roberta, make_task, make_tokenizer
 
 from recyclable.config.settings import TrainSettings
+from recyclable.data.blocks import MaskedBlocks
+from recyclable.data.examples import model_inputs
 from recyclable.data.order import Item, Order
 from recyclable.errors import InputError, RunError
+from recyclable.launching import guard
 from recyclable.training.feeding import Fed, StepBatches, feeding
 
 STEPS, BATCH, EXAMPLES = 7, 6, 20
@@ -142,36 +147,31 @@ def test_no_worker_is_left_and_signals_that_ask_for_an_end_are_for_the_rank_alon
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
-RANK = """
-import json, multiprocessing, os, socket, sys, time
-from types import SimpleNamespace
-sys.path[:0] = sys.argv[1:]
-import test_feeding as of
-from recyclable.launching import guard
-from recyclable.training import feeding
-guard._guardian = own, theirs = socket.socketpair()
-made = of.StepBatches(of.Examples(), of.Order(of.EXAMPLES, of.BATCH, 3), of.OBJECTIVE, 4)
-told = {"out": "x", "max_steps": 1000, "learning_rate": 1e-3, "dataloader_num_workers": 2}
-with feeding.feeding(made, of.TrainSettings(**told), 0) as feed:
-    feed.next()
-    fd = own.fileno()
-    workers = {each.pid: os.path.exists(f"/proc/{each.pid}/fd/{fd}") for each in multiprocessing.active_children()}
-    print(json.dumps(workers), flush=True)
-    time.sleep(60)
-"""
+def be_a_rank(told: Connection) -> None:
+    """Feed two steps, tell which workers hold the socket that a guardian would listen to, and stay."""
+    guard._guardian = own, _ = socket.socketpair()
+    made = StepBatches(Examples(), Order(EXAMPLES, BATCH, seed=3), OBJECTIVE, 4)
+    settings = TrainSettings(out=Path("x"), max_steps=1000, learning_rate=1e-3, dataloader_num_workers=2)
+    with feeding(made, settings, 0) as feed:
+        feed.next(), feed.next()  # one of each worker
+        workers = [each.pid for each in multiprocessing.active_children()]
+        told.send({worker: os.path.exists(f"/proc/{worker}/fd/{own.fileno()}") for worker in workers})
+        time.sleep(600)
 
 
 def test_workers_die_with_their_rank_and_do_not_hold_what_its_guardian_listens_to() -> None:
-    folders = [str(Path(__file__).parent), str(ROOT / "tests" / "support")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", RANK, *folders]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as rank:
-        assert rank.stdout is not None
-        workers = json.loads(rank.stdout.readline())
+    heard, told = multiprocessing.Pipe(duplex=False)
+    rank = multiprocessing.get_context("fork").Process(target=be_a_rank, args=(told,))
+    rank.start()
+    try:
+        assert heard.poll(120)
+        workers = heard.recv()
         assert len(workers) == 2 and not any(workers.values())
+    finally:
         rank.kill()
-    deadline = time.monotonic() + 10
-    while any(runs(int(worker)) for worker in workers):
+        rank.join()
+    deadline = time.monotonic() + 60
+    while any(map(runs, workers)):
         assert time.monotonic() < deadline, "a worker has outlived its rank"
         time.sleep(0.02)
 
@@ -181,6 +181,26 @@ def runs(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_on_a_gpu_a_model_is_told_of_no_mask_where_nothing_is_padding(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look at it there, at every pass, and the host would wait; what it computes is the same."""
+    folder = (make_base if family == "bert" else make_roberta)(tmp_path / "base")
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), make_tokenizer()
+    texts = np.random.default_rng(1).integers(5, len(tokenizer), size=(EXAMPLES, 12))
+    objective: Any = SimpleNamespace(weights={"mlm": 1.0}, counts=lambda batch: {"mlm": len(batch["targets"])})
+    made = {}
+    for on_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=on_gpu: there)
+        blocks = MaskedBlocks(texts, tokenizer, 0.3, seed=2, indices=range(EXAMPLES))
+        made[on_gpu] = StepBatches(blocks, Order(EXAMPLES, BATCH, seed=3), objective, BATCH)[0]
+    monkeypatch.undo()
+    told, alike = (model_inputs(made[on_gpu].batches[0]) for on_gpu in (False, True))
+    assert told.keys() - alike.keys() == {"attention_mask"} and made[True].counts.equal(made[False].counts)
+    assert torch.equal(model(**told).logits, model(**alike).logits)
 
 
 # ---- whole runs --------------------------------------------------------------------------------------------------
