@@ -1,13 +1,16 @@
-"""Unlabelled text for pre-training: load documents out of core, pack them once into fixed-length token sequences."""
+"""Unlabelled text for pre-training: documents found and read out of core, once as long as no file changes."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -15,15 +18,15 @@ from recyclable.data.bad_rows import BadRow, BadRows
 from recyclable.data.files import check_text, format_of, read_rows
 from recyclable.data.hub import load_hub, pick_split
 from recyclable.data.packing import Packed, pack
-from recyclable.data.text_cache import kept
+from recyclable.data.text_cache import Documents, kept
 from recyclable.errors import InputError
 
-__all__ = ["Packed", "load_corpus", "pack"]
+__all__ = ["Packed", "find_corpus", "load_corpus", "pack"]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
-def load_corpus(
+def find_corpus(
     source: str | Path | list[str] | list[Path],
     *,
     text_column: str = "text",
@@ -31,8 +34,10 @@ def load_corpus(
     quiet: bool = True,
     cache_dir: str | Path | None = None,
     bad: BadRows | None = None,
-) -> datasets.Dataset:
-    """Load documents, memory-mapped, as a data set with the one string column "text"; blank documents are left out.
+) -> Documents:
+    """Documents that are read once: as long as no file changes, the next start knows their digest and reads nothing.
+
+    Blank documents are left out.
 
     Args:
         source: a path, a glob, a directory with files named `{split}.*`, a list of these, or the name of a data set on
@@ -42,7 +47,7 @@ def load_corpus(
         split: which files of a directory, which split of a hub data set.
         quiet: no progress bar.
         cache_dir: where the Arrow copy lives; the cache of `datasets` by default. A file whose size or time of change
-            differs is read anew, and so is one whose copy is damaged.
+            differs is read anew, and so is one whose copy is damaged when it is opened.
         bad: what becomes of rows that cannot be used, and which there were; by default the first one is an error.
 
     Raises:
@@ -56,16 +61,21 @@ def load_corpus(
     if len(names) == 1 and found[0] is None:
         with progress_bars(not quiet):
             part = pick_split(load_hub(names[0], cache_dir), names[0], split)
-        where, documents = names[0], _of_hub(names[0], part, text_column, bad)
-        key = _key(part._fingerprint, text_column, bad.policy)
+        where, key = names[0], _key(part._fingerprint, text_column, bad.policy)
+        documents = partial(_of_hub, names[0], part, text_column)
     else:
         for name, files in zip(names, found, strict=True):
             if files is None:
                 raise InputError(name, "no such file or directory")
         every = tuple(path for files in found for path in files or ())
-        where, documents = ", ".join(map(str, every)), _of_files(every, text_column, bad)
-        key = _key([_state(file) for file in every], text_column, bad.policy)
-    return kept(root / "recyclable_text" / key, _some(documents, where, bad), bad, quiet)
+        where, key = ", ".join(map(str, every)), _key([_state(file) for file in every], text_column, bad.policy)
+        documents = partial(_of_files, every, text_column)
+    return kept(root / "recyclable_text" / key, lambda judge: _some(documents(judge), where, judge), bad, quiet)
+
+
+def load_corpus(source: str | Path | list[str] | list[Path], **how: Any) -> datasets.Dataset:
+    """What `find_corpus` finds, opened: a memory-mapped data set with the one string column "text"."""
+    return find_corpus(source, **how).dataset()
 
 
 def files_of_corpus(source: str | list[str], split: str = "train") -> list[Path]:
@@ -143,12 +153,22 @@ def _some(documents: Iterable[str], where: str, bad: BadRows) -> Iterator[str]:
 
 
 def _key(*told: object) -> str:
-    return hashlib.sha256(repr(("documents 2", *told)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr(("documents 3", *told)).encode()).hexdigest()[:32]
+
+
+_TICK_S, _COARSE_TICK_S = 0.02, 2.0
+"""How long the clock of a file system stands still at most; the latter where it knows seconds alone."""
 
 
 def _state(file: Path) -> tuple[object, ...]:
-    """What changes when the file does."""
+    """What changes when the file does: every change of it sets its ctime.
+
+    Two changes within a tick of the clock set the same one. So none is read within a tick of its last change.
+    """
     stat = file.stat()
+    tick = _TICK_S if stat.st_ctime_ns % 1_000_000_000 else _COARSE_TICK_S
+    if 0 <= (since := time.time() - stat.st_ctime) < tick:
+        time.sleep(tick - since)
     return str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from recyclable.data.layout import Layout, wrapped
 from recyclable.data.packed import IDS, STARTS, Joined, Packed, write_meta
+from recyclable.data.text_cache import Documents
 from recyclable.data.tokenising import tokenised
 from recyclable.errors import InputError
 from recyclable.output import say
@@ -34,7 +35,7 @@ _TOKENS = 1 << 18  # written at a time
 
 
 def pack(
-    dataset: datasets.Dataset,
+    corpus: datasets.Dataset | Documents,
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
     layout: Layout | None = None,
@@ -46,11 +47,11 @@ def pack(
     """Tokenise all documents, join them and cut the stream into full sequences, as a layout says.
 
     The incomplete last piece is dropped. The result depends on the text, the tokenizer, seq_len and layout alone; the
-    second call with the same reads the cache and does not tokenise. Several processes may call it at once: the first
-    finished result is kept, complete or not at all.
+    second call with the same reads the cache and does not tokenise, nor read what `find_corpus` found. Several
+    processes may call it at once: the first finished result is kept, complete or not at all.
 
     Args:
-        dataset: has a string column "text", as `load_corpus` returns it.
+        corpus: has a string column "text", as `load_corpus` returns it.
         layout: None is `wrapped`.
         quiet: no progress bar.
         cache_dir: where packed corpora are kept; inside the cache of `datasets` by default.
@@ -61,13 +62,14 @@ def pack(
     """
     layout = layout or wrapped(tokenizer)
     root = Path(cache_dir or cache_root()) / "recyclable_packed"
-    folder = root / _cache_key(dataset, tokenizer, seq_len, layout)
+    documents = corpus if isinstance(corpus, Documents) else Documents.of(corpus)
+    folder = root / _cache_key(documents, tokenizer, seq_len, layout)
     if (packed := _open(folder)) is not None:
         return packed
     aside = root / f".aside-{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
     try:
-        _write(aside, dataset, tokenizer, seq_len, layout, quiet, where)
+        _write(aside, documents.dataset(), tokenizer, seq_len, layout, quiet, where)
         try:
             os.rename(aside, folder)
         except OSError:  # another process was faster, or what lies there is damaged
@@ -186,13 +188,9 @@ def _texts(dataset: datasets.Dataset) -> Iterator[pa.StringScalar]:
         yield from table["text"]
 
 
-def _cache_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, seq_len: int, layout: Layout) -> str:
-    key = hashlib.sha256(f"{_VERSION} {seq_len} {layout} {tokenization_digest(tokenizer)}\n".encode())
-    for text in _texts(dataset):  # hundreds of times faster than tokenising, and sure where a path is not
-        encoded = text.as_buffer()
-        key.update(encoded.size.to_bytes(8, "little"))
-        key.update(encoded)
-    return key.hexdigest()
+def _cache_key(documents: Documents, tokenizer: PreTrainedTokenizerBase, seq_len: int, layout: Layout) -> str:
+    told = f"{_VERSION} {seq_len} {layout} {tokenization_digest(tokenizer)} {documents.digest}"
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def tokenization_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from recyclable import distributed
 from recyclable.config.settings import CorpusSettings
 from recyclable.data.bad_rows import BadRows
-from recyclable.data.corpus import load_corpus, pack
+from recyclable.data.corpus import find_corpus, pack
 from recyclable.data.examples import Examples
 from recyclable.data.order import Order, Replaying, Steps
 from recyclable.data.packing import Joined, Packed, cache_root
@@ -92,7 +92,7 @@ def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrai
     layout, bad = kind.layout(tokenizer), BadRows(corpus.bad_rows)
 
     def packed(source: str | list[str], name: str, split: str) -> Packed:
-        text = load_corpus(source, text_column=corpus.text_column, split=split, quiet=quiet, bad=bad)
+        text = find_corpus(source, text_column=corpus.text_column, split=split, quiet=quiet, bad=bad)
         return pack(text, tokenizer, kind.max_length, layout, quiet=quiet, where=name)
 
     with distributed.main_first(keeper(cache_root())):

@@ -20,7 +20,7 @@ from recyclable.carrying.carried import Carried
 from recyclable.config.run_file import make_config
 from recyclable.config.settings import CorpusSettings, RunSettings
 from recyclable.data.bad_rows import BadRows
-from recyclable.data.corpus import load_corpus, pack
+from recyclable.data.corpus import find_corpus, pack
 from recyclable.data.examples import Batch
 from recyclable.data.packing import cache_root
 from recyclable.disks import keeper
@@ -116,7 +116,7 @@ def losses(
             bad = BadRows(corpus.bad_rows)
             with distributed.main_first(keeper(cache_root())):
                 quiet = not sys.stderr.isatty()
-                text = load_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet, bad=bad)
+                text = find_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet, bad=bad)
                 packed = pack(text, tokenizer, max_length, kind.layout(tokenizer), where=corpus.train)
             if bad.counts:
                 distributed.say(f"notice: texts.{name}: {bad}")

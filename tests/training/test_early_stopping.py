@@ -114,9 +114,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
     original: Callable[..., Any] = loop.train_step
 
-    def step(engine: Any, objective: Any, examples: Any, items: Any, number: int, *rest: Any, **more: Any) -> Any:
+    def step(engine: Any, objective: Any, fed: Any, number: int, *rest: Any, **more: Any) -> Any:
         steps.append(number)
-        return original(engine, objective, examples, items, number, *rest, **more)
+        return original(engine, objective, fed, number, *rest, **more)
 
     monkeypatch.setattr(loop, "train_step", step)
     return steps

@@ -122,8 +122,8 @@ class EveryOption:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of all options."""
-        return np.array([sum(map(len, of)) for of in self._examples.options])
+        """Tokens of the longest option: what a batch pads all others to."""
+        return np.array([max(map(len, of)) for of in self._examples.options])
 
     def batch(self, items: list[Item]) -> Batch:
         """Rows of all options, and which is which."""
