@@ -137,24 +137,26 @@ def compared(shape: Shape, folder: Path, pairs: int, on_cpu: bool) -> list[dict[
     few = {"warm": 2, "each": 2} if on_cpu else {"warm": 10, "each": 10}
 
     def taken(name: str, work: Any, **more: Any) -> tuple[float | None, float | None]:
-        """Seconds of a step and peak MB; None where it does not fit."""
+        """Seconds of a step and peak MB; None where it does not fit, or a peer fails."""
         told = {"model": shape.name, "lm": shape.lm, "folder": str(folder), "corpus": str(folder / "corpus.txt")}
         told |= {"stage": 1, "ranks": 1, "precision": "bf16", "rows": shape.rows, "length": shape.length}
         case = GpuCase(**told, pairs=pairs, **few, **more)
         if not (folder / "batches.pt").exists():
             write_batches(case, folder)
         print(f"{shape.name}: {name}", file=sys.stderr, flush=True)
+        side = None
         try:
             side = Side(work, case, folder / name, "spawn")
-        except RuntimeError as error:
-            if "out of memory" not in str(error):
-                raise
-            return None, None
-        try:
             seconds = statistics.median(side.turn() / case.each for _ in range(pairs))
             side.end()
+        except RuntimeError as error:
+            if work is ours and "out of memory" not in str(error):
+                raise
+            print(error, file=sys.stderr, flush=True)  # a peer that fails costs its own row alone
+            return None, None
         finally:
-            side.kill()
+            if side is not None:
+                side.kill()
         return seconds, side.peak_mb
 
     device = "cpu" if on_cpu else torch.cuda.get_device_name()

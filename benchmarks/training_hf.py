@@ -37,9 +37,8 @@ def peer(case: Case, folder: Path, port: int) -> None:
                 gate.losses[gate.steps] = logs["loss"]
 
     def over_all_ranks(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        logits = outputs.logits.float().flatten(0, -2)
-        summed = F.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction="sum")
-        return summed * case.ranks / told["counts"][gate.steps]
+        mean = F.cross_entropy(outputs.logits.flatten(0, -2), labels.flatten(), ignore_index=-100)  # as its models do
+        return mean.float() * (labels != -100).sum() * case.ranks / told["counts"][gate.steps]
 
     # Before the model: at ZeRO-3 it is then read into partitions.
     arguments = TrainingArguments(
