@@ -26,8 +26,8 @@ import torch
 from torch.nn import functional as F
 
 from recyclable.kernels import Head, LossSettings, TaughtStates, distillation_loss
+from recyclable.planning.devices import peak_flops
 from recyclable.report.compare import table
-from recyclable.training.flops import peak_flops
 
 HIDDEN = 4096
 TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)

@@ -265,23 +265,27 @@ def probe(weights: str | Path, base: str, *, resume: bool = False, **keys: Any) 
     return recipe(make_config(ProbeSettings, content, "probe"), resume)[0]
 
 
-def plan(model: str | None = None, devices: int = 1, run: Run = None, **keys: Any) -> dict[str, Any]:
+def plan(model: str | None = None, devices: int | None = None, run: Run = None, **keys: Any) -> dict[str, Any]:
     """What a run would take, memory and time for every ZeRO stage and offload; nothing is loaded but a config.
 
     Args:
         model: a directory with config.json, that file, or a hub name; None: the run's `base`.
         run: the run config that is planned; its corpus and task are not opened.
         keys: as on the command line: `device`, `device_memory`, `hosts`, `host_memory`, `nvme_path`, `verb`,
-            `deepspeed_config`; all others are the run's.
+            `deepspeed_config`, `mfu`, `scale`, `tokens_per_device`; all others are the run's.
 
-    Returns `regimes`, the name of the `chosen` one, its `ds_config`, and more (docs/planning.md).
+    Returns `regimes`, the name of the `chosen` one, its `ds_config`, and more (docs/planning.md); with `scale` a row
+    for each model and number of devices (docs/scaling.md).
     """
-    from recyclable.recipes.plan import plan as recipe
+    from recyclable.recipes.plan import plan as one_size
+    from recyclable.recipes.plan_scale import plan_scale
     from recyclable.recipes.plan_settings import PlanSettings
 
     own = {key: keys.pop(key) for key in PlanSettings.model_fields if key in keys}
-    settings = make_config(PlanSettings, {"model": model, "devices": devices, **own}, "plan")
+    own |= {} if devices is None else {"devices": devices}
+    settings = make_config(PlanSettings, {"model": model, **own}, "plan")
     content = {**({} if run is None else read_run_file(run)), **keys}
+    recipe = plan_scale if settings.scale else one_size
     return recipe(settings, content, "plan" if run is None else run, whole=run is not None)
 
 

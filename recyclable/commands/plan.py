@@ -23,8 +23,9 @@ class Plan(Command):
         add("overrides", nargs="*", metavar="key=value", help="settings over the file's, or without one")
         text = "a directory with config.json, that file, or a hub name (only that is fetched; default: the run's base)"
         add("--model", metavar="M", help=text)
-        add("--devices", type=int, metavar="N", help="ranks, one a device (default 1)")
-        add("--hosts", type=int, metavar="H", help="that the devices are on (default 1)")
+        add("--devices", type=int, metavar="N", help="ranks, one a device (default 1; with --scale at most, 1,024)")
+        text = "that the devices are on (default 1; with --scale one for 8, or for each that is a CPU)"
+        add("--hosts", type=int, metavar="H", help=text)
         add("--device", metavar="D", help="h100, a100-40gb, cpu ... (default: this machine's)")
         add(
             "--device-memory", metavar="SIZE", help="of each, as 80GB (default: the data sheet's, or what is free here)"
@@ -33,7 +34,12 @@ class Plan(Command):
         add("--nvme-path", metavar="DIR", help="on the hosts, for what is kept on NVMe (default /local_nvme)")
         add("--verb", choices=("pretrain", "tune", "recycle"), help="what is planned (default: as the settings say)")
         add("--deepspeed_config", metavar="F", help="plan this one alone: a file, or the name of a shipped one")
-        add("--out", type=Path, metavar="FILE", help="write the ds_config to use")
+        add("--mfu", type=float, metavar="X", help="share of a device's FLOP/s that training reaches (default 0.4)")
+        text = "instead: step time, MFU, memory and regime on 8, 16 ... devices (default: of models from 125M to 70B)"
+        add("--scale", action="store_const", const=True, help=text)
+        text = "with --scale: of a step, where no train_batch_size is given for all together (default 16384)"
+        add("--tokens-per-device", type=int, metavar="T", help=text)
+        add("--out", type=Path, metavar="FILE", help="write the ds_config to use; with --scale a plot (.png, .svg)")
         add_json(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -47,12 +53,30 @@ class Plan(Command):
         file, overrides = arguments.config, list(arguments.overrides)
         if file is not None and "=" in file and not Path(file).exists():
             file, overrides = None, [file, *overrides]
-        found = plan(settings, read_run_file(file, overrides), file or "plan", whole=file is not None)
+        run, where, whole = read_run_file(file, overrides), file or "plan", file is not None
+        if settings.scale:
+            return _scale(arguments, settings, run, where, whole)
+        found = plan(settings, run, where, whole)
         tell(table(found))
         if arguments.out is not None:
             _write(arguments.out, found["ds_config"])
         end(arguments, found)
         return 0
+
+
+def _scale(arguments: argparse.Namespace, settings: Any, run: dict[str, Any], where: object, whole: bool) -> int:
+    from recyclable.recipes.plan_scale import plan_scale
+    from recyclable.report.compare import require_plottable
+    from recyclable.report.plan_scale import plot, table
+
+    if arguments.out is not None:
+        require_plottable(arguments.out, "--out")
+    found = plan_scale(settings, run, where, whole)
+    tell(table(found))
+    if arguments.out is not None:
+        plot(found, arguments.out)
+    end(arguments, found)
+    return 0
 
 
 def _write(file: Path, ds_config: dict[str, Any] | None) -> None:

@@ -84,6 +84,14 @@ def by_torch_name(name: str) -> Device | None:
     return next((device for part, device in _KNOWN.items() if re.search(rf"\b{part}\b", name)), None)
 
 
+def peak_flops() -> float | None:
+    """Dense bf16 FLOP/s of this rank's device, None for a CPU or an unknown accelerator."""
+    if not torch.cuda.is_available():
+        return None
+    known = by_torch_name(torch.cuda.get_device_name())
+    return None if known is None else known.flops
+
+
 def this_gpu() -> Device:
     """This process's GPU with the memory that is free on it; one that no data sheet here tells of is measured."""
     name, free = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]

@@ -1,7 +1,6 @@
 """How long an optimizer step takes: arithmetic, what ranks tell each other, the optimizer, what is kept elsewhere.
 
-Volumes of communication: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 7. The shares of nominal rates that
-are reached are assumptions (docs/planning.md).
+The shares of nominal rates that are reached are assumptions (docs/planning.md).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recyclable import machine
+from recyclable.planning.communication import said
 from recyclable.planning.devices import Device
 from recyclable.planning.states import Sizes
 
@@ -17,6 +17,13 @@ ACCELERATOR_SHARE, CPU_SHARE = 0.4, 0.5
 """Of a device's FLOP/s that training reaches: data sheets' on an accelerator, large products' on a CPU."""
 BANDWIDTH_SHARE = 0.7
 """Of every bandwidth but a CPU's, which is measured as it is reached."""
+OVERLAP = 0.5
+"""Of the communication that the arithmetic hides at most, where `overlap_comm` is on."""
+START, HOP, NETWORK_HOP = 10e-6, 1.9e-6, 4e-6
+"""Seconds until a collective begins, and of each hop of a ring, within a host and between hosts: NCCL's own figures for
+rings (src/graph/tuning.cc, protocol LL128)."""
+CPU_START = 100e-6
+"""Of a collective through gloo, on one host."""
 NVME = 2e9
 """Bytes per second of a host's NVMe."""
 HOST = 50e9
@@ -50,6 +57,8 @@ class Fleet:
     hosts: int = 1
     host_memory: float = 0.0
     """Bytes of one host that ranks may take."""
+    reached: float | None = None
+    """Share of the device's FLOP/s that arithmetic reaches; None: as is assumed."""
 
     @property
     def local(self) -> int:
@@ -62,9 +71,26 @@ class Fleet:
 
     @property
     def wire(self) -> float:
-        """Bytes per second that a rank sends to others and has from them."""
+        """Bytes per second that a rank sends to others and has from them: a ring's slowest link.
+
+        Where it leaves a host, it does so by the networks of all the host's devices at once.
+        """
         device = self.device
-        return self.share(min(device.link, device.network) if self.hosts > 1 else device.link)
+        return self.share(min(device.link, self.local * device.network) if self.hosts > 1 else device.link)
+
+    @property
+    def latency(self) -> float:
+        """Seconds of one collective beside what it moves."""
+        if self.ranks == 1:
+            return 0.0
+        between = self.hosts - 1
+        start = CPU_START if self.device.on_cpu else START
+        return start + (self.ranks - 1 - between) * HOP + between * NETWORK_HOP
+
+    @property
+    def arithmetic(self) -> float:
+        """FLOP/s of a device."""
+        return self.device.flops * (self.reached or (CPU_SHARE if self.device.on_cpu else ACCELERATOR_SHARE))
 
 
 def seconds(flops: float, micro_batches: int, sizes: Sizes, ds_config: dict[str, Any], fleet: Fleet) -> Seconds:
@@ -81,12 +107,11 @@ def seconds(flops: float, micro_batches: int, sizes: Sizes, ds_config: dict[str,
     student = trained + sum(sizes.frozen.values())
     visits = 3 if machine.recomputes(ds_config) else 2
     own = trained / (fleet.ranks if stage else 1)
-    arithmetic = flops / (device.flops * (CPU_SHARE if device.on_cpu else ACCELERATOR_SHARE))
+    arithmetic = flops / fleet.arithmetic
 
-    gathered = micro_batches * (visits * student + taught) if stage == 3 else trained if stage else 0
-    reduced = trained * (micro_batches if stage >= 2 else 1) * (1 if stage else 2)
-    said = size * (gathered + reduced) * (fleet.ranks - 1) / fleet.ranks / fleet.wire
-    hidden = min(said / 2, arithmetic) if zero.get("overlap_comm") else 0.0
+    told = said(sizes, ds_config, fleet.ranks, micro_batches)
+    takes = told.bytes(size, fleet.ranks) / fleet.wire + told.collectives * fleet.latency
+    hidden = min(OVERLAP * takes, arithmetic) if zero.get("overlap_comm") else 0.0
 
     optimizer_on, parameters_on = machine.homes(ds_config)
     on_host = optimizer_on != "none" and not device.on_cpu
@@ -101,4 +126,4 @@ def seconds(flops: float, micro_batches: int, sizes: Sizes, ds_config: dict[str,
         offload += 0.0 if device.on_cpu else read / to_host
     if optimizer_on == "nvme":
         offload += 6 * _FP32 * own / (NVME / fleet.local)  # weight and moments read and written
-    return Seconds(arithmetic, said - hidden, stepped / memory, offload)
+    return Seconds(arithmetic, takes - hidden, stepped / memory, offload)

@@ -39,7 +39,7 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
         where: it is, for messages.
     """
     made, assumed = run_settings(settings, run, where, whole)
-    fleet = _fleet(settings, assumed)
+    fleet = fleet_of(settings, assumed)
     if made.train_batch_size % fleet.ranks:
         problem = f"is {made.train_batch_size}, expected a multiple of {fleet.ranks} devices"
         raise InputError("train_batch_size", problem)
@@ -55,13 +55,13 @@ def plan(settings: PlanSettings, run: dict[str, Any], where: object = "plan", wh
     shape = Shape(config.hidden_size, sum(sizes.all().values()), on_gpu, on_gpu, largest)
     tried: dict[str, dict[str, Any]] = {}
     rows = []
-    for name, layout in _layouts(settings, made, shape, fleet):
+    for name, layout in layouts(settings, made, shape, fleet):
         try:
             fit = tries.largest(layout)
         except Untraceable as error:
             problem = f"{config.model_type} cannot be followed without values, so nothing is planned ({error})"
             raise InputError("--model", problem) from error
-        found = _row(name, fit, layout, sizes, fleet, len(first.objective.passes(0)))
+        found = row_of(name, fit, layout, sizes, fleet, len(first.objective.passes(0)))
         found["tokens_per_s"] = made.train_batch_size * first.settings.max_length / found["seconds_per_step"]
         rows.append(found)
         tried[name] = {**layout, MICRO: fit.rows}
@@ -123,7 +123,7 @@ def fitter(made: Settings, first: Planned, fleet: Fleet, evaluated: int | None =
     return Fitter(first.objective, first.batch, share, fleet, evaluated, saves, first.asked, shallow, layers or 0)
 
 
-def _fleet(settings: PlanSettings, assumed: list[str]) -> Fleet:
+def fleet_of(settings: PlanSettings, assumed: list[str]) -> Fleet:
     """The devices that are named, or this machine's."""
     if settings.devices % settings.hosts:
         raise InputError("--hosts", f"is {settings.hosts}, expected a divisor of {settings.devices} devices")
@@ -139,7 +139,7 @@ def _fleet(settings: PlanSettings, assumed: list[str]) -> Fleet:
     else:
         host = device.memory * local
         assumed.append(f"hosts have {host / 1e9:,.0f} GB of memory for this (--host-memory)")
-    return Fleet(device, settings.devices, settings.hosts, host)
+    return Fleet(device, settings.devices, settings.hosts, host, settings.mfu)
 
 
 def _device(settings: PlanSettings, local: int) -> Device:
@@ -148,7 +148,7 @@ def _device(settings: PlanSettings, local: int) -> Device:
     return devices.this_gpu() if settings.device is None else devices.by_name(settings.device)
 
 
-def _layouts(settings: PlanSettings, made: Any, shape: Shape, fleet: Fleet) -> list[tuple[str, dict[str, Any]]]:
+def layouts(settings: PlanSettings, made: Any, shape: Shape, fleet: Fleet) -> list[tuple[str, dict[str, Any]]]:
     """(name, ds_config) of all regimes, or of the one that is asked about."""
     again, on_cpu = made.gradient_checkpointing, fleet.device.on_cpu
     if settings.deepspeed_config is None:
@@ -172,7 +172,7 @@ def _pointless(regime: Regime) -> bool:
     return "cpu" in (regime.optimizer, regime.parameters)
 
 
-def _row(name: str, fit: Fit, layout: dict[str, Any], sizes: Sizes, fleet: Fleet, passes: int) -> dict[str, Any]:
+def row_of(name: str, fit: Fit, layout: dict[str, Any], sizes: Sizes, fleet: Fleet, passes: int) -> dict[str, Any]:
     """A line of the table."""
     taken = fit.memory
     times = seconds(fit.trace.flops * fit.accumulation, fit.accumulation * passes, sizes, layout, fleet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recyclable.architectures.structure import Structure
 from recyclable.config.settings import Settings
@@ -42,6 +42,18 @@ class PlanSettings(Settings):
     """What is planned; null: as the run's keys say, `pretrain` where there are none."""
     deepspeed_config: str | None = None
     """Plan this one alone: a file, or the name of a shipped one."""
+    mfu: float | None = Field(None, gt=0, le=1)
+    """Share of a device's FLOP/s that training reaches on one device, as `perf/mfu` tells; null: as is assumed."""
+    scale: bool = False
+    """Plan 8 devices, 16 and so on up to `devices`, or 1,024, on as many hosts as are needed of the kind."""
+    tokens_per_device: int = Field(16_384, gt=0)
+    """With scale: of a step, on each device, where no `train_batch_size` says how many all have together."""
+
+    @model_validator(mode="after")
+    def _read_by_scale(self) -> PlanSettings:
+        if not self.scale:
+            self.require_unset(("tokens_per_device",), "without scale")
+        return self
 
 
 def run_settings(plan: PlanSettings, content: dict[str, Any], where: object, whole: bool) -> tuple[Any, list[str]]:

@@ -12,7 +12,7 @@ def table(plan: dict[str, Any]) -> str:
     model, devices, run = plan["model"], plan["devices"], plan["run"]
     lines = [
         f"{model['name']}: {_millions(model['parameters'])} parameters, {_millions(model['trained'])} trained",
-        f"{devices['count']} x {devices['name']} with {_gb(devices['memory'])} GB each on {devices['hosts']} host"
+        f"{devices['count']} x {devices['name']} with {gb(devices['memory'])} GB each on {devices['hosts']} host"
         f"{'s' * (devices['hosts'] > 1)}; steps of {run['train_batch_size']} x {run['max_length']} tokens",
         *(f"assumed: {line}" for line in plan["assumed"]),
         "",
@@ -21,7 +21,7 @@ def table(plan: dict[str, Any]) -> str:
     rows = [
         [
             row["name"],
-            *(_gb(row[f"{place}_bytes"]) for place in ("device", "host", "nvme")),
+            *(gb(row[f"{place}_bytes"]) for place in ("device", "host", "nvme")),
             str(row["micro_batch"]),
             f"{row['seconds_per_step']:.3g}",
             f"{row['tokens_per_s']:,.0f}",
@@ -29,13 +29,13 @@ def table(plan: dict[str, Any]) -> str:
         ]
         for row in plan["regimes"]
     ]
-    parts = [[row["name"], *(_gb(row["memory"][part]) for part in _PARTS)] for row in plan["regimes"]]
+    parts = [[row["name"], *(gb(row["memory"][part]) for part in _PARTS)] for row in plan["regimes"]]
     lines += [
         "GB of a device at its peak, of a host and its NVMe:",
-        *_aligned([head, *rows], "  "),
+        *aligned([head, *rows], "  "),
         "",
         "GB of a device, and of its part of the host, at the device's peak:",
-        *_aligned([["regime", *_PARTS], *parts], " "),
+        *aligned([["regime", *_PARTS], *parts], " "),
         "",
     ]
     if plan["chosen"] is None:
@@ -43,14 +43,15 @@ def table(plan: dict[str, Any]) -> str:
     return "\n".join([*lines, f"use {plan['chosen']}: the fastest that leaves {plan['margin']:.0%} of the memory free"])
 
 
-def _aligned(rows: list[list[str]], between: str) -> list[str]:
+def aligned(rows: list[list[str]], between: str) -> list[str]:
     """Columns, all but the first to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
     return [between.join(one).rstrip() for one in cells]
 
 
-def _gb(size: float) -> str:
+def gb(size: float) -> str:
+    """Bytes as GB."""
     return f"{size / 1e9:.1f}" if size < 99.95e9 else f"{size / 1e9:,.0f}"
 
 

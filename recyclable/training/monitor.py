@@ -15,7 +15,8 @@ from tqdm import tqdm
 from recyclable import distributed
 from recyclable.config.settings import TrainSettings
 from recyclable.output import say
-from recyclable.training.flops import flops_per_token, peak_flops
+from recyclable.planning.devices import peak_flops
+from recyclable.training.flops import Work, model_flops
 from recyclable.training.optimizer import learning_rate
 
 _SILENCE_S = 60.0
@@ -38,7 +39,7 @@ class Monitor:
     ) -> None:
         self._engine, self._settings, self._label, self._clock = engine, settings, label, clock
         self._terms = engine.module.weights
-        self._flops, self._peak = flops_per_token(engine.module, len(engine.module.passes(0))), peak_flops()
+        self._flops, self._peak = model_flops(engine.module), peak_flops()
         self._bar: tqdm  # there from `bar` on
         self._loss: float | None = None
         self._start, self._begun, self._spoke = 0, clock(), clock()
@@ -94,7 +95,9 @@ class Monitor:
         scalars["perf/examples_per_s"] = self._steps * self._settings.train_batch_size / self._seconds()
         scalars["perf/tokens_per_s"] = self._tokens_per_s()
         if self._peak:
-            scalars["perf/mfu"] = scalars["perf/tokens_per_s"] * self._flops / (self._peak * distributed.world_size())
+            work = Work(self._steps * self._settings.train_batch_size, float(self._tokens), float(counts.max()))
+            peak = self._peak * distributed.world_size()
+            scalars["perf/mfu"] = self._flops.of(work) / (self._seconds() * peak)
         scalars["perf/data_wait"] = self._waited / self._seconds()
         scalars["perf/peak_memory_gb"] = peak_memory() / 1e9
         norm = self._engine.get_global_grad_norm()
