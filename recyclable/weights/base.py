@@ -23,7 +23,7 @@ from recyclable.weights.locate import inside
 from recyclable.weights.own_files import require_own_files
 
 _CHUNK = 1 << 22  # elements compared at a time
-_PARTS = ("layer", "layers", "experts")
+_PARTS = ("layer", "layers", "experts", "heads")
 _MAX_BYTES = 1 << 26
 _MOST_PARTS = 10_000  # the deepest published networks have about 1000 layers, the most experts are 2048
 
@@ -39,7 +39,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     try:
         content = json.loads(read_text(file, _MAX_BYTES))
         if wrong := _impossible(content):
-            raise InputError(file, f"{wrong}, expected 0 to {_MOST_PARTS}")
+            raise InputError(file, wrong)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, return_dict=True)
         kernels = _kernels_from_elsewhere(content)
     except InputError:
@@ -62,16 +62,20 @@ def reason(error: Exception) -> str:
 
 
 def _impossible(content: Any) -> str | None:
-    """What a config has more of than any model, so that making them would not end, or less than none."""
+    """What a config has more of than any model, so that making them would not end, or less than none, or NaN of."""
     if isinstance(content, list):
         return next(filter(None, map(_impossible, content)), None)
     if not isinstance(content, dict):
         return None
     for key, value in content.items():
         counts = key.endswith(_PARTS) and isinstance(value, int | float)
-        least = 0 if key.endswith(("layers", "experts")) else -_MOST_PARTS  # `vision_feature_layer: -2` is a place
+        least = (
+            0 if key.endswith(("layers", "experts", "heads")) else -_MOST_PARTS
+        )  # `vision_feature_layer: -2` is a place
         if counts and not least <= value <= _MOST_PARTS:
-            return f"{key} is {value}"
+            return f"{key} is {value}, expected 0 to {_MOST_PARTS}"
+        if value != value:  # transformers writes Infinity for some families, NaN for none
+            return f"{key} is {value}, expected a number"
         if inner := _impossible(value):
             return inner
     return None

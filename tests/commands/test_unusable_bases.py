@@ -277,6 +277,7 @@ def test_a_kind_of_model_that_has_no_backbone(runs: Runs) -> None:
     [
         *({"num_attention_heads": 0}, {"hidden_act": "dance"}, {"hidden_size": 17}, {"num_hidden_layers": "two"}),
         *({"hidden_size": 1 << 40}, {"num_hidden_layers": 200_000}, {"num_hidden_layers": -1}),
+        *({"num_attention_heads": -1}, {"hidden_dropout_prob": float("nan")}),
     ],
 )
 def test_a_config_that_makes_no_model(runs: Runs, config: dict[str, object]) -> None:

@@ -49,7 +49,8 @@ def record_of(step: int, out: Path, ranks: int = 1) -> Record:
     """Its record, without files; the best step's weights are written."""
     file = best.tensors_file(out, step)
     write_tensors(file, state_of(step)[WEIGHT])
-    progress = Progress(step, 1.5, step, 0.25, file_digest(file), [{"step": step, "loss": 1.0}])
+    row = {"step": step, "examples": step, "seconds": 1.5, "loss": 1.0}
+    progress = Progress(step, 1.5, step, 0.25, file_digest(file), [row])
     return Record(progress, {"base": "b" * 64}, LAYOUT, {}, zero_stage=2, precision="fp32", ranks=ranks, micro_batch=4)
 
 

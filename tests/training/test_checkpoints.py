@@ -97,6 +97,9 @@ FORGERIES: dict[str, Any] = {
             "no-progress": {"progress": None},
             "negative": {"progress": {"step": -8}},
             "other-step": {"progress": {"step": 12}},
+            "best-of-nothing": {"progress": {"step": 8, "best_step": 4}},
+            "best-without-end": {"progress": {"step": 8, "best": "inf"}},
+            "row-of-no-step": {"progress": {"step": 8, "history": [{"accuracy": 0.5}]}},
             "escape": {"\x1b[2Jhidden": 1},
         }.items()
     },

@@ -9,7 +9,7 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from recyclable.errors import InputError
@@ -27,7 +27,15 @@ def _number(value: Any) -> Any:
     return float(value) if value in _NO_JSON else value
 
 
+def _row(row: dict[str, int | float]) -> dict[str, int | float]:
+    if missing := {"step", "examples", "seconds"} - row.keys():
+        raise ValueError(f"lacks {sorted(missing)}")
+    return row
+
+
 Number = Annotated[int | float, BeforeValidator(_number)]
+Score = int | FiniteFloat
+"""Of weights that are damaged there is none: their run has ended."""
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -40,10 +48,10 @@ class Progress:
     seconds: Annotated[float, Field(ge=0)] = 0.0
     """Spent on training steps, evaluation left out."""
     best_step: int = -1
-    best: Number | None = None
+    best: Score | None = None
     best_digest: Digest | None = None
     """Of the file with the best step's weights (`weights.digest.file_digest`)."""
-    history: list[dict[str, Number]] = field(default_factory=list)
+    history: list[Annotated[dict[str, Score], AfterValidator(_row)]] = field(default_factory=list)
     """One row per evaluation: step, examples, seconds and the scores."""
     skipped: list[Count] = field(default_factory=list)
     """Steps that were left out as bad (`training.health`), counted from 1."""
@@ -116,6 +124,9 @@ def read_record(folder: Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(folder / MARK, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    for progress in (record.progress, *record.runs.values()):
+        if progress.best_step not in (-1, *(row["step"] for row in progress.history)):
+            raise InputError(folder / MARK, f"says nothing of what its best step, {progress.best_step}, scored")
     if folder.name != f"step-{record.progress.step:08d}":
         raise InputError(folder / MARK, f"is of step {record.progress.step}")
     if len(record.files) != record.ranks or record.files.keys() != set(map(rank_file, range(record.ranks))):
