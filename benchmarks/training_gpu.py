@@ -31,7 +31,7 @@ from training_hf import peer
 from training_ours import ours
 from training_turns import Side
 
-from recyclable.training.flops import peak_flops
+from recyclable.planning.devices import peak_flops
 
 _ROBERTA = {"model_type": "roberta", "vocab_size": 50_265, "max_position_embeddings": 514}
 _LLAMA = {"model_type": "llama", "vocab_size": 128_256, "max_position_embeddings": 2048, "tie_word_embeddings": True}
