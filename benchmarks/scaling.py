@@ -76,7 +76,8 @@ def _lines(shapes: Any, lengths: Any, arguments: argparse.Namespace) -> dict[str
             best[one.name] = row if known is None else {name: min(value, known[name]) for name, value in row.items()}
     found = fitted([best[one.name] for one in sizes], [best[one.name] for one in long])
     for name in ("sizes", "lengths"):
-        print(table(found[name]), end="\n\n")
+        rows = [{**row, "flops": f"{row['flops'] / 1e9:.1f}e9"} for row in found[name]]
+        print(table(rows), end="\n\n")
     print(f"seconds grow as model FLOPs to the power of {found['exponent']:.2f}")
     print(f"memory: {found['mb_per_million']:.1f} MB a million of parameters")
     print(f"a step of {TOKENS} tokens: {found['a']:.3g} s + {found['b']:.3g} s x length; at {lengths[-1]} pairs take")
