@@ -5,9 +5,11 @@
 bf16, hidden size 4096: half cross-entropy, half Jensen-Shannon, forward and backward, both heads included. Peers:
 liger-kernel's chunked JSD (its defaults), the same formula under torch.compile, and the four matrix products that none
 can do without (two logits, the gradients of hidden states and weight), unchunked where they fit. Milliseconds are the
-median of ten runs by CUDA events after three to warm up, bytes the allocator's peak, inputs included. `to_products` and
-`to_floor` are ours over the products' time and over 8 M H V FLOP at the card's nominal bf16 peak. A peer that is not
-installed or runs out of memory is null.
+median of ten runs by CUDA events after three to warm up, bytes the allocator's peak, inputs included. `ours_bf16` is
+ours with `logits: bf16`. `..._error` is what the gradient of hidden states is off by, relative to its norm, on 256
+tokens, from the formula in fp64 on the same inputs (`kernels.reference_loss`). `to_products` and `to_floor` are ours
+over the products' time and over 8 M H V FLOP at the card's nominal bf16 peak. A peer that is not installed or runs out
+of memory is null.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
@@ -25,12 +28,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from recyclable.kernels import Head, LossSettings, TaughtStates, distillation_loss
+from recyclable.kernels import Head, LossSettings, TaughtStates, distillation_loss, reference_loss
 from recyclable.planning.devices import peak_flops
 from recyclable.report.compare import table
 
 HIDDEN = 4096
 TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
+ERROR_TOKENS = 256
 VOCABULARIES = (30_522, 50_257, 128_256, 256_000)
 SETTINGS = LossSettings("jensen_shannon", mixing=0.5, hard_weight=0.5, soft_weight=0.5)
 
@@ -68,6 +72,8 @@ def row(tokens: int, vocabulary: int) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": tokens, "hidden": HIDDEN, "vocabulary": vocabulary}
     for name, make in PEERS.items():
         found[f"{name}_ms"], found[f"{name}_bytes"] = timed(make, tokens, vocabulary)
+    for name in ERRED:
+        found[f"{name}_error"] = error(PEERS[name], vocabulary)
     peak = peak_flops()
     floor = None if peak is None else 8 * tokens * HIDDEN * vocabulary / peak * 1e3
     for name, base in (("products", found["products_ms"]), ("floor", floor)):
@@ -100,6 +106,22 @@ def timed(make: Callable[..., Callable[[], None] | None], tokens: int, vocabular
         return None, None
 
 
+def error(
+    make: Callable[..., Callable[[], None] | None], vocabulary: int, hidden: int = HIDDEN, device: str = "cuda"
+) -> float | None:
+    """Relative error of a peer's gradient of hidden states against fp64, norm by norm; None for a peer that is not."""
+    given = inputs(ERROR_TOKENS, hidden, vocabulary, device, torch.bfloat16)
+    step = make(*given)
+    if step is None:
+        return None
+    step()
+    states, head, teacher, other, targets = (t.detach().double() if t.is_floating_point() else t for t in given)
+    states.requires_grad_()
+    exact = reference_loss(states, Head(head), TaughtStates(teacher, Head(other)), targets, SETTINGS)
+    (exact.loss / len(targets)).backward()
+    return ((given[0].grad.double() - states.grad).norm() / states.grad.norm()).item()
+
+
 def inputs(tokens: int, hidden: int, vocabulary: int, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Student's hidden states and head, teacher's, targets; logits of a standard deviation of 2."""
     torch.manual_seed(0)
@@ -115,13 +137,13 @@ def training_step(loss: Callable[..., torch.Tensor], *given: torch.Tensor) -> No
     loss(*given).backward()
 
 
-def ours(*given: torch.Tensor) -> Callable[[], None]:
+def ours(*given: torch.Tensor, settings: LossSettings = SETTINGS) -> Callable[[], None]:
     """`distillation_loss`, as a mean over tokens."""
 
     def loss(
         hidden: torch.Tensor, head: torch.Tensor, teacher: torch.Tensor, other: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
-        sums = distillation_loss(hidden, Head(head), TaughtStates(teacher, Head(other)), targets, SETTINGS)
+        sums = distillation_loss(hidden, Head(head), TaughtStates(teacher, Head(other)), targets, settings)
         return sums.loss / len(targets)
 
     return partial(training_step, loss, *given)
@@ -175,7 +197,11 @@ def products(
     return run
 
 
-PEERS = {"ours": ours, "liger": liger, "compile": compiled, "products": products}
+PEERS = {
+    **{"ours": ours, "ours_bf16": partial(ours, settings=replace(SETTINGS, logits="bf16"))},
+    **{"liger": liger, "compile": compiled, "products": products},
+}
+ERRED = ("ours", "ours_bf16", "liger", "compile")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The distillation loss over chunks of tokens: four matrix products, gradients found in the forward pass.
 
-Only one chunk's logits exist at a time, in fp32, and the weight gradient is summed in fp32. What happens to a chunk's
-logits is a `RowGradient`: recyclable/kernels/rows.py in PyTorch, recyclable/kernels/fused.py in Triton.
+Only one chunk's logits exist at a time, in fp32 unless the settings say bf16, and the weight gradient is summed in
+fp32. What happens to a chunk's logits is a `RowGradient`: recyclable/kernels/rows.py in PyTorch,
+recyclable/kernels/fused.py in Triton.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LACKING = -1e30
 
 
 class Logits(NamedTuple):
-    """Products h Wᵀ of one chunk, and what is still to be done to them; `bias` in the products' dtype."""
+    """Products h Wᵀ of one chunk, and what is still to be done to them, in fp32 (`bias` is) or more."""
 
     products: torch.Tensor
     bias: torch.Tensor | None
@@ -120,10 +121,11 @@ class _Chunked(torch.autograd.Function):
         weight = weight.to(hidden.dtype)  # under autocast; the gradient stays in the parameter's dtype
         losses = hidden.new_zeros(2, len(hidden), dtype=precise)
         precise_bias = None if bias is None else bias.to(precise)
-        student_CV = hidden.new_empty(size, len(weight), dtype=precise)
+        held = hidden.dtype if settings.logits == "bf16" and hidden.dtype == torch.bfloat16 else precise
+        student_CV = hidden.new_empty(size, len(weight), dtype=held)
         # The last two products take 16-bit gradients where the states are; others stay in the logits' place.
         gradient_CV = student_CV
-        if hidden.dtype != precise:
+        if hidden.dtype != held:
             gradient_CV = torch.empty_like(student_CV, dtype=hidden.dtype)
         teacher_CV = None if teacher is None else student_CV.new_empty(size, _width(teacher, len(weight), settings))
         for chunk in tiling.tiles(len(hidden), size):
@@ -172,7 +174,8 @@ def _scaled(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) ->
 
 
 def project(x_CH: torch.Tensor, weight_VH: torch.Tensor, out_CV: torch.Tensor) -> None:
-    """out = x Wᵀ, in fp32 even from bf16, where rounding a logit of 30 would change its probability by up to 6%."""
+    """out = x Wᵀ; in fp32 even from bf16, unless `out` is bf16: rounding a logit of 30 changes its probability by up
+    to 6%."""
     if not x_CH.is_cuda:  # no such product from bf16 there: exact when both are widened
         wide_CH = x_CH.to(out_CV.dtype)
         for block in _vocabulary_blocks(weight_VH):
@@ -222,7 +225,7 @@ def _teacher_logits(
     if isinstance(teacher, TaughtStates):
         head = teacher.head
         project(teacher.hidden[chunk], head.weight[:width], out_CV)
-        bias = None if head.bias is None else head.bias[:width].to(out_CV.dtype)
+        bias = None if head.bias is None else head.bias[:width].to(torch.promote_types(out_CV.dtype, torch.float32))
         return Logits(out_CV, bias, head.scale, head.softcap)
     if isinstance(teacher, TaughtLogits):
         out_CV.copy_(teacher.logits[chunk, :width]).clamp_(min=LACKING)

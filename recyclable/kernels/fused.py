@@ -28,9 +28,9 @@ def row_gradient(
     settings: LossSettings,
     gradient: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `RowGradient`, for fp32 products."""
+    """As `RowGradient`, for products in fp32 or 16 bits."""
     tokens, vocabulary = student.products.shape
-    losses = student.products.new_zeros(2, tokens)
+    losses = student.products.new_zeros(2, tokens, dtype=torch.float32)
     widest = max(vocabulary, 0 if teacher is None else teacher.products.shape[1])
     _rows[(tokens,)](
         *_arguments(student),
@@ -77,7 +77,7 @@ def _tanh(x):
 def _load(row, columns, vocabulary, bias, scale, cap):
     """Logits at the columns, and which of them exist."""
     inside = columns < vocabulary
-    logits = tl.load(row + columns, mask=inside, other=0.0)
+    logits = tl.load(row + columns, mask=inside, other=0.0).to(tl.float32)
     if bias is not None:
         logits += tl.load(bias + columns, mask=inside, other=0.0)
     logits *= scale

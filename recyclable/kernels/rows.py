@@ -28,7 +28,8 @@ def row_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `RowGradient`."""
     tokens, vocabulary = student.products.shape
-    losses = student.products.new_zeros(2, tokens)
+    precise = torch.promote_types(student.products.dtype, torch.float32)
+    losses = student.products.new_zeros(2, tokens, dtype=precise)
     size = max(1, (BLOCK if torch.get_num_threads() == 1 else SHARED_BLOCK) // vocabulary)
     for block in tiling.tiles(tokens, size):
         logits, slopes = _finish(student, block), []
@@ -48,8 +49,9 @@ def row_gradient(
 
 
 def _finish(raw: Logits, block: slice) -> torch.Tensor:
-    """The block's logits, in place of its products."""
+    """The block's logits, in fp32 or more; where the products are, in their place."""
     logits = raw.products[block]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if raw.bias is not None:
         logits.add_(raw.bias)
     if raw.scale != 1:

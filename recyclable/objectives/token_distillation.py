@@ -49,6 +49,7 @@ class TokenDistillation(Objective):
     of the student's shape and is left out where beta is 0. Batches are those of `TokenLoss`.
 
     Args:
+        logits: as for `LossSettings`.
         term: what the hard part is called.
         inputs: what the student is told of a batch.
         answers: as for `TokenLoss`.
@@ -64,6 +65,7 @@ class TokenDistillation(Objective):
         temperature: float,
         divergence: str = "forward",
         mixing: float = 0.5,
+        logits: str = "fp32",
         term: str = "task",
         inputs: Inputs = model_inputs,
         answers: Answers | None = None,
@@ -71,7 +73,9 @@ class TokenDistillation(Objective):
         super().__init__()
         self.student = student
         self.teacher = teacher
-        settings = LossSettings(divergence, mixing, temperature, hard_weight=1.0 - alpha, soft_weight=alpha)
+        settings = LossSettings(
+            divergence, mixing, temperature, hard_weight=1.0 - alpha, soft_weight=alpha, logits=logits
+        )
         self._term, self._inputs, self._answers = term, inputs, answers
         self._head = language_head(student)
         self.over_vocabulary = VocabularyLoss(self._head, teacher.head, settings)

@@ -32,6 +32,7 @@ class TokenLoss(Objective):
         term: what the loss is called.
         inputs: what the model is told of a batch.
         answers: what becomes of each row's [log-likelihood, tokens] in predictions; None leaves them as they are.
+        logits: as for `LossSettings`.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class TokenLoss(Objective):
         term: str = "task",
         inputs: Inputs = model_inputs,
         answers: Answers | None = None,
+        logits: str = "fp32",
     ) -> None:
         super().__init__()
         self.student = student
         self._term, self._inputs, self._answers = term, inputs, answers
         self._head = language_head(student)
-        self.over_vocabulary = VocabularyLoss(self._head, None, LossSettings())
+        self.over_vocabulary = VocabularyLoss(self._head, None, LossSettings(logits=logits))
         self.weights = {term: 1.0}
 
     def borrowed(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:

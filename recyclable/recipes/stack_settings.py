@@ -63,6 +63,8 @@ class StackSettings(Settings):
         if tuned.tuning != "lora" or getattr(tuned, "use_dora", False):
             kind = "DoRA" if tuned.tuning == "lora" else repr(tuned.tuning)
             raise InputError(where, f"tuning is {kind}, expected 'lora' in a stack: run `recyclable tune` for others")
+        if tuned.torch_compile:
+            raise InputError(where, "torch_compile is true, but a stack's layers are not compiled: remove it")
         return tuned
 
 

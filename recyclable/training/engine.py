@@ -14,8 +14,10 @@ from torch import nn
 
 from recyclable import distributed, machine
 from recyclable.architectures import attention
+from recyclable.architectures.compiling import compiled_layers, require_compiler
 from recyclable.architectures.recomputing import recompute_layers
 from recyclable.config.settings import TrainSettings
+from recyclable.errors import InputError
 from recyclable.objectives.objective import Objective
 from recyclable.training import nvme, zero
 from recyclable.training.events import outlive
@@ -29,6 +31,11 @@ def materialize(objective: Objective, settings: TrainSettings, ds_config: dict[s
     want it (`training.zero.materialize`). Twice is once."""
     nvme.prepare(ds_config, "ds_config")
     config = _merged(settings, ds_config)
+    if settings.torch_compile:
+        require_compiler()
+        if machine.zero_stage(config) == 3:
+            problem = "is true, but ZeRO-3 gathers weights within the layers, which cannot be compiled then"
+            raise InputError("torch_compile", f"{problem}: expected false, or ZeRO stage 0 to 2")
     set_attention(objective.student, settings, ds_config)
     if machine.recomputes(config):
         recompute_layers(objective.student, machine.saves_on_host(config))
@@ -61,7 +68,8 @@ def engine_for(
     whole, optimizer = machine.zero_stage(config) == 0, build_optimizer(objective, settings)
     with with_masters() if whole and machine.is_bf16(config) else nullcontext():
         initialized = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
-    with _ended(initialized[0], config) as engine:
+    compiled = compiled_layers(objective.student) if settings.torch_compile else nullcontext()
+    with _ended(initialized[0], config) as engine, compiled:
         if whole:
             settle(engine)
         distributed.say(f"attention: {attention.attention_of(objective.student)}")

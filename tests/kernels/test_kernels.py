@@ -547,3 +547,57 @@ def test_the_dispatch_takes_triton_on_the_gpu_alone() -> None:
         patch.setattr(kernels, "chunked_loss", lambda *given: taken.append(given[-1]))
         kernels.distillation_loss(*Problem().make(), LossSettings())
     assert taken == [fused.row_gradient if DEVICE == "cuda" else rows.row_gradient]
+
+
+# Logits in 16 bits.
+
+
+@pytest.mark.parametrize("how", ROWS)
+@pytest.mark.parametrize("kind", ["none", "online", "dense", "top-k"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_logits_in_bf16_cost_their_rounding_and_no_more(divergence: str, kind: str, how: str) -> None:
+    problem = Problem(
+        kind=kind, dtype=torch.bfloat16, largest=4.0, bias=True, student_scale=0.8, student_cap=9.0, teacher_cap=7.0
+    )
+    wanted = LossSettings(divergence, mixing=0.3, temperature=2.0, hard_weight=0.6, soft_weight=0.4, logits="bf16")
+    exact = outcome(reference_loss, problem, torch.float64, wanted)
+    got = outcome(chunked.chunked_loss, problem, problem.dtype, wanted, None, ROWS[how])
+    assert len(got) == len(exact)
+    for found, expected in zip(got, exact, strict=True):
+        error, size = (found.double() - expected).norm().item(), expected.norm().item()
+        assert error <= 2e-2 * max(size, 0.1), (error, size)
+    assert {tensor.dtype for tensor in got[:3]} == {torch.float32}
+
+
+def held(wanted: LossSettings, dtype: torch.dtype) -> int:
+    """Bytes of a chunk's logits of one token, of both models, and of their gradient."""
+    problem, found = Problem(dtype=dtype), set()
+
+    def rows_of(*given: object) -> tuple[torch.Tensor, torch.Tensor]:
+        student, teacher, *_, gradient = given
+        tensors = {t.data_ptr(): t.element_size() for t in (student.products, teacher.products, gradient)}
+        found.add(sum(tensors.values()))
+        return rows.row_gradient(*given)
+
+    outcome(chunked.chunked_loss, problem, dtype, wanted, None, rows_of)
+    (one,) = found
+    return one
+
+
+def test_logits_in_bf16_take_less_than_half_and_gradients_their_place() -> None:
+    assert held(LossSettings(), torch.bfloat16) == 4 + 4 + 2
+    assert held(LossSettings(logits="bf16"), torch.bfloat16) == 2 + 2
+
+
+@pytest.mark.parametrize("how", ROWS)
+def test_logits_of_fp32_states_stay_in_fp32(how: str) -> None:
+    plain, asked = (
+        outcome(chunked.chunked_loss, Problem(), torch.float32, LossSettings(logits=logits), None, ROWS[how])
+        for logits in ("fp32", "bf16")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, asked, strict=True))
+
+
+def test_other_precisions_of_logits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^logits: 'fp8', expected one of fp32, bf16$"):
+        LossSettings(logits="fp8")

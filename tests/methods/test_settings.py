@@ -51,6 +51,7 @@ VALUES: Content = {
     "dropout": 0.2,
     "attn_implementation": "eager",
     "gradient_checkpointing": True,
+    "torch_compile": True,
     "eval_every": 3,
     "save_every": 4,
     "log_every": 5,

@@ -85,6 +85,9 @@ class LMKind(TrainSettings):
     """With a teacher: forward is KL(teacher || student), reverse KL(student || teacher), jensen_shannon in between."""
     mixing: float = Field(0.5, gt=0, lt=1)
     """b of jensen_shannon, b KL(teacher || m) + (1 - b) KL(student || m) with m = b teacher + (1 - b) student."""
+    logits: Literal["fp32", "bf16"] = "fp32"
+    """What logits are written and read in where the model computes in bf16: bf16 takes less than half the memory and
+    traffic, and rounds each by up to 0.4%, as most losses do."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the saved base."""
 
@@ -182,7 +185,7 @@ class LMKind(TrainSettings):
 
         inputs = model_inputs if apart is None else apart.inputs(model)
         if teacher is None:
-            return TokenLoss(model, self.term, inputs)
+            return TokenLoss(model, self.term, inputs, logits=self.logits)
         teacher_inputs = model_inputs if teachers is None else teachers.inputs(teacher)
         return TokenDistillation(
             model,
@@ -192,6 +195,7 @@ class LMKind(TrainSettings):
             temperature=self.temperature,
             divergence=self.divergence,
             mixing=self.mixing,
+            logits=self.logits,
             term=self.term,
             inputs=inputs,
         )
