@@ -50,6 +50,13 @@ def computing_fields(config: PretrainedConfig) -> dict[str, Any]:
     return {"model_type": config.model_type, **found}
 
 
+def dropping_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Field -> value of the rates at which training leaves anything out; of a config inside another likewise."""
+    found = {name: value for name, value in config.to_dict().items() if value and _is_left_out(name, value)}
+    inner = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
+    return found | {name: fields for name, value in inner.items() if (fields := dropping_fields(value))}
+
+
 def differing_fields(one: PretrainedConfig, other: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
     """Field -> its two values, of those that make configs of one class compute differently.
 
@@ -107,8 +114,12 @@ def _computing(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _is_bookkeeping(name: str, value: object) -> bool:
-    training_only = is_dropout(name, value) or "layerdrop" in name or name.startswith(_FRESH_WEIGHTS)
+    training_only = _is_left_out(name, value) or name.startswith(_FRESH_WEIGHTS)
     return name in _BOOKKEEPING or training_only or name == "model_type" or name.endswith("_implementation")
+
+
+def _is_left_out(name: str, value: object) -> bool:
+    return is_dropout(name, value) or "layerdrop" in name
 
 
 @cache

@@ -57,6 +57,8 @@ def require_readable(
     Decoders classify by the last token that is no padding, most encoder-decoders by the last end token: these must
     then be the same to config and tokenizer, and be the text's own last token.
     """
+    if not any(map(len, texts)):
+        raise InputError(tokenizer.name_or_path, "makes no token of any text: expected some to read")
     if (classifier := class_for(config, "SequenceClassification")) is None:
         return  # said where the model is made
     pooled, file = ids_read(config), Path(config.name_or_path) / "config.json"

@@ -54,7 +54,7 @@ class Student:
 
     def reads(self) -> dict[str, str]:
         """What the run reads, as messages call it -> content digest."""
-        found = {**self.own.told("base"), "task": self.data.task.digest}
+        found = {**self.own.told("base", self.base), "task": self.data.task.digest}
         return found if self.like is None else {**found, "weights": sha256_json(self.like.manifest.files)}
 
     @property

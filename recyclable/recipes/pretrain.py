@@ -54,6 +54,7 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
     tokenizer = load_tokenizer(parent.folder)
     kind.require(parent, tokenizer)
     read_generation(parent.folder)  # is handed on: broken, it is refused now
+    lineage.read_lineage(parent.folder)  # the same
     Reader.of(parent).require_length(kind.max_length)
     teacher = _teacher(kind, parent, tokenizer)
     with starting(kind, parent, tokenizer, resume) as start:
@@ -109,7 +110,7 @@ def _trained(
             found = dict(text.reads)
             for name, read in models.items():
                 read.hashed.complete(team=distributed.Ranks())
-                found |= fingerprint(read).told(name)
+                found |= fingerprint(read).told(name, read if name == "base" else None)
             return found
 
         alone = kind.head_phase() if fresh else None

@@ -32,6 +32,7 @@ from recyclable.weights.base import Base
 from recyclable.weights.durable import write_json
 from recyclable.weights.files import write_tensors
 from recyclable.weights.fingerprint import Fingerprint, fingerprint
+from recyclable.weights.lineage import read_lineage
 from recyclable.weights.locate import locate
 from recyclable.weights.reader import Reader
 from recyclable.weights.strict_json import read_json
@@ -46,6 +47,7 @@ def stack(settings: StackSettings, ds_config: dict[str, Any], resume: bool = Fal
     Raises RunError at the end where a run was given up; the others are saved.
     """
     base, tunes = Base(locate(settings.base)), settings.tunes()
+    read_lineage(base.folder)  # is handed on: broken, it is refused now
     named = {str(tuned.task): tuned.task for tuned in tunes.values()}  # most stacks are of one task: it is read once
     loaded = {text: load_task(task) for text, task in named.items()}
     made = {name: _made(base, tuned, loaded[str(tuned.task)]) for name, tuned in tunes.items()}
@@ -57,7 +59,7 @@ def stack(settings: StackSettings, ds_config: dict[str, Any], resume: bool = Fal
         base.hashed.complete(team=distributed.Ranks())
         own = fingerprint(base)
         runs = [StackedRun(name, tunes[name], one.data, one.model) for name, one in made.items()]
-        reads = {**own.told("base"), **{f"runs.{name}.task": one.data.task.digest for name, one in made.items()}}
+        reads = {**own.told("base", base), **{f"runs.{name}.task": one.data.task.digest for name, one in made.items()}}
         saving = (settings.save_every, settings.save_every_minutes, settings.save_total_limit)
         with Saver(settings.out, *saving) as saver:
             train_stacked(tasks, runs, ds_config, saver, out=settings.out, reads=reads, resume=resume)

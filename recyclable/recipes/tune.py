@@ -16,6 +16,7 @@ from recyclable.training import rundir
 from recyclable.training.engine import materialize
 from recyclable.weights.base import Base
 from recyclable.weights.fingerprint import fingerprint
+from recyclable.weights.lineage import read_lineage
 from recyclable.weights.locate import locate
 from recyclable.weights.manifest import read_manifest
 from recyclable.weights.reader import Reader
@@ -24,6 +25,7 @@ from recyclable.weights.reader import Reader
 def tune(settings: TuneSettings, ds_config: dict[str, Any], resume: bool = False) -> dict[str, Any]:
     """Tune a base on a labelled task; returns the metrics of the best step on dev and test."""
     base, task = Base(locate(settings.base)), load_task(settings.task)
+    read_lineage(base.folder)  # is handed on: broken, it is refused now
     reader, head = replace(Reader.of(base), prompts=settings.prompts), task.kind.model_class_for(base.config)
     data, fields = task_data(settings, task, reader), reader.fields(head)
     bare = task_model(base, task, settings.seed, settings.dropout, fields)

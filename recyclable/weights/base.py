@@ -26,6 +26,7 @@ _CHUNK = 1 << 22  # elements compared at a time
 _PARTS = ("layer", "layers", "experts", "heads")
 _MAX_BYTES = 1 << 26
 _MOST_PARTS = 10_000  # the deepest published networks have about 1000 layers, the most experts are 2048
+_MOST_LABELS = 1 << 20
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -69,11 +70,11 @@ def _impossible(content: Any) -> str | None:
         return None
     for key, value in content.items():
         counts = key.endswith(_PARTS) and isinstance(value, int | float)
-        least = (
-            0 if key.endswith(("layers", "experts", "heads")) else -_MOST_PARTS
-        )  # `vision_feature_layer: -2` is a place
+        least = -_MOST_PARTS if key.endswith("layer") else 0  # `vision_feature_layer: -2` is a place
         if counts and not least <= value <= _MOST_PARTS:
             return f"{key} is {value}, expected 0 to {_MOST_PARTS}"
+        if key.endswith("num_labels") and isinstance(value, int) and value > _MOST_LABELS:  # each gets a name
+            return f"{key} is {value}, expected {_MOST_LABELS} at most"
         if value != value:  # transformers writes Infinity for some families, NaN for none
             return f"{key} is {value}, expected a number"
         if inner := _impossible(value):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from recyclable.architectures.fields import computing_fields
+from recyclable.architectures.fields import computing_fields, dropping_fields
 from recyclable.weights.base import Base
 from recyclable.weights.chat_template import chat_template_digest
 from recyclable.weights.digest import Digested
@@ -52,9 +52,16 @@ class Fingerprint:
         """For JSON, without what is not known."""
         return {name: digest for name, digest in asdict(self).items() if digest != UNKNOWN}
 
-    def told(self, base: str) -> dict[str, str]:
-        """The digests of what decides what a base computes, by what messages call it."""
-        return {base: self.weights, f"{base}'s tokenizer": self.tokenizer, f"{base}'s config": self.config}
+    def told(self, base: str, trained: Base | None = None) -> dict[str, str]:
+        """The digests of what decides what a base computes, by what messages call it.
+
+        Args:
+            trained: the base, where it is trained: its rates of dropout decide as well.
+        """
+        found = {base: self.weights, f"{base}'s tokenizer": self.tokenizer, f"{base}'s config": self.config}
+        if trained is None:
+            return found
+        return {**found, f"{base}'s dropout": sha256_json(dropping_fields(trained.config))}
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], base: Base) -> Fingerprint:

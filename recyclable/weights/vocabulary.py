@@ -35,6 +35,8 @@ def load_tokenizer(folder: Path, config: PretrainedConfig | None = None) -> PreT
         raise InputError(folder, "holds no usable tokenizer: expected tokenizer.json or a vocabulary")
     if not isinstance(most := tokenizer.model_max_length, int | float):
         raise InputError(folder, f"its tokenizer's model_max_length is {most!r}, expected a number")
+    if (names := tokenizer.model_input_names)[:1] != ["input_ids"]:
+        raise InputError(folder, f"its tokenizer's model_input_names is {names!r}, expected a list: input_ids first")
     if (rows := row_count(config)) is not None and len(tokenizer) > rows:
         raise InputError(folder, f"its tokenizer has {len(tokenizer)} pieces, but its embedding only {rows} rows")
     return tokenizer

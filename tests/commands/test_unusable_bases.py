@@ -277,13 +277,44 @@ def test_a_kind_of_model_that_has_no_backbone(runs: Runs) -> None:
     [
         *({"num_attention_heads": 0}, {"hidden_act": "dance"}, {"hidden_size": 17}, {"num_hidden_layers": "two"}),
         *({"hidden_size": 1 << 40}, {"num_hidden_layers": 200_000}, {"num_hidden_layers": -1}),
-        *({"num_attention_heads": -1}, {"hidden_dropout_prob": float("nan")}),
+        *({"num_attention_heads": -1}, {"hidden_dropout_prob": float("nan")}, {"num_labels": 1 << 40}),
     ],
 )
 def test_a_config_that_makes_no_model(runs: Runs, config: dict[str, object]) -> None:
     base = runs.changed(runs.world.base, **config)
     for of_verb in (runs.tune, runs.pretrain):
         assert "config.json: " in runs.refused(*of_verb(base))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        (
+            "tokenizer_config.json",
+            {"model_input_names": ["pieces"]},
+            "model_input_names is ['pieces'], expected",
+        ),
+        ("tokenizer_config.json", {"model_input_names": []}, "model_input_names is [], expected a list"),
+        (
+            "tokenizer.json",
+            {"post_processor": None, "normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}},
+            "makes no token of any text",
+        ),
+    ],
+)
+def test_a_tokenizer_of_other_inputs_or_of_no_tokens(
+    runs: Runs, file: str, change: dict[str, object], said: str
+) -> None:
+    base = runs.changed(runs.world.base)
+    (base / file).write_text(json.dumps({**json.loads((base / file).read_text()), **change}))
+    assert said in runs.refused(*runs.tune(base))
+
+
+def test_a_lineage_that_cannot_be_handed_on_is_refused_before_anything_is_trained(runs: Runs) -> None:
+    base = runs.changed(runs.world.base)
+    (base / "lineage.json").write_text('{"format": 99}')
+    for of_verb in (runs.tune, runs.pretrain):
+        assert "lineage.json: format 99, this version reads 1" in runs.refused(*of_verb(base))
 
 
 def test_a_config_with_more_rows_than_any_weights_have(runs: Runs) -> None:

@@ -114,6 +114,14 @@ def half_written(out: Path) -> None:
     (out / ".lock").write_text("process 1 on another host")
 
 
+def with_other_dropout(base: Path, folder: Path) -> Path:
+    """The same weights, in whose training more is dropped."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_probs_dropout_prob": 0.3}))
+    return folder
+
+
 def drop_all(out: Path) -> None:
     for file in out.glob("checkpoints/step-*/complete.json"):
         file.write_text("{}")
@@ -129,6 +137,7 @@ REFUSED = {
     "changed-rate": (None, {"learning_rate": 1e-3}, "learning_rate: is 0.001, but"),
     "changed-seed": (None, {"seed": 21}, "seed: is 21, but"),
     "changed-steps": (None, {"max_steps": 30}, "max_steps: is 30, but"),
+    "changed-dropout": (None, {}, "base's dropout: is not what the run in"),
     "changed-task": (None, {}, "task: is not what the run in"),
     "all-broken": (drop_all, {}, "none of its 2 checkpoints is whole"),
 }
@@ -152,6 +161,7 @@ def runs(world: World) -> World:
         if damage:
             damage(world.out(name))
         second.append(world.run("tune", name, settings=settings, resume=True))
+    second[-3]["replace"] = [str(world.base), str(with_other_dropout(world.base, world.folder / "other-base"))]
     second[-2]["replace"] = [str(world.task), str(make_task(world.folder / "other-task", seed=5))]
     world.out("foreign").mkdir()
     (world.out("foreign") / "thesis.txt").write_text("the only copy")
