@@ -1,6 +1,7 @@
-"""The trace of a deep model from that of the same model with three layers: what one layer does, the others do.
+"""The trace of a deep model from that of the same model with four layers: what one layer does, the others do.
 
-Exact where layers are alike: the part of the trace that belongs to the middle layer is repeated, forward and backward.
+Exact where layers are alike but for the last, which may compute some tokens alone: the part of the trace that belongs
+to the second layer, which stands between two like others, is repeated, forward and backward.
 Of what has no backward pass, a teacher, what its layers leave is taken to stay: too much rather than too little.
 """
 
@@ -15,13 +16,13 @@ import numpy as np
 
 from recyclable.planning.trace import Trace, Use
 
-LAYERS = 3
-"""Of the model that is traced: a first, a middle and a last one."""
+LAYERS = 4
+"""Of the model that is traced: a first, two alike, and a last one."""
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
 class _Part(NamedTuple):
-    """The middle layer's moments, in one direction."""
+    """The second layer's moments, in one direction."""
 
     start: int
     stop: int
@@ -30,10 +31,10 @@ class _Part(NamedTuple):
 
 
 def deepen(traced: Trace, layer_flops: int, layers: int) -> Trace | None:
-    """The trace with `layers` layers instead of three; None where it does not show which moments are the middle one's.
+    """The trace with `layers` layers instead of four; None where it does not show which moments are the second one's.
 
     Args:
-        traced: of a model all of whose stacks have three layers.
+        traced: of a model all of whose stacks have four layers.
         layer_flops: of a layer of each stack, which cannot be told from moments.
     """
     times, parts = layers - LAYERS, _parts(traced)
@@ -42,6 +43,7 @@ def deepen(traced: Trace, layer_flops: int, layers: int) -> Trace | None:
     if (np.sum([_change(traced, part)[:-1] for part in parts], axis=0) < 0).any():
         return None  # it gives back what other layers left, which cannot be repeated
     state = _repeated(traced, parts, times)
+    behind = {number: number + times for number in range(2, LAYERS)}
 
     def moved(moment: int, again: int = 0) -> int:
         """Where a moment is now; in a repeated part, in that repetition."""
@@ -52,8 +54,8 @@ def deepen(traced: Trace, layer_flops: int, layers: int) -> Trace | None:
     def copies(moment: int, names: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
         part = next((p for p in parts if p.start <= moment < p.stop), None)
         if part is None:
-            return [(moved(moment), tuple(_renamed(name, {LAYERS - 1: layers - 1}) for name in names))]
-        order = range(1, layers - 1)[:: -1 if part.backward else 1]
+            return [(moved(moment), tuple(_renamed(name, behind) for name in names))]
+        order = range(1, 2 + times)[:: -1 if part.backward else 1]
         return [
             (moved(moment, again), tuple(_renamed(name, {1: layer}) for name in names))
             for again, layer in enumerate(order)
@@ -74,7 +76,7 @@ def deepen(traced: Trace, layer_flops: int, layers: int) -> Trace | None:
 
 
 def _parts(traced: Trace) -> list[_Part]:
-    """The middle layers' moments, of each stack of layers; none where any is not to be seen."""
+    """The second layers' moments, of each stack of layers; none where any is not to be seen."""
     found: dict[tuple[str, bool], dict[int, int]] = {}
     for moment, names in traced.uses:
         for name in names:

@@ -116,11 +116,11 @@ class Fitter:
             batch, on_cpu = self.batch(rows), self.fleet.device.on_cpu
             found = None
             if self.shallow is not None and self.layers > LAYERS + 1:
-                three = traced(self.shallow(LAYERS), batch, ds_config, on_cpu, training)
+                few = traced(self.shallow(LAYERS), batch, ds_config, on_cpu, training)
                 if key[1:] not in self._flops:
-                    two = traced(self.shallow(LAYERS - 1), batch, ds_config, on_cpu, training)
-                    self._flops[key[1:]] = Fraction(three.flops - two.flops, rows)
-                found = deepen(three, int(rows * self._flops[key[1:]]), self.layers)
+                    fewer = traced(self.shallow(LAYERS - 1), batch, ds_config, on_cpu, training)
+                    self._flops[key[1:]] = Fraction(few.flops - fewer.flops, rows)
+                found = deepen(few, int(rows * self._flops[key[1:]]), self.layers)
             self._traces[key] = found or traced(self.objective, batch, ds_config, on_cpu, training)
         return self._traces[key]
 

@@ -322,4 +322,5 @@ def test_prediction_is_the_students() -> None:
     made, data = objective(model(1), model(2)).eval(), batch()
     with torch.no_grad():
         inputs = {k: v for k, v in data.items() if k != "labels"}
-        assert torch.equal(made(data, predict=True), made.student(**inputs).logits)
+        # of the last layer the student by itself computes more rows, which rounds otherwise
+        torch.testing.assert_close(made(data, predict=True), made.student(**inputs).logits, atol=1e-6, rtol=1e-6)

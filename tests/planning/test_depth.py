@@ -1,4 +1,4 @@
-"""A deep model's trace from three of its layers: moment by moment that of all of them."""
+"""A deep model's trace from four of its layers: moment by moment that of all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recyclable.planning.time import Fleet
 from recyclable.recipes.planned import Planned, planned
 from recyclable.recipes.pretrain_settings import read_pretrain_settings
 
-LAYERS = 6
+LAYERS = 7
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 100}
 MODELS = {
     "causal": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64, **SIZES},
@@ -46,11 +46,11 @@ def run(folder: Path, lm: str, layers: int, taught: bool) -> Planned:
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize(("lm", "taught"), [("causal", False), ("spans", False), ("masked", False), ("masked", True)])
-def test_three_layers_tell_of_all(tmp_path: Path, lm: str, taught: bool, again: bool):
+def test_four_layers_tell_of_all(tmp_path: Path, lm: str, taught: bool, again: bool):
     ds_config = {"zero_optimization": {"stage": 3}, **({"activation_checkpointing": {}} if again else {})}
-    runs = {layers: run(tmp_path, lm, layers, taught) for layers in (2, 3, LAYERS)}
-    two, three, whole = (traced(of.objective, of.batch(2), ds_config, on_cpu=True) for of in runs.values())
-    found = deepen(three, three.flops - two.flops, LAYERS)
+    runs = {layers: run(tmp_path, lm, layers, taught) for layers in (3, 4, LAYERS)}
+    three, four, whole = (traced(of.objective, of.batch(2), ds_config, on_cpu=True) for of in runs.values())
+    found = deepen(four, four.flops - three.flops, LAYERS)
     if lm == "spans" and again:  # layers share a gradient of positions: too little would be told
         assert found is None
         return
