@@ -119,6 +119,7 @@ def train(
                 with phase(DATA):
                     fed = feed.next()
                 taken = train_step(engine, objective, fed, progress.step, settings, health, ending)
+                del fed  # evaluations and checkpoints have the memory
                 progress.seconds += time.perf_counter() - begin
                 progress.step += 1
                 sums, counts, tokens = taken[:3] if health.fine else map(torch.zeros_like, taken[:3])
