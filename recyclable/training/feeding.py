@@ -125,7 +125,10 @@ class Feed:
     def next(self) -> Fed:
         """The next step's; InputError, RunError or OSError where they cannot be made."""
         begin = time.perf_counter()
-        fed = next(self._steps)
+        try:
+            fed = next(self._steps)
+        except (OSError, EOFError) as error:  # of what a worker has sent that is gone
+            raise _lost(error) from error
         self.waited = time.perf_counter() - begin
         if isinstance(fed, Exception):
             raise fed
@@ -159,14 +162,15 @@ def feeding(made: StepBatches, settings: TrainSettings, first: int) -> Iterator[
     with preemption.unheard(), patch.dict(os.environ, threads):
         steps = iter(loader)
     try:
-        yield Feed(steps)
-    except RuntimeError as error:
+        try:
+            yield Feed(steps)
+        finally:
+            if workers:
+                steps._shutdown_workers()  # type: ignore[attr-defined]  # now: a traceback may hold on to it
+    except RuntimeError as error:  # which a signal raises, wherever this process is
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise RunError("dataloader_num_workers", f"batches cannot be made any more: {error}") from error
-    finally:
-        if workers:
-            steps._shutdown_workers()  # type: ignore[attr-defined]  # now: a traceback may hold on to it
+        raise _lost(error) from error
 
 
 def workers_of(settings: TrainSettings) -> int:
@@ -177,6 +181,10 @@ def workers_of(settings: TrainSettings) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", 1))
     return max(0, min(_ON_GPU, cores - 1))
+
+
+def _lost(error: Exception) -> RunError:
+    return RunError("dataloader_num_workers", f"a worker that makes batches is gone: {error}")
 
 
 def _as_made(fed: Any) -> Any:

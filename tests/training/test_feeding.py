@@ -131,7 +131,7 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
 def test_a_worker_that_is_ended_from_outside_ends_the_run_in_one_line() -> None:
     examples = Examples(9, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RunError, match="dataloader_num_workers: batches cannot be made any more: DataLoader worker"):
+    with pytest.raises(RunError, match="dataloader_num_workers: a worker that makes batches is gone: "):
         fed(1, examples=examples)
 
 
