@@ -205,6 +205,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in axes[:1]:
         axis.set(xscale="log", yscale="log", title=f"exponent {found['exponent']:.2f}")
+        axis.tick_params(which="minor", labelbottom=False, labelleft=False)
     lengths = np.array([row["length"] for row in found["lengths"]])
     axes[1].plot(lengths, found["a"] + found["b"] * lengths, "-", label="a + b length")
     axes[1].legend()
