@@ -34,7 +34,7 @@ def held(engine: deepspeed.DeepSpeedEngine) -> Values:
         if isinstance(optimizer, torch.optim.Optimizer):
             own, state = parameter, optimizer.state[parameter]
         elif isinstance(optimizer, FP16_UnfusedOptimizer):
-            own = _master(optimizer, parameter)
+            own = master(optimizer, parameter)
             state = optimizer.optimizer.state[own]
         else:
             own = safe_get_full_fp32_param(parameter)
@@ -46,11 +46,12 @@ def held(engine: deepspeed.DeepSpeedEngine) -> Values:
     return found
 
 
-def _master(optimizer: FP16_UnfusedOptimizer, parameter: torch.Tensor) -> torch.Tensor:
+def master(optimizer: FP16_UnfusedOptimizer, parameter: torch.Tensor) -> torch.Tensor:
+    """The fp32 copy of a parameter that is whole on every rank."""
     for half, full in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for own, master in zip(half, full, strict=True):
+        for own, copy in zip(half, full, strict=True):
             if own is parameter:
-                return master
+                return copy
     raise KeyError
 
 

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import deepspeed
 import kept_states
 import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import safe_get_full_fp32_param
 from faults import loaded, pieces_of, record_of
 from peft import LoraConfig, TaskType, get_peft_model
@@ -149,7 +150,7 @@ def partitions(
     for name, parameter in found.items():
         want = wanted[name].to(dtype).view(-1)
         assert type(parameter) is nn.Parameter
-        if stage == 3:
+        if stage == 3 and distributed.world_size() > 1:  # one rank alone has all of it whole
             size = -(-want.numel() // distributed.world_size())
             start = distributed.rank() * size
             assert parameter.numel() == 0 and parameter.ds_shape == wanted[name].shape
@@ -216,7 +217,10 @@ def gathered(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
     trained = [(n, p) for n, p in engine.module.student.named_parameters() if p.requires_grad]
     whole = {}
     for name, parameter in trained:
-        full = safe_get_full_fp32_param(parameter)
+        if isinstance(engine.optimizer, FP16_UnfusedOptimizer):
+            full = kept_states.master(engine.optimizer, parameter)
+        else:
+            full = safe_get_full_fp32_param(parameter)
         whole[name] = (parameter if full is None else full).detach().clone().view(zero.full_shape(parameter))
     return whole
 
@@ -242,7 +246,7 @@ def states(world: World, kind: str, stage: int, precision: str, of: str | None =
     """
     objective, ds = objective_and_config(world, kind, stage, precision, False, config)
     with engine_for(objective, settings(), ds, world.folder / "out") as engine:
-        steps = int(stage == 0 and precision == "bfloat16")  # there DeepSpeed makes one itself, to have states
+        steps = 0
         if of is not None:
             files = kept_states.read(engine, world.folder / of)
             restore(engine, files)

@@ -86,7 +86,7 @@ REFUSED = [
 TOGETHER = [{"case": "written_together"}, {"case": "saved_together"}]
 MOVED = {"case": "recycled", "weights": "outdated-words", "base": "m1-shuffled"}
 CASES = {
-    1: FULL[6:7] + KINDS[2:4] + EXTRACTION[0:8:2] + [{**MOVED, "stage": 0}] + states(3, 5) + LORA_AGAIN,
+    1: FULL[6:7] + KINDS[2:3] + EXTRACTION[0:8:2] + [{**MOVED, "stage": 0}] + states(3, 5) + LORA_AGAIN,
     2: FULL
     + KINDS
     + HELD
