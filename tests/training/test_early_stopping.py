@@ -24,6 +24,7 @@ from recyclable.training.early_stopping import stopped
 from recyclable.weights.manifest import ADAPTER, read_manifest
 
 STEPS, EVERY, PATIENCE = 24, 2, 2
+SEED = 4  # with which scores rise, and then do not for a while
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +88,7 @@ class World:
     def config(self, out: str, **given: Any) -> dict[str, Any]:
         run = {"tuning": "lora", "base": str(self.base), "task": str(self.task), "out": str(self.folder / out)}
         steps = {"max_steps": STEPS, "eval_every": EVERY, "save_every": 0, "train_batch_size": 8, "max_length": 24}
-        return {**run, **steps, "learning_rate": 2e-2, "seed": 3, **given}
+        return {**run, **steps, "learning_rate": 2e-2, "seed": SEED, "dropout": 0.0, **given}
 
     def tune(self, out: str, resume: bool = False, **given: Any) -> dict[str, Any]:
         return tune(resume=resume, **self.config(out, **given))
