@@ -66,15 +66,16 @@ def engine_for(
         distributed.main_writes(lambda: (out / "tensorboard").mkdir(parents=True, exist_ok=True))
     import_muon()
     whole, optimizer = machine.zero_stage(config) == 0, build_optimizer(objective, settings)
-    with with_masters() if whole and machine.is_bf16(config) else nullcontext():
-        initialized = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
     compiled = compiled_layers(objective.student) if settings.torch_compile else nullcontext()
-    with _ended(initialized[0], config) as engine, compiled:
-        if whole:
-            settle(engine)
-        distributed.say(f"attention: {attention.attention_of(objective.student)}")
-        outlive(engine.monitor)
-        yield engine
+    with zero.its_products(config):
+        with with_masters() if whole and machine.is_bf16(config) else nullcontext():
+            initialized = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
+        with _ended(initialized[0], config) as engine, compiled:
+            if whole:
+                settle(engine)
+            distributed.say(f"attention: {attention.attention_of(objective.student)}")
+            outlive(engine.monitor)
+            yield engine
 
 
 def in_fp32(ds_config: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def frozen(module: nn.Module, ds_config: dict[str, Any]) -> Iterator[tuple[Calla
     zero.materialize(module, config)
     if machine.zero_stage(config) == 3:
         import_muon()
-        with _ended(deepspeed.initialize(model=module, config=config)[0], config) as engine:
+        with zero.its_products(config), _ended(deepspeed.initialize(model=module, config=config)[0], config) as engine:
             engine.eval()
             yield engine, engine.device
     else:

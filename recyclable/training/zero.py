@@ -17,11 +17,13 @@ import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, is_zero_param
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import nn
+from torch.nn import functional
 
 from recyclable import distributed, machine
 from recyclable.errors import InputError
@@ -83,13 +85,28 @@ def materialize(module: nn.Module, ds_config: dict[str, Any]) -> None:
         return
     # As a context it would do all this while modules are built; here they are, and lack nothing but values.
     init = deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(ds_config))
-    if init.mem_efficient_linear:
-        init._enable_mem_efficient_linear()
     for buffer in module.buffers():
         buffer.data = buffer.data.to(init.local_device)
     init._keep_in_fp32(module)
     whole = [parameter for parameter in module.parameters() if not is_zero_param(parameter)]
     read_into([left for parameter in whole if (left := _partition(init, parameter))])
+
+
+@contextmanager
+def its_products(ds_config: dict[str, Any]) -> Iterator[None]:
+    """While it lasts linear layers compute as the engine that `ds_config` describes wants it.
+
+    ZeRO-3 puts a product of its own, which keeps no gathered weight, in the place of torch's. DeepSpeed leaves it there
+    for good, and whatever the process computes later would be rounded otherwise.
+    """
+    usual = functional.linear
+    own = (ds_config.get("zero_optimization") or {}).get("memory_efficient_linear", True)
+    try:
+        if machine.zero_stage(ds_config) == 3 and own:
+            functional.linear = zero3_linear_wrap
+        yield
+    finally:
+        functional.linear = usual
 
 
 @contextmanager
