@@ -16,6 +16,10 @@ KNOWN = (
     *("bert", "ernie", "megatron-bert", "electra", "distilbert", "roberta", "xlm-roberta", "camembert"),
     *("xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text"),
 )
+OF_LAYERS = (  # of which nothing but the way through a layer is told
+    *("gpt2", "gpt_neox", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "phi3"),
+    *("gemma", "gemma2", "gemma3_text", "granite", "olmo", "modernbert"),
+)
 SIZE = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 SIZE |= {"max_position_embeddings": 32, "pad_token_id": 0}
 
@@ -25,8 +29,9 @@ def made(kind: str):
 
 
 def test_the_known_types_and_no_others() -> None:
-    assert set(_records()) == set(KNOWN)
-    assert family_of(config("gpt2")) == Family()
+    assert set(_records()) == {*KNOWN, *OF_LAYERS}
+    assert {kind for kind in OF_LAYERS if _records()[kind].heads is None} == set(OF_LAYERS)
+    assert family_of(config("opt")) == Family()
 
 
 @pytest.mark.parametrize("kind", KNOWN)

@@ -66,8 +66,8 @@ PLAN = {
     ],
 }
 ON_NVME = {
-    1: [("wide", 3, "nvme", False), ("wide", 3, "nvme_parameters", False), ("wide_bf16", 3, "nvme", False)],
-    2: [("wide", 3, "nvme", False)],
+    1: [("wide", 3, "nvme", False), ("wide", 3, "nvme_parameters", False)],
+    2: [("wide", 3, "nvme", False), ("wide_bf16", 3, "nvme", False)],  # without NVMe one rank computes below ZeRO-3
 }
 RESUMED = {1: [("encoder", 2, "host"), ("encoder", 3, "both")], 2: [("encoder", 3, "both")]}
 
