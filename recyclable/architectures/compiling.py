@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from recyclable.architectures.last_layer import is_narrow
 from recyclable.architectures.layers import layer_lists
 from recyclable.errors import InputError
 
@@ -40,15 +41,16 @@ def compiled_layers(model: nn.Module, backend: str = "inductor") -> Iterator[Non
     """While it lasts, each layer of a model's stacks is compiled when it is first called; names stay as they are.
 
     The first length or batch size that is new makes graphs for all of them: those that follow take no more time. What
-    lies outside the layers (embeddings, heads, losses) is as it was.
+    lies outside the layers (embeddings, heads, losses) is as it was, and so is a last layer that computes only what is
+    read (`last_layer.narrow`): how many tokens that is changes with every batch.
 
     Args:
         backend: torch.compile's.
 
     Raises InputError where a model has no stack of layers.
     """
-    again = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    layers = [layer for stack in layer_lists(model).values() for layer in stack]
+    again = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) and not is_narrow(m)]
+    layers = [layer for stack in layer_lists(model).values() for layer in stack if not is_narrow(layer)]
     if not layers:
         raise InputError("torch_compile", f"is true, but {type(model).__name__} has no stack of layers: expected false")
     recomputing: Any = {module: module._gradient_checkpointing_func for module in again}

@@ -16,11 +16,18 @@ from recyclable.architectures.read_tokens import Padded, read_tokens
 
 _NAME = "sdpa"
 """Which of transformers' is narrowed."""
+_MARK = "reads_few"
+"""What an attention module has, on itself, that may compute so."""
+
+
+def narrow(module: nn.Module) -> None:
+    """Have an attention module of transformers' do so while its layer is read so; all others compute as ever."""
+    setattr(module, _MARK, True)
+    _install()
 
 
 @cache
-def install() -> None:
-    """Have transformers' attention do so while a layer that is read so is at work; others compute as ever."""
+def _install() -> None:
     ALL_ATTENTION_FUNCTIONS[_NAME] = partial(_attend, ALL_ATTENTION_FUNCTIONS[_NAME])
 
 
@@ -34,7 +41,8 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, Any]:
     """[B, L, N, D] of queries [B, N, L, D], keys and values [B, N, K, D]; 0 where nobody reads."""
-    read = read_tokens()
+    # what others compute is compiled, and a compiler cannot follow where a context is asked
+    read = read_tokens() if getattr(module, _MARK, False) else None
     causal = kwargs.get("is_causal")
     unsaid = attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal)
     if read is None or not read.attending or read.padded is None or unsaid or kwargs.get("position_bias") is not None:

@@ -36,7 +36,7 @@ def narrow(model: PreTrainedModel) -> None:
     if way is None or len(stacks) != 1 or len(stacks[0]) < 2 or getattr(model.config, "chunk_size_feed_forward", False):
         return
     layer = stacks[0][-1]
-    if _enter in layer._forward_pre_hooks.values():
+    if is_narrow(layer):
         return
     modules = dict(layer.named_modules())
     entry = next(modules[name] for name in way.entry if name in modules)
@@ -48,7 +48,13 @@ def narrow(model: PreTrainedModel) -> None:
     if way.query is not None:
         modules[way.query].register_forward_pre_hook(_gather, prepend=True)
         modules[way.query].register_forward_hook(_spread, prepend=True)
-    last_attention.install()
+    attention = (way.query or way.end).rpartition(".")[0]
+    last_attention.narrow(modules[attention])
+
+
+def is_narrow(layer: nn.Module) -> bool:
+    """Whether a layer computes only what is read: its shapes change with every batch."""
+    return _enter in layer._forward_pre_hooks.values()
 
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]

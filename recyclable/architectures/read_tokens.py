@@ -64,6 +64,11 @@ class ReadTokens:
             self.padded = _padded(self.rows, rows, length) if seen else None
         return self.only(states_BLH)
 
+    def let_go(self) -> None:
+        """Keep no graph, only values: the graph's own layers that compute again hold the context in which this is."""
+        if "states" in vars(self):
+            self.states = self.states.detach().requires_grad_(self.states.requires_grad)
+
     def only(self, values: torch.Tensor) -> torch.Tensor:
         """[M, 1, ...] of [B, L, ...]: as rows, so that what is a row's own stays so where each has one read token."""
         return values.flatten(0, 1).index_select(0, self.rows)[:, None]
@@ -126,6 +131,8 @@ def _reading(read: ReadTokens | None) -> Iterator[None]:
         yield
     finally:
         _now.reset(token)
+        if read is not None:
+            read.let_go()
 
 
 def without_shell(model: PreTrainedModel) -> PreTrainedModel:

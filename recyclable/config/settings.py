@@ -106,8 +106,9 @@ class TrainSettings(RunSettings):
     """Layers keep their inputs alone and compute again in the backward pass: far less memory, a third more time, the
     same result; null: as the ds_config says (`activation_checkpointing`)."""
     torch_compile: bool = False
-    """The trained model's repeated layers are compiled, one graph for all of a kind: about a minute at the start, and
-    again at the second length or batch size; not under ZeRO-3 on several ranks. Losses as without but for rounding."""
+    """The trained model's repeated layers are compiled, one graph for all of a kind, but for a last layer that computes
+    only what is read: about a minute at the start, and again at the second length or batch size; not under ZeRO-3 on
+    several ranks or with offload, nor along a path (`interpolate`). Losses as without but for rounding."""
     eval_every: int | None = Field(None, gt=0)
     """Steps between evaluations; null: about 50 in the run. Step 0 and the last step are always evaluated."""
     save_every: int = Field(500, ge=0)

@@ -32,14 +32,22 @@ def materialize(objective: Objective, settings: TrainSettings, ds_config: dict[s
     nvme.prepare(ds_config, "ds_config")
     config = _merged(settings, ds_config)
     if settings.torch_compile:
-        require_compiler()
-        if machine.zero_stage(config) == 3:
-            problem = "is true, but ZeRO-3 gathers weights within the layers, which cannot be compiled then"
-            raise InputError("torch_compile", f"{problem}: expected false, or ZeRO stage 0 to 2")
+        _require_compilable(objective, config)
     set_attention(objective.student, settings, ds_config)
     if machine.recomputes(config):
         recompute_layers(objective.student, machine.saves_on_host(config))
     zero.materialize(objective, config)
+
+
+def _require_compilable(objective: Objective, config: dict[str, Any]) -> None:
+    """InputError where the machine has no compiler, or weights come into the layers while these compute."""
+    require_compiler()
+    if machine.zero_stage(config) == 3:
+        problem = "is true, but ZeRO-3 gathers weights within the layers, which cannot be compiled then"
+        raise InputError("torch_compile", f"{problem}: expected false, or ZeRO stage 0 to 2")
+    if len(objective.passes(0)) > 1:
+        problem = "is true, but points of a path mix weights within the layers, which cannot be compiled then"
+        raise InputError("torch_compile", f"{problem}: expected false")
 
 
 def set_attention(model: nn.Module, settings: TrainSettings, ds_config: dict[str, Any]) -> None:

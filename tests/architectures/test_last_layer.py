@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ from recyclable.architectures.heads import language_head
 from recyclable.architectures.last_layer import narrow
 from recyclable.architectures.layers import layer_lists
 from recyclable.architectures.llama import LLAMA
+from recyclable.architectures.read_tokens import read_tokens
 from recyclable.architectures.recomputing import recompute_layers
 from recyclable.objectives.labelled import LabelledTask
 from recyclable.objectives.task_outputs import task_outputs
@@ -167,6 +170,19 @@ def test_layers_that_compute_again_read_what_they_read_the_first_time(family: st
         found.append(gradients(model))
     for name, gradient in found[0].items():
         assert torch.allclose(found[1][name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_a_pass_that_gets_no_backward_leaves_nothing_behind_where_layers_compute_again() -> None:
+    model, seen = model_of(KNOWN["bert"]).train(), []
+    recompute_layers(model)
+    objective = TokenLoss(model)
+    (stack,) = layer_lists(model).values()
+    stack[-1].register_forward_pre_hook(lambda *_: seen.append(weakref.ref(read_tokens())))
+    loss = objective(batch())["task"]
+    assert seen[0]() is not None
+    del loss
+    gc.collect()
+    assert seen[0]() is None
 
 
 @pytest.mark.parametrize("family", ["roberta", "gemma2"])
