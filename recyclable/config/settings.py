@@ -121,9 +121,12 @@ class TrainSettings(RunSettings):
     """Steps between logged training losses."""
     dataloader_num_workers: int | None = Field(None, ge=0)
     """Processes beside each rank that make batches ahead of its steps; 0: none, the rank makes them itself; null: 2 on
-    a GPU (fewer where cores are short), 0 on a CPU, whose cores are busy with the steps. Results are the same."""
+    a GPU (fewer where cores are short), 0 on a CPU, whose cores are busy with the steps, where the ds_config offloads
+    optimizer or parameters, which would be held twice, and where /dev/shm has less than 1 GiB free. Results are the
+    same."""
     dataloader_prefetch_factor: int | None = Field(None, ge=1)
-    """Steps that each of these processes is ahead; null: 2."""
+    """Steps that each of these processes is ahead; null: 2. Where `dataloader_num_workers: null` comes to 0 on a
+    machine, it waits for one with workers."""
     bad_step: Literal["stop", "skip"] = "stop"
     """What becomes of a step whose loss or gradients are no finite numbers, or whose loss is a spike: the run stops
     before it, or it is left out; weights, moments and Adam's count stay as they were. Its batch goes to `bad_steps`."""

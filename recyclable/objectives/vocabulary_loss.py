@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recyclable.architectures.heads import LanguageHead
+from recyclable.errors import InputError
 from recyclable.kernels import (
     Head,
     LossSettings,
@@ -37,10 +38,14 @@ class VocabularyLoss(nn.Module):
     Args:
         student: what spreads the student's states over its vocabulary.
         teacher: the same of a frozen teacher, None without one. Sizes and vocabularies may differ.
+
+    Raises InputError for logits in bf16 of a last layer that is called.
     """
 
     def __init__(self, student: LanguageHead, teacher: LanguageHead | None, settings: LossSettings) -> None:
         super().__init__()
+        if settings.logits == "bf16" and not student.is_linear:
+            raise InputError("logits", "is bf16, but the model's last layer is no plain linear one: expected fp32")
         self._student, self._teacher = student, teacher  # no modules: not a second place for the same parameters
         self._settings = settings
 

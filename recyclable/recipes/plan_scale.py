@@ -62,7 +62,7 @@ def plan_scale(settings: PlanSettings, run: dict[str, Any], where: object = "pla
         assumed += model.assumed
         found: list[dict[str, Any]] = []
         for fleet in fleets:
-            if not model.batch or model.batch % fleet.ranks == 0:
+            if model.batch is None or model.batch % fleet.ranks == 0:
                 least = next((row for row in found if row["fits"]), None)
                 found.append(_row(model, fleet, settings, least))
         rows += found
@@ -114,12 +114,13 @@ def _models(settings: PlanSettings, run: dict[str, Any], where: object, whole: b
 
 
 def _model(name: str, settings: PlanSettings, run: dict[str, Any], where: object, whole: bool, fleet: Fleet) -> _Model:
-    batch = None if "tokens_per_device" in settings.model_fields_set else run.get("train_batch_size")
-    made, assumed = run_settings(settings, {**run, "train_batch_size": batch or 1}, where, whole)
+    named = "train_batch_size" in run and "tokens_per_device" not in settings.model_fields_set
+    made, assumed = run_settings(settings, run if named else {**run, "train_batch_size": 1}, where, whole)
+    batch = made.train_batch_size if named else None
     first = planned(made)
     length = first.settings.max_length
     rows = max(1, settings.tokens_per_device // length)
-    told = f"{batch} x {length} tokens" if batch else f"{rows} x {length} tokens on each device"
+    told = f"{rows} x {length} tokens on each device" if batch is None else f"{batch} x {length} tokens"
     lines = [f"{name}: steps of {told}", *assumed, *first.assumed]
     sizes, flops = Sizes.of(first.objective), model_flops(first.objective)
     return _Model(name, made, first, fitter(made, first, fleet), sizes, flops, batch, rows, lines)
@@ -127,7 +128,7 @@ def _model(name: str, settings: PlanSettings, run: dict[str, Any], where: object
 
 def _row(model: _Model, fleet: Fleet, settings: PlanSettings, least: dict[str, Any] | None) -> dict[str, Any]:
     """What the fastest regime takes; `least`: the row of the fewest devices that do."""
-    share = model.batch // fleet.ranks if model.batch else model.rows
+    share = model.rows if model.batch is None else model.batch // fleet.ranks
     tokens = share * model.first.settings.max_length * fleet.ranks
     row: dict[str, Any] = {"model": model.name, "parameters": sum(model.sizes.all().values())}
     row |= {"devices": fleet.ranks, "hosts": fleet.hosts, "tokens_per_step": tokens, "fits": False}

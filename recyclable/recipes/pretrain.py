@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recyclable import distributed
+from recyclable import distributed, machine
 from recyclable.carrying.putting import start_from
 from recyclable.config.settings import CorpusSettings, TrainSettings
 from recyclable.data.packing import tokenization_digest
@@ -50,6 +50,10 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
 
     A teacher, if there is one, is asked about the same tokens.
     """
+    computed = machine.autocast(ds_config) or machine.precision(ds_config)
+    if kind.logits == "bf16" and computed != "bfloat16":
+        problem = f"is bf16, but the model computes in {computed}: expected fp32, or bf16 in the ds_config"
+        raise InputError("logits", problem)
     parent = Base(locate(kind.base))
     tokenizer = load_tokenizer(parent.folder)
     kind.require(parent, tokenizer)

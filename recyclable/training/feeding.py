@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import torch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader, Dataset
 
-from recyclable import distributed
+from recyclable import distributed, machine
 from recyclable.config.settings import TrainSettings
 from recyclable.data.blocks import MaskedBlocks
 from recyclable.data.examples import WHOLE, Batch, Examples
@@ -32,6 +33,10 @@ from recyclable.objectives.objective import Objective
 _ON_GPU = 2
 """Workers where the settings name none and a GPU computes, as far as there are cores: a worker makes the batches of
 65,536 masked tokens in some 15 ms, fewer than a GPU takes to learn from them."""
+_SHARED_MEMORY, _SHARED = "/dev/shm", 1 << 30
+"""Where batches are on their way from a worker, and bytes free there without which there is none unless asked for: a
+step's tokens are a few MB, a teacher's states of them may be 256, and two workers have made four steps ahead. A
+container has 64 MB there if nobody says otherwise, and whoever writes more is ended."""
 _AHEAD = 2
 """Steps that a worker is ahead, unless the settings say otherwise; as torch's DataLoader."""
 _ALIGNED = 16
@@ -136,7 +141,7 @@ class Feed:
 
 
 @contextmanager
-def feeding(made: StepBatches, settings: TrainSettings, first: int) -> Iterator[Feed]:
+def feeding(made: StepBatches, settings: TrainSettings, ds_config: dict[str, Any], first: int) -> Iterator[Feed]:
     """The batches of a run's steps from the `first` on (from 0), pinned where a GPU will want them.
 
     Workers see what this process had when they began: nothing that batches are made of may change afterwards. They hear
@@ -144,7 +149,7 @@ def feeding(made: StepBatches, settings: TrainSettings, first: int) -> Iterator[
 
     Raises RunError where a worker is ended from outside, as by a system that is out of memory.
     """
-    workers = workers_of(settings)
+    workers = workers_of(settings, ds_config)
     loader = DataLoader(
         made,
         batch_size=None,
@@ -166,25 +171,48 @@ def feeding(made: StepBatches, settings: TrainSettings, first: int) -> Iterator[
             yield Feed(steps)
         finally:
             if workers:
-                steps._shutdown_workers()  # type: ignore[attr-defined]  # now: a traceback may hold on to it
+                _end(steps)  # now: a traceback may hold on to it
     except RuntimeError as error:  # which a signal raises, wherever this process is
         if not str(error).startswith("DataLoader worker"):
             raise
         raise _lost(error) from error
 
 
-def workers_of(settings: TrainSettings) -> int:
+def workers_of(settings: TrainSettings, ds_config: dict[str, Any]) -> int:
     """How many processes make batches for this rank."""
     if settings.dataloader_num_workers is not None:
         return settings.dataloader_num_workers
     if not torch.cuda.is_available():
         return 0
+    if machine.homes(ds_config) != ("none", "none"):
+        return 0  # what the host keeps for the model would be there twice: steps write to pages that workers share
+    if _free_shared_memory() < _SHARED:
+        return 0
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", 1))
     return max(0, min(_ON_GPU, cores - 1))
 
 
+def _free_shared_memory() -> int:
+    """Bytes; 0 where there is none."""
+    try:
+        return shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return 0
+
+
+def _end(steps: Any) -> None:
+    """End the workers of a DataLoader's iterator, those as well that SIGTERM, by which torch would, does not reach."""
+    try:
+        steps._shutdown_workers()
+    finally:
+        for worker in steps._workers:
+            worker.kill()
+            worker.join()
+
+
 def _lost(error: Exception) -> RunError:
-    return RunError("dataloader_num_workers", f"a worker that makes batches is gone: {error}")
+    problem = f"a worker that makes batches is gone: {str(error).rstrip('. ')}"
+    return RunError("dataloader_num_workers", f"{problem}: dataloader_num_workers: 0 goes without workers")
 
 
 def _as_made(fed: Any) -> Any:

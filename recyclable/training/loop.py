@@ -107,7 +107,7 @@ def train(
         preemption.hold()  # until the run's directory is let go: from here on there is something to keep
         batches = StepBatches(examples, order, objective, engine.train_micro_batch_size_per_gpu())
         with (
-            feeding(batches, settings, progress.step) as feed,
+            feeding(batches, settings, ds_config, progress.step) as feed,
             monitor.bar(progress.step),
             profiling(out, label, progress.step, settings.max_steps) as profile,
         ):

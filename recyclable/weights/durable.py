@@ -66,7 +66,10 @@ def _not_finite(value: Any, place: str = "") -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as `write_json` does; OSError, which names the file, leaves nothing."""
+    """Write a text as `write_json` does; OSError, which names the file, leaves nothing beside it.
+
+    The file is then the old one, or the new one where no more than its directory could not be synced.
+    """
     aside = path.with_name(f".{path.name}.partial")
     try:
         aside.write_text(text, encoding="utf-8")

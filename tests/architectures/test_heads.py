@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from recyclable.architectures.heads import LanguageHead, language_head
 from recyclable.architectures.structure import on_meta
+from recyclable.errors import InputError
 from recyclable.kernels import LossSettings
 from recyclable.objectives.token_loss import TokenLoss
 from recyclable.objectives.vocabulary_loss import VocabularyLoss
@@ -103,6 +104,8 @@ def test_a_last_layer_with_an_adapter_is_called_and_scaled_and_capped_as_well(fa
     peft = get_peft_model(whole, LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)).eval()
     head = language_head(peft)
     assert not head.is_linear and (head.scale, head.softcap) != (1.0, None)
+    with pytest.raises(InputError, match="logits: is bf16, but the model's last layer is no plain linear one"):
+        VocabularyLoss(head, None, LossSettings(logits="bf16"))
     wanted = plain(peft(input_ids=IDS).logits.flatten(0, 1), None)
     wanted.backward()
     gradients = {name: p.grad.clone() for name, p in peft.named_parameters() if p.grad is not None}

@@ -17,6 +17,7 @@ from recyclable.errors import InputError
 from recyclable.lm import LM_KINDS
 from recyclable.lm.parts.kind import LMKind
 from recyclable.models.language import language_model
+from recyclable.recipes.pretrain import pretrain
 from recyclable.recipes.pretrain_settings import kind_of, read_pretrain_settings
 from recyclable.recipes.pretrain_text import read_text
 from recyclable.weights.base import Base
@@ -145,3 +146,22 @@ def test_t5_s_output_embedding_is_its_own_where_the_files_say_so(tmp_path: Path)
     ids = torch.tensor([[20, 21, 22]])
     wanted = AutoModelForSeq2SeqLM.from_pretrained(base)(input_ids=ids, decoder_input_ids=ids).logits
     assert fresh == [] and torch.equal(fill(model)(input_ids=ids, decoder_input_ids=ids).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "computed"),
+    [
+        ({}, "float32"),
+        ({"fp16": {"enabled": True}}, "float16"),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "float16"),
+        ({"bf16": {"enabled": True}}, None),
+        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, None),
+    ],
+)
+def test_logits_in_bf16_are_for_models_that_compute_in_bf16(
+    ds_config: dict[str, Any], computed: str | None, tmp_path: Path
+) -> None:
+    """What is wrong with the run besides is found later."""
+    said = f"logits: is bf16, but the model computes in {computed}" if computed else str(tmp_path / "none")
+    with pytest.raises(InputError, match=said):
+        pretrain(kind(tmp_path / "none", logits="bf16"), ds_config)

@@ -111,6 +111,8 @@ def test_a_model_too_large_for_few_devices_is_planned_for_many(capsys):
         (["--tokens-per-device", "4096"], ["tokens_per_device", "without scale"]),
         (["--scale", "--out", "scale.txt"], ["--out", "scale.txt", ".png"]),
         (["--scale", "train_batch_size=12"], ["train_batch_size", "12", "8"]),
+        (["--scale", "train_batch_size=0"], ["train_batch_size", "0", "greater than 0"]),
+        (["--scale", "train_batch_size='12'"], ["train_batch_size", "12", "8"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(model: Path, capsys, argv: list[str], words: list[str]):

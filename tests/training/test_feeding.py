@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -30,7 +31,7 @@ from recyclable.data.examples import model_inputs
 from recyclable.data.order import Item, Order
 from recyclable.errors import InputError, RunError
 from recyclable.launching import guard
-from recyclable.training.feeding import Fed, StepBatches, feeding
+from recyclable.training.feeding import Fed, StepBatches, feeding, workers_of
 
 STEPS, BATCH, EXAMPLES = 7, 6, 20
 OBJECTIVE: Any = SimpleNamespace(
@@ -68,7 +69,7 @@ def fed(workers: int, first: int = 0, examples: Examples | None = None, **change
     """All that the steps are fed from `first` on."""
     told = {"out": "x", "max_steps": STEPS, "learning_rate": 1e-3, "dataloader_num_workers": workers, **changed}
     made = StepBatches(examples or Examples(), Order(EXAMPLES, BATCH, seed=3), OBJECTIVE, 4)
-    with feeding(made, TrainSettings(**told), first) as feed:
+    with feeding(made, TrainSettings(**told), {}, first) as feed:
         return [feed.next() for _ in range(first, STEPS)]
 
 
@@ -131,8 +132,39 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
 def test_a_worker_that_is_ended_from_outside_ends_the_run_in_one_line() -> None:
     examples = Examples(9, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RunError, match="dataloader_num_workers: a worker that makes batches is gone: "):
+    line = "dataloader_num_workers: a worker that makes batches is gone: .*: dataloader_num_workers: 0 goes without"
+    with pytest.raises(RunError, match=line):
         fed(1, examples=examples)
+
+
+def test_a_worker_that_does_not_end_when_told_to_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # s that torch waits, twice
+    before = set(multiprocessing.active_children())
+    order = Order(EXAMPLES, BATCH, seed=3)
+    stuck = order.step(1)[0][1]
+    assert stuck not in [number for _, number in order.step(0)]
+    made = StepBatches(Examples(stuck, lambda: time.sleep(600)), order, OBJECTIVE, 4)
+    settings = TrainSettings(out=Path("x"), max_steps=STEPS, learning_rate=1e-3, dataloader_num_workers=1)
+    with feeding(made, settings, {}, 0) as feed:
+        feed.next()
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_nobody_works_ahead_on_a_gpu_whose_host_lacks_the_room_unless_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("LOCAL_SIZE", raising=False)
+    free, told = 1 << 30, {"out": "x", "max_steps": STEPS, "learning_rate": 1e-3}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    machines: list[dict[str, Any]] = [
+        {"zero_optimization": {"stage": 3, **offloaded}}
+        for offloaded in ({}, {"offload_optimizer": {"device": "cpu"}}, {"offload_param": {"device": "nvme"}})
+    ]
+    assert [workers_of(TrainSettings(**told), machine) for machine in machines] == [2, 0, 0]
+    asked = TrainSettings(**told, dataloader_num_workers=3)
+    assert [workers_of(asked, machine) for machine in machines] == [3, 3, 3]
+    free -= 1
+    assert (workers_of(TrainSettings(**told), {}), workers_of(asked, {})) == (0, 3)
 
 
 def test_no_worker_is_left_and_signals_that_ask_for_an_end_are_for_the_rank_alone() -> None:
@@ -152,7 +184,7 @@ def be_a_rank(told: Connection) -> None:
     guard._guardian = own, _ = socket.socketpair()
     made = StepBatches(Examples(), Order(EXAMPLES, BATCH, seed=3), OBJECTIVE, 4)
     settings = TrainSettings(out=Path("x"), max_steps=1000, learning_rate=1e-3, dataloader_num_workers=2)
-    with feeding(made, settings, 0) as feed:
+    with feeding(made, settings, {}, 0) as feed:
         feed.next(), feed.next()  # one of each worker
         workers = [each.pid for each in multiprocessing.active_children()]
         told.send({worker: os.path.exists(f"/proc/{worker}/fd/{own.fileno()}") for worker in workers})

@@ -86,8 +86,8 @@ class LMKind(TrainSettings):
     mixing: float = Field(0.5, gt=0, lt=1)
     """b of jensen_shannon, b KL(teacher || m) + (1 - b) KL(student || m) with m = b teacher + (1 - b) student."""
     logits: Literal["fp32", "bf16"] = "fp32"
-    """What logits are written and read in where the model computes in bf16: bf16 takes less than half the memory and
-    traffic, and rounds each by up to 0.4%, as most losses do."""
+    """What logits are written and read in: bf16 takes less than half the memory and traffic, and rounds each by up to
+    0.4%, as most losses do. For a model that computes in bf16 and whose last layer is a plain linear one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the saved base."""
 
