@@ -103,10 +103,10 @@ def encoder_world(folder: Path, quick: bool) -> tuple[str, str]:
         made = write_docstring_world(folder / "world", sentences=600 if quick else 3000)
         source, corpus, name = made.base, made.general / "train.jsonl", "BERT 2 x 128, drawn"
     set_seed(SEED)
-    model = AutoModelForMaskedLM.from_pretrained(source)
+    model = AutoModelForMaskedLM.from_pretrained(source, trust_remote_code=False)
     set_dropout(model.config, 0.0)
     model.save_pretrained(folder / "base")
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder / "base")
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder / "base")
     return name, str(corpus)
 
 

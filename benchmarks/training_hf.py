@@ -59,7 +59,7 @@ def peer(case: Case, folder: Path, port: int) -> None:
         **machine,
     )
     auto = AutoModelForCausalLM if case.lm == "causal" else AutoModelForMaskedLM
-    model = auto.from_pretrained(Path(case.folder) / "base")
+    model = auto.from_pretrained(Path(case.folder) / "base", trust_remote_code=False)
     ids = told["input_ids"]
     rows = [
         {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": labels}
