@@ -202,7 +202,9 @@ def test_the_points_differ_from_the_student_and_the_student_stays_itself(world: 
         sums = {term: value for of_pass in made.passes(0) for term, value in made(batch, **of_pass).items()}
         assert sums.keys() == made.weights.keys()
         assert sums["kd_1"] < 0.9 * sums["kd_2"] and sums["kd_2"] < 0.9 * sums["kd"]
-        assert torch.equal(made(batch, predict=True), at(1.0, plain, teacher, batch).logits)
+        # of the last layer it computes fewer rows, which rounds otherwise
+        logits = at(1.0, plain, teacher, batch).logits
+        torch.testing.assert_close(made(batch, predict=True), logits, atol=1e-6, rtol=1e-6)
     assert [n for n, _ in student.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert student.state_dict().keys() == plain.state_dict().keys()
 
@@ -266,7 +268,8 @@ def test_zero_3_keeps_neither_end_nor_a_mixed_weight_whole(world: World) -> None
     made = objective(student, teacher)
     examples = LabelledTexts(load_task(str(world.task)).splits["train"], load_tokenizer(world.base), LENGTH)
     settings = TrainSettings(**{**COMMON, "out": world.folder / "engine", "train_batch_size": 4})
-    ds_config = {"zero_optimization": {"stage": 3, **STAGE_3}, "train_micro_batch_size_per_gpu": 4}
+    on_cpu = {"offload_optimizer": {"device": "cpu"}}  # else one rank has nothing to share out
+    ds_config = {"zero_optimization": {"stage": 3, **STAGE_3, **on_cpu}, "train_micro_batch_size_per_gpu": 4}
     distributed.init()
     try:
         with engine_for(made, settings, ds_config, settings.out) as engine:
