@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--quick] [--json] [--rounds N] [--only-bytes] [--plot FILE]
 
-Steps are those of `pretrain` on random encoders, fp32, ZeRO-1, one rank of one thread: four sizes at one length, and
+Steps are those of `pretrain` on random encoders, fp32, one rank of one thread: four sizes at one length, and
 one size at lengths from 128 to 4,096 with as many tokens a step. Rounds go through all of them by turns; of each the
 quickest step counts, since whatever else runs on the machine only slows down. CPU seconds, which that hardly
 changes, stand beside. Memory is the peak of RssAnon above what the process began with. Time is fitted as a power of
