@@ -61,9 +61,9 @@ class Family:
     """Whether its sequence classifiers read the first token's state alone."""
 
 
-def family_of(config: PretrainedConfig) -> Family:
-    """The record for a config's model type; an empty one where there is none."""
-    return _records().get(config.model_type, Family())
+def family_of(config: PretrainedConfig | None) -> Family:
+    """The record for a config's model type; an empty one where there is none, or no config."""
+    return _records().get(getattr(config, "model_type", ""), Family())
 
 
 @cache

@@ -31,9 +31,11 @@ def narrow(model: PreTrainedModel) -> None:
     Twice is once. Adapters are attached before.
     """
     model = without_shell(model)
-    way, stacks = family_of(model.config).way_through, list(layer_lists(model).values())
+    if (way := family_of(getattr(model, "config", None)).way_through) is None:
+        return
+    stacks = list(layer_lists(model).values())
     # transformers takes a layer's input for the embeddings' output where there is one layer; chunks are of lengths
-    if way is None or len(stacks) != 1 or len(stacks[0]) < 2 or getattr(model.config, "chunk_size_feed_forward", False):
+    if len(stacks) != 1 or len(stacks[0]) < 2 or getattr(model.config, "chunk_size_feed_forward", False):
         return
     layer = stacks[0][-1]
     if is_narrow(layer):

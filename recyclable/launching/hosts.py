@@ -162,7 +162,9 @@ class Hosts:
                 self.silent[host] = str(why)
                 return None
 
-        return dict(filter(None, self._pool.map(one, self.answering)))
+        found = dict(filter(None, self._pool.map(one, self.answering)))
+        self.silent = {host: self.silent[host] for host in self.names if host in self.silent}  # not by who was first
+        return found
 
 
 def _of_agent(line: bytes) -> dict[str, Any] | None:

@@ -75,7 +75,7 @@ RUNS: dict[str, tuple[list[Any], int, bool, dict[str, Any], int, list[str]]] = {
         [
             f"error: rank 1 on {HOST} failed: ValueError: at start",
             "restart 1 of 1: on 2 ranks, with --resume",
-            rf"error: rank 1 on {HOST} does not run \(SIGSTOP or the like, for 10 s\) after step 5; "
+            rf"error: rank 1 on {HOST} does not run \(SIGSTOP or the like, for \d+ s\) after step 5; "
             "checkpoint of step 3 is whole: go on with --resume",
         ],
     ),
