@@ -119,7 +119,11 @@ def read_by_head(model: PreTrainedModel) -> Iterator[None]:
     """The same for what a model's own head reads: a sequence classifier of a family whose classifiers read the first
     token reads that, all others read all."""
     bare = without_shell(model)
-    first = family_of(getattr(bare, "config", None)).classifies_first and type(bare).__name__.endswith("ForSequenceClassification")
+    family, classifies = (
+        family_of(getattr(bare, "config", None)),
+        type(bare).__name__.endswith("SequenceClassification"),
+    )
+    first = family.classifies_first and classifies
     with _reading(ReadTokens(None) if first else None):
         yield
 
