@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,6 +25,9 @@ from recyclable.training.optimizer import build_optimizer, learning_rate
 from recyclable.training.pieces import MOMENTS, WEIGHT, Kept, Piece
 from recyclable.training.stacked_run import StackedRun
 from recyclable.weights.team import ALONE
+
+_LIKE = 0.7
+"""Texts of at least so much of the longest one's length share a pass with it."""
 
 
 class OwnRuns:
@@ -47,6 +51,7 @@ class OwnRuns:
         self._rows = ds_config.get("train_micro_batch_size_per_gpu")
         self._together = self.stage == 3 and distributed.world_size() > 1
         self._orders = {number: run.order() for number, run in runs.items()}
+        self._lengths = {number: run.data.train.lengths for number, run in runs.items()}
         self._optimizers = {number: build_optimizer(run.model, run.settings) for number, run in runs.items()}
         self._scalars: dict[int, RunScalars] = {}
 
@@ -59,11 +64,9 @@ class OwnRuns:
         """One optimizer step of every run that is not done."""
         begin, live = time.perf_counter(), {number: run for number, run in self.runs.items() if run.live}
         with phase(DATA):
-            items = {number: self._orders[number].step(step) for number in live}
-            passes = [
-                [(number, live[number].data.train.batch(chosen)) for number, chosen in each]
-                for each in in_passes(items, self._rows)
-            ]
+            drawn = {number: self._orders[number].step(step) for number in live}
+            shares = list(in_passes(drawn, self._lengths, self._rows))
+            passes = [[(number, live[number].data.train.batch(chosen)) for number, chosen in each] for each in shares]
         counts = dict.fromkeys(live, 0)
         for part in (part for each in passes for part in each):
             counts[part[0]] += self._tasks.counts(part)
@@ -76,8 +79,9 @@ class OwnRuns:
         self._end_phase()
         for number, run in live.items():
             batches = [batch for each in passes for of, batch in each if of == number]
+            items = [item for each in shares for of, chosen in each if of == number for item in chosen]
             with phase(OPTIMIZER):
-                self._update(number, run, step, sums[number] / max(1, counts[number]), batches, items[number])
+                self._update(number, run, step, sums[number] / max(1, counts[number]), batches, items)
             run.progress.seconds += time.perf_counter() - begin
 
     def _pass(self, parts: list[Part], counts: dict[int, int]) -> list[float]:
@@ -206,17 +210,22 @@ class OwnRuns:
         self._scalars[number].write_events([(name, value, run.progress.step) for name, value in scalars.items()])
 
 
-def in_passes(items: dict[int, list[Item]], rows: int | None) -> Iterator[list[tuple[int, list[Item]]]]:
-    """The examples of a step of several runs, in passes of at most so many rows; None: in one."""
-    each: list[tuple[int, list[Item]]] = []
-    free = rows or sum(map(len, items.values()))
-    for number, left in items.items():
-        while left:
-            taken, left = left[:free], left[free:]
-            each.append((number, taken))
-            free -= len(taken)
-            if not free:
-                yield each
-                each, free = [], rows or 0
-    if each:
-        yield each
+def in_passes(
+    items: dict[int, list[Item]], lengths: Mapping[int, np.ndarray], rows: int | None
+) -> Iterator[list[tuple[int, list[Item]]]]:
+    """The examples of a step of several runs, in passes of like length, each of at most so many rows.
+
+    Args:
+        lengths: run -> tokens of each of its examples; what is joined is filled up to the longest of all runs.
+        rows: None: however many are of like length.
+    """
+    left = [(number, item) for number, chosen in items.items() for item in chosen]
+    left.sort(key=lambda each: -lengths[each[0]][each[1][1]])  # stable, so that all ranks and resumes have the same
+    while left:
+        longest = lengths[left[0][0]][left[0][1][1]]
+        alike = next((i for i, (n, (_, row)) in enumerate(left) if lengths[n][row] < _LIKE * longest), len(left))
+        taken, left = left[: min(alike, rows or alike)], left[min(alike, rows or alike) :]
+        parts: dict[int, list[Item]] = {}
+        for number, item in taken:
+            parts.setdefault(number, []).append(item)
+        yield list(parts.items())
