@@ -219,13 +219,14 @@ def in_passes(
         lengths: run -> tokens of each of its examples; what is joined is filled up to the longest of all runs.
         rows: None: however many are of like length.
     """
-    left = [(number, item) for number, chosen in items.items() for item in chosen]
-    left.sort(key=lambda each: -lengths[each[0]][each[1][1]])  # stable, so that all ranks and resumes have the same
+    left = [(lengths[number][item[1]], number, item) for number, chosen in items.items() for item in chosen]
+    left.sort(key=lambda each: -each[0])  # stable, so that all ranks and resumes have the same
     while left:
-        longest = lengths[left[0][0]][left[0][1][1]]
-        alike = next((i for i, (n, (_, row)) in enumerate(left) if lengths[n][row] < _LIKE * longest), len(left))
-        taken, left = left[: min(alike, rows or alike)], left[min(alike, rows or alike) :]
+        longest = left[0][0]
+        alike = sum(length >= _LIKE * longest for length, *_ in left)
+        size = min(alike, rows or alike)
+        taken, left = left[:size], left[size:]
         parts: dict[int, list[Item]] = {}
-        for number, item in taken:
+        for _, number, item in taken:
             parts.setdefault(number, []).append(item)
         yield list(parts.items())
