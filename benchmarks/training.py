@@ -34,8 +34,8 @@ from training_tables import TABLES, told_of, write_tables
 from training_turns import Side
 
 PAIRS = 5
-ENCODER = {"rows": 16, "length": 128, "each": 2}
-DECODER = {"rows": 4, "length": 64, "each": 1}
+ENCODER = {"rows": 64, "length": 128, "each": 1}
+DECODER = {"rows": 8, "length": 128, "each": 1}
 QUICK = {"rows": 8, "length": 32, "each": 2}
 OF_STACK = ("adapters", "speedup", "max_rel_diff")
 

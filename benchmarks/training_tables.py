@@ -22,7 +22,7 @@ def cpu_table(rows: list[Row]) -> str:
     """Ours and the peer, side by side."""
     heads = ["model", "ZeRO", "ranks", "precision", "ours, tokens/s", "HF Trainer + DeepSpeed, tokens/s", "speed-up"]
     heads += ["mean loss difference", "ours, peak MB", "peer, peak MB", "share of the products' rate"]
-    return _table(
+    return table(
         heads,
         [
             [
@@ -46,12 +46,12 @@ def stack_table(found: Row) -> str:
     speedups = {(row["adapters"], row["texts"]): f"{row['speedup']:.2f}" for row in found["curve"]}
     adapters = sorted({row["adapters"] for row in found["curve"]})
     lines = [[str(count), *(speedups.get((count, each), "") for each in texts)] for count in adapters]
-    return f"{whole}\n\n{_table(['adapters', *(f'{each} texts each' for each in texts)], lines)}"
+    return f"{whole}\n\n{table(['adapters', *(f'{each} texts each' for each in texts)], lines)}"
 
 
 def startup_table(found: dict[str, float]) -> str:
     """Seconds by ranks."""
-    return _table(["", "seconds to the first step"], [[name, f"{took:.1f}"] for name, took in found.items()])
+    return table(["", "seconds to the first step"], [[name, f"{took:.1f}"] for name, took in found.items()])
 
 
 def gpu_table(rows: list[Row]) -> str:
@@ -62,7 +62,7 @@ def gpu_table(rows: list[Row]) -> str:
     tables = []
     for part, those in parts.items():
         heads = [key for key in those[0] if key != "part"]
-        tables.append(f"{part}:\n\n{_table(heads, [[_shown(row[key]) for key in heads] for row in those])}")
+        tables.append(f"{part}:\n\n{table(heads, [[_shown(row[key]) for key in heads] for row in those])}")
     return "\n\n".join(tables)
 
 
@@ -120,5 +120,6 @@ def _shown(value: Any) -> str:
     )
 
 
-def _table(heads: list[str], lines: list[list[str]]) -> str:
+def table(heads: list[str], lines: list[list[str]]) -> str:
+    """Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])

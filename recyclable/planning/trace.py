@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from transformers import PreTrainedModel
 from transformers.integrations import moe
 
-from recyclable.architectures import recomputing
+from recyclable.architectures import attention, recomputing
 from recyclable.data.examples import Batch
 from recyclable.kernels import chunked, tiling
 from recyclable.objectives.objective import Objective
@@ -359,7 +359,8 @@ def _masks_dropped(objective: Objective) -> Iterator[None]:
 @contextmanager
 def _kernels(on_cpu: bool, follow: _Follow) -> Iterator[None]:
     """While it lasts, losses over a vocabulary take chunks of the size that they would take there, of which few are
-    looked at, and what layers save in host memory is the host's, where that is not the device's."""
+    looked at, attention is of the kind there, and what layers save in host memory is the host's, where that is not the
+    device's."""
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
         before, follow.owner = follow.owner, HOST
@@ -382,6 +383,9 @@ def _kernels(on_cpu: bool, follow: _Follow) -> Iterator[None]:
         stack.enter_context(patch.object(moe, "_can_use_grouped_mm", lambda *_: False))
         if not on_cpu:
             stack.enter_context(patch.object(recomputing, "save_on_cpu", saved))
+            stack.enter_context(patch.object(attention, "written_out", lambda *_: False))
+            stack.callback(attention.in_half, torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed())
+            attention.in_half(False)  # with dropout the CPU writes it out: a stand-in that keeps rather too much
         yield
 
 
