@@ -75,6 +75,7 @@ class Case:
         return {
             **{"lm": self.lm, "base": str(Path(self.folder) / "base"), "out": str(out), "seed": SEED},
             **{"corpus": self.corpus, "max_length": self.length, "max_steps": self.steps},
+            "attention": "full",  # the peer knows of no documents
             **{"train_batch_size": self.rows, "learning_rate": LEARNING_RATE, "save_every": 0, "log_every": 1},
             **{"eval_every": self.steps, "eval_batch_size": self.rows, "max_heldout_sequences": 2 * self.rows},
         }

@@ -213,6 +213,14 @@ def autocast(config: dict[str, Any]) -> str | None:
     return _AUTOCAST_DTYPES[config["torch_autocast"]["dtype"]] if _enabled(config, "torch_autocast") else None
 
 
+def require_logits(wanted: str, config: dict[str, Any]) -> None:
+    """InputError where logits are wanted in bf16 (`logits`) of a model that does not compute in it."""
+    computed = autocast(config) or precision(config)
+    if wanted == "bf16" and computed != "bfloat16":
+        problem = f"is bf16, but the model computes in {computed}: expected fp32, or bf16 in the ds_config"
+        raise InputError("logits", problem)
+
+
 def _check_keys(config: dict[str, Any], where: str | Path) -> None:
     for path in _autos(config):
         raise InputError(where, f'{path} is "auto", expected a value; batch sizes and clipping may be left out')

@@ -57,8 +57,10 @@ def compiled_layers(model: nn.Module, backend: str = "inductor") -> Iterator[Non
     compiled = cache(partial(torch.compile, backend=backend))
     for module, recompute in recomputing.items():
         module._gradient_checkpointing_func = partial(_compiled_within, recompute, compiled)
-    for layer in layers if not again else ():
+    for layer in layers:
         layer.compile(backend=backend)
+        if again:
+            layer._compiled_call_impl = partial(_unless_training, layer, layer._compiled_call_impl)
     try:
         with patch.object(torch._dynamo.config, "recompile_limit", _GRAPHS):
             yield
@@ -67,6 +69,11 @@ def compiled_layers(model: nn.Module, backend: str = "inductor") -> Iterator[Non
             layer._compiled_call_impl = None
         for module, recompute in recomputing.items():
             module._gradient_checkpointing_func = recompute
+
+
+def _unless_training(layer: nn.Module, compiled: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """A layer that computes again, compiled in evaluation, where it does not: in training `_compiled_within` is."""
+    return (layer._call_impl if layer.training else compiled)(*inputs, **named)
 
 
 def _compiled_within(recompute: Callable[..., Any], compiled: Callable[..., Any], layer: Any, *inputs: Any) -> Any:

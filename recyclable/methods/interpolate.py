@@ -112,7 +112,8 @@ class Interpolate(StartsOutdated, Distils):
             left_out=() if scene.head else label_heads(student).values(),
             temperature=self.temperature,
             reduction=self.kd_reduction,
-            logits=scene.head,
+            same_labels=scene.head,
+            logits=self.logits,
         )
 
     def _second(self, scene: Scene) -> Carried:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from recyclable.errors import InputError
 from recyclable.objectives.distillation import Distillation
 from recyclable.objectives.interpolation import Interpolation
 from recyclable.objectives.labelled import LabelledTask
@@ -19,9 +20,16 @@ from recyclable.objectives.token_states import Compared
 from recyclable.tasks.parts.kind import TaskKind
 
 
-def task_objective(student: nn.Module, kind: TaskKind) -> Objective:
-    """Learning a task from its labels alone."""
-    return TokenLoss(student, answers=kind.answers) if kind.over_vocabulary else LabelledTask(student, kind)
+def task_objective(student: nn.Module, kind: TaskKind, logits: str = "fp32") -> Objective:
+    """Learning a task from its labels alone.
+
+    Args:
+        logits: as for `kernels.LossSettings`; InputError for bf16 where answers are no text.
+    """
+    if kind.over_vocabulary:
+        return TokenLoss(student, answers=kind.answers, logits=logits)
+    _require_fp32(logits, kind)
+    return LabelledTask(student, kind)
 
 
 def taught_objective(
@@ -34,21 +42,25 @@ def taught_objective(
     temperature: float,
     reduction: str,
     top_k: int | None,
-    logits: bool,
+    same_labels: bool,
+    logits: str,
 ) -> Objective:
     """Learning it from a teacher too.
 
     Args:
         teaching: the teacher's model; None where its answers come with the batches, which text's never do.
-        reduction, logits: as for `Distillation`; top_k: as for `OnlineTeacher`. Text has but the defaults.
+        reduction, same_labels (its `logits`): as for `Distillation`; top_k: as for `OnlineTeacher`. Text has but the
+            defaults.
+        logits: as for `task_objective`.
     """
     settings: dict[str, Any] = {"alpha": alpha, "beta": beta, "temperature": temperature}
     if kind.over_vocabulary:
         assert teaching is not None, "a teacher over a vocabulary answers online"
         teacher = TokenTeacher(teaching, _compared(beta > 0))
-        return TokenDistillation(student, teacher, **settings, answers=kind.answers)
+        return TokenDistillation(student, teacher, **settings, logits=logits, answers=kind.answers)
+    _require_fp32(logits, kind)
     told = CachedTeacher() if teaching is None else OnlineTeacher(teaching, kind, beta > 0, top_k)
-    return Distillation(student, kind, told, **settings, reduction=reduction, logits=logits)
+    return Distillation(student, kind, told, **settings, reduction=reduction, logits=same_labels)
 
 
 def interpolated_objective(
@@ -58,15 +70,27 @@ def interpolated_objective(
     *,
     betas: Sequence[float],
     reduction: str,
-    logits: bool,
+    same_labels: bool,
+    logits: str,
     **path: Any,
 ) -> Objective:
-    """Learning it from a teacher along the path to it; arguments are those of `Interpolation`."""
+    """Learning it from a teacher along the path to it.
+
+    Args:
+        same_labels (its `logits`) and all others but logits: those of `Interpolation`.
+        logits: as for `task_objective`.
+    """
     if kind.over_vocabulary:
         teacher = TokenTeacher(teaching, _compared(any(betas)))
-        return TokenInterpolation(student, teacher, betas=betas, answers=kind.answers, **path)
+        return TokenInterpolation(student, teacher, betas=betas, logits=logits, answers=kind.answers, **path)
+    _require_fp32(logits, kind)
     told = OnlineTeacher(teaching, kind, with_states=any(betas))
-    return Interpolation(student, kind, told, betas=betas, reduction=reduction, logits=logits, **path)
+    return Interpolation(student, kind, told, betas=betas, reduction=reduction, logits=same_labels, **path)
+
+
+def _require_fp32(logits: str, kind: TaskKind) -> None:
+    if logits != "fp32":
+        raise InputError("logits", f"is {logits}, expected fp32: in {kind.name} there are none over a vocabulary")
 
 
 def _compared(states: bool) -> Compared | None:

@@ -24,6 +24,7 @@ class TokenInterpolation(AlongPath):
     loss of their own, in which the last layer's weights are mixed as in that layer's forward, which is not called.
 
     Args:
+        logits: as for `LossSettings`.
         answers: as for `TokenLoss`; the others as for `Interpolation`.
     """
 
@@ -39,11 +40,12 @@ class TokenInterpolation(AlongPath):
         temperature: float,
         second: nn.Module | None = None,
         left_out: Collection[nn.Module] = (),
+        logits: str = "fp32",
         answers: Answers | None = None,
     ) -> None:
         head, soft = language_head(student), [(1.0 - share) * alpha for alpha in alphas]
-        own = LossSettings(temperature=temperature, hard_weight=share, soft_weight=soft[-1])
-        below = LossSettings(temperature=temperature, hard_weight=0.0, soft_weight=1.0)
+        own = LossSettings(temperature=temperature, hard_weight=share, soft_weight=soft[-1], logits=logits)
+        below = LossSettings(temperature=temperature, hard_weight=0.0, soft_weight=1.0, logits=logits)
         at_points = VocabularyLoss(head, teacher.head, below)
         users: dict[nn.Module, nn.Module] = {at_points: head.layer} if head.is_linear else {}
         super().__init__(student, teacher, places=places, second=second, left_out=left_out, users=users)

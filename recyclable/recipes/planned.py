@@ -110,7 +110,7 @@ def _tuning(settings: TuneSettings) -> Planned:
     with torch.device("meta"):
         model = settings.attach(bare, task.kind.task_type_for(base.config), settings.seed)
     batch = partial(_batch, task, settings.max_length, base.config)
-    return Planned(task_objective(model, task.kind), batch, settings, base, tuple(assumed))
+    return Planned(task_objective(model, task.kind, settings.logits), batch, settings, base, tuple(assumed))
 
 
 def _recycling(method: LearnsFromLabels) -> Planned:

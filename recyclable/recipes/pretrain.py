@@ -50,10 +50,7 @@ def pretrain(kind: LMKind, ds_config: dict[str, Any], resume: bool = False) -> d
 
     A teacher, if there is one, is asked about the same tokens.
     """
-    computed = machine.autocast(ds_config) or machine.precision(ds_config)
-    if kind.logits == "bf16" and computed != "bfloat16":
-        problem = f"is bf16, but the model computes in {computed}: expected fp32, or bf16 in the ds_config"
-        raise InputError("logits", problem)
+    machine.require_logits(kind.logits, ds_config)
     parent = Base(locate(kind.base))
     tokenizer = load_tokenizer(parent.folder)
     kind.require(parent, tokenizer)

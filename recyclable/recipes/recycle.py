@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from recyclable import distributed
+from recyclable import distributed, machine
 from recyclable.carrying.carried import Carried
 from recyclable.carrying.labels import in_order, same_labels
 from recyclable.carrying.templates import told_template
@@ -32,6 +32,8 @@ def recycle(method: Method, ds_config: dict[str, Any], resume: bool = False) -> 
     if not isinstance(method, LearnsFromLabels | TrainsNothing):
         problem = "derives neither from LearnsFromLabels nor from TrainsNothing, expected one of them"
         raise InputError("method", f"{method.method} {problem}")
+    if isinstance(method, LearnsFromLabels):
+        machine.require_logits(method.logits, ds_config)
     carried = Carried.open(
         method.weights, method.old_base, method.base, store=method.store, allow_unrelated=method.allow_unrelated
     )

@@ -65,6 +65,8 @@ class StackSettings(Settings):
             raise InputError(where, f"tuning is {kind}, expected 'lora' in a stack: run `recyclable tune` for others")
         if tuned.torch_compile:
             raise InputError(where, "torch_compile is true, but a stack's layers are not compiled: remove it")
+        if tuned.logits != "fp32":
+            raise InputError(where, "logits is bf16, but those of a stack are in fp32: remove it")
         return tuned
 
 

@@ -68,6 +68,21 @@ def test_layers_share_a_graph_and_train_as_without(again: bool) -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_evaluation_is_compiled_as_well(again: bool) -> None:
+    plain, own = model().eval(), model().eval()
+    if again:
+        recompute_layers(own)
+    torch._dynamo.reset()
+    counters.clear()
+    with compiled_layers(own, "eager"), torch.no_grad():
+        for length in LENGTHS:
+            ids = torch.arange(3, 3 + length)[None]
+            assert torch.allclose(own(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 2  # the first length and any other
+    assert not counters["graph_break"]
+
+
 def test_a_model_is_as_it_was_afterwards() -> None:
     own = model().train()
     recompute_layers(own)

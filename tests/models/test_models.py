@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import config, drawn
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
@@ -28,7 +29,7 @@ from worlds import make_base, make_task, make_tokenizer, make_upgraded
 from recyclable.carrying.places import canonical_names
 from recyclable.errors import InputError
 from recyclable.lm.masked import Masked
-from recyclable.models.build import structure
+from recyclable.models.build import structure, unread
 from recyclable.models.heads import head_modules, untrained_tensors
 from recyclable.models.tasks import task_model
 from recyclable.tasks.parts.task import Task, load_task
@@ -306,3 +307,15 @@ def test_a_module_that_an_adapter_cannot_attach_to_is_named(base: Path, task: Ta
 def test_an_encoder_answers_no_prompts_though_it_has_a_causal_class(problem: str, base: Path) -> None:
     with pytest.raises(InputError, match=r"is an encoder \(bert\), which generates no text: expected a decoder or enc"):
         task_model(Base(base), Task("t", problem, (), {}, ""), 20)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert"])
+def test_feed_forward_chunks_that_do_not_divide_the_length_are_not_made(family: str, tmp_path: Path) -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
+    wanted = drawn(config(family), AutoModelForMaskedLM)
+    wanted.save_pretrained(tmp_path)
+    config(family, chunk_size_feed_forward=3).save_pretrained(tmp_path)
+    base = Base(tmp_path)
+    model, *_ = unread(AutoModelForMaskedLM, base, base.config)
+    assert torch.equal(fill(model)(input_ids=ids).logits, wanted(input_ids=ids).logits)
+    assert model.config.chunk_size_feed_forward == 3  # what is saved says what the base said

@@ -34,7 +34,7 @@ class LearnsFromLabels(Method, LearnSettings):
         """What is minimised."""
         from recyclable.objectives.of_task import task_objective
 
-        return task_objective(student, scene.kind)
+        return task_objective(student, scene.kind, self.logits)
 
     def examples(self, scene: Scene) -> Examples:
         """What it is minimised on; asked for when the run's directory is taken and everything has been read."""
@@ -169,7 +169,8 @@ class LearnsFromTeacher(Distils):
             temperature=self.temperature,
             reduction=self.kd_reduction,
             top_k=self.teacher_top_k,
-            logits=scene.head,
+            same_labels=scene.head,
+            logits=self.logits,
         )
 
     def examples(self, scene: Scene) -> Examples:
