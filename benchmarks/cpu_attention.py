@@ -45,7 +45,7 @@ def main() -> None:
     shown = as_table(rows)
     print(shown)
     if arguments.docs:
-        content = f"{told_of(tries).replace('Medians of', 'The least of').replace('pairs', 'tries')}\n\n{shown}"
+        content = f"{told_of(f'The least of {tries} tries')}\n\n{shown}"
         DOCUMENT.write_text(between_marks(DOCUMENT.read_text(encoding="utf-8"), "attention", content), encoding="utf-8")
     if arguments.json:
         print(json.dumps({"rows": rows}))

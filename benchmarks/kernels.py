@@ -8,8 +8,8 @@ can do without (two logits, the gradients of hidden states and weight), unchunke
 median of ten runs by CUDA events after three to warm up, bytes the allocator's peak, inputs included. `ours_bf16` is
 ours with `logits: bf16`. `..._error` is what the gradient of hidden states is off by, relative to its norm, on 256
 tokens, from the formula in fp64 on the same inputs (`kernels.reference_loss`). `to_products` and `to_floor` are ours
-over the products' time and over 8 M H V FLOP at the card's nominal bf16 peak. A peer that is not installed or runs out
-of memory is null.
+over the products' time and over 8 M H V FLOP at the card's nominal bf16 peak, `ours_bf16_to_products` is that of
+`ours_bf16`. A peer that is not installed or runs out of memory is null.
 """
 
 from __future__ import annotations
@@ -74,11 +74,17 @@ def row(tokens: int, vocabulary: int) -> dict[str, Any]:
         found[f"{name}_ms"], found[f"{name}_bytes"] = timed(make, tokens, vocabulary)
     for name in ERRED:
         found[f"{name}_error"] = error(PEERS[name], vocabulary)
+    found["ours_bf16_to_products"] = ratio(found["ours_bf16_ms"], found["products_ms"])
     peak = peak_flops()
     floor = None if peak is None else 8 * tokens * HIDDEN * vocabulary / peak * 1e3
     for name, base in (("products", found["products_ms"]), ("floor", floor)):
-        found[f"to_{name}"] = found["ours_ms"] / base if found["ours_ms"] and base else None
+        found[f"to_{name}"] = ratio(found["ours_ms"], base)
     return found
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    """Null where either is."""
+    return one / other if one and other else None
 
 
 def timed(make: Callable[..., Callable[[], None] | None], tokens: int, vocabulary: int) -> tuple[Any, Any]:

@@ -31,7 +31,7 @@ from training_hf import peer
 from training_ours import ours
 from training_startup import first_steps
 from training_tables import TABLES, told_of, write_tables
-from training_turns import Side
+from training_turns import Side, loss_diff
 
 PAIRS = 5
 ENCODER = {"rows": 64, "length": 128, "each": 1}
@@ -66,7 +66,10 @@ def main() -> None:
         if what is not None:
             print(TABLES[part](what), flush=True)
     if not (arguments.quick or arguments.no_docs):
-        write_tables(found, told_of(arguments.pairs))
+        on_gpu = {"gpu": found.pop("gpu")}
+        write_tables(found, told_of(f"Medians of {arguments.pairs} pairs"))
+        write_tables(on_gpu, told_of("Medians of turns of ten steps"))
+        found |= on_gpu
     if arguments.json:
         print(json.dumps(as_json(found)))
 
@@ -135,14 +138,6 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         **peaks,
         "gemm_share": statistics.median(alone),
     }
-
-
-def loss_diff(ours: dict[int, float], peers: dict[int, float]) -> float:
-    """Mean absolute difference over the steps that both told."""
-    both = ours.keys() & peers.keys()
-    if len(both) < max(len(ours), len(peers)) - 1:
-        raise RuntimeError(f"losses of steps {sorted(ours)} against {sorted(peers)}: they cannot be compared")
-    return statistics.fmean(abs(ours[step] - peers[step]) for step in both)
 
 
 def stack(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:

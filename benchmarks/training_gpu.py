@@ -1,11 +1,13 @@
-"""Training steps on one GPU in bf16: ours beside HF Trainer without and with torch.compile, ZeRO-3, a teacher, kernels.
+"""Training steps on one GPU in bf16: ours beside HF Trainer, both without and with torch.compile; ZeRO-3, a teacher.
 
     python benchmarks/training_gpu.py [--quick] [--cpu]
 
-Drawn weights, made text: RoBERTa-base and -large (masked, 512 tokens) and TinyLlama's shape, 1.1B (causal, 2,048).
-One training after the other, each in a process of its own; seconds are medians of turns of ten steps after ten. The
-last line is a JSON list, a row per measurement, null without a GPU; `--quick` takes two turns and no kernels, `--cpu`
-tries the code with tiny shapes on a CPU. benchmarks/training.py runs it as its part `gpu`.
+Drawn weights without dropout, made text: RoBERTa-base and -large (masked, 512 tokens) and TinyLlama's shape, 1.1B
+(causal, 2,048; the peer with liger-kernel where that is installed), then the fused losses of benchmarks/kernels.py. One
+training after the other, each in a process of its own; seconds are medians of turns of ten steps after ten. The last
+line is a JSON list, a row per measurement, null without a GPU; `--quick` takes two turns and no kernels, `--cpu` tries
+the code with tiny shapes on a CPU. `loss_diff` is the mean absolute difference from ours, of the mean losses of turns.
+benchmarks/training.py runs it as its part `gpu`.
 
 MFU: model FLOP per second over the card's dense bf16 peak, by the convention of recyclable/training/flops.py: what a
 model needs, whatever more a side computes.
@@ -20,21 +22,25 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from plan import WORDS, make_base, make_texts
 from training_case import BATCHES, ROOT, Case, write_batches
 from training_hf import peer
 from training_ours import ours
-from training_turns import Side
+from training_turns import Side, loss_diff
 
 from recyclable.planning.devices import peak_flops
 from recyclable.planning.known import KNOWN, Known
 from recyclable.recipes.planned import planned
 from recyclable.recipes.pretrain_settings import read_pretrain_settings
 from recyclable.training.flops import Work, model_flops
+
+NO_DROPOUT = {"masked": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
+"""Fields of a config by kind of model: both sides have to compute the same. Decoders' have none."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class GpuCase(Case):
 
     ds: str = "350m_zero1"
     compiled: bool = False
-    """Whether the peer is."""
+    """Whether the model is."""
     teacher: bool = False
     """Whether ours learns from a frozen copy of the base as well."""
 
@@ -75,13 +81,25 @@ class GpuCase(Case):
 
     def trainer(self) -> dict[str, Any]:
         """The Trainer alone: DeepSpeed only costs it time on one GPU."""
-        cpu = {} if torch.cuda.is_available() else {"use_cpu": True}
-        return {**cpu, "torch_compile": self.compiled, "logging_steps": self.each}
+        told = {"torch_compile": self.compiled, "logging_steps": self.each, "dataloader_num_workers": 2}
+        if not torch.cuda.is_available():
+            return {**told, "use_cpu": True}
+        return {**told, "use_liger_kernel": self.lm == "causal" and find_spec("liger_kernel") is not None}
 
     def run(self, out: Path) -> dict[str, Any]:
-        """With a teacher where there is one."""
+        """Compiled and with a teacher where it is to be."""
         more = {"teacher": str(Path(self.folder) / "base")} if self.teacher else {}
-        return super().run(out) | {"log_every": self.each} | more
+        return super().run(out) | {"log_every": self.each, "torch_compile": self.compiled} | more
+
+
+class Taken(NamedTuple):
+    """What one training took."""
+
+    seconds: float | None = None
+    """Of a step."""
+    peak_mb: float | None = None
+    losses: dict[int, float] | None = None
+    """Step -> mean loss since the one before."""
 
 
 def step_flops(case: Case, told: float) -> float:
@@ -109,7 +127,7 @@ def measure(shapes: tuple[Shape, ...], quick: bool, on_cpu: bool) -> list[dict[s
     for shape in shapes:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            make_base(folder / "base", shape.known.config)
+            make_base(folder / "base", {**shape.known.config, **NO_DROPOUT.get(shape.lm, {})})
             make_texts(folder, shape.known.length, 2 * shape.rows)
             rows += compared(shape, folder, 2 if quick else 5, on_cpu)
     if not (quick or on_cpu):
@@ -128,44 +146,44 @@ def compared(shape: Shape, folder: Path, pairs: int, on_cpu: bool) -> list[dict[
     write_batches(plain_case, folder)
     flops = step_flops(plain_case, statistics.fmean(torch.load(folder / BATCHES, weights_only=True)["counts"]))
 
-    def taken(name: str, work: Any, **more: Any) -> tuple[float | None, float | None]:
-        """Seconds of a step and peak MB; None where it does not fit, or a peer fails."""
+    def taken(name: str, work: Any, **more: Any) -> Taken:
+        """One training; nothing is known of it where it does not fit, or a peer fails."""
         case = replace(plain_case, **more)
         print(f"{case.model}: {name}", file=sys.stderr, flush=True)
         side = None
         try:
             side = Side(work, case, folder / name, "spawn")
             seconds = statistics.median(side.turn() / case.each for _ in range(pairs))
-            side.end()
+            losses = side.end()
         except RuntimeError as error:
             if work is ours and "out of memory" not in str(error):
                 raise
             print(error, file=sys.stderr, flush=True)  # a peer that fails costs its own row alone
-            return None, None
+            return Taken()
         finally:
             if side is not None:
                 side.kill()
-        return seconds, side.peak_mb
+        return Taken(seconds, side.peak_mb, losses)
 
     device = "cpu" if on_cpu else torch.cuda.get_device_name()
-    found = {"ours": taken("ours", ours), "HF Trainer": taken("hf", peer)}
-    found["HF Trainer + torch.compile"] = taken("hf-compile", peer, compiled=True)
-    plain, rows = found["ours"][0], []
-    for who, (seconds, peak) in found.items():
-        top = peak_flops()
-        ratio = seconds / plain if seconds and plain else None
+    found = {"ours": taken("ours", ours), "ours + torch_compile": taken("ours-compile", ours, compiled=True)}
+    found |= {"HF Trainer": taken("hf", peer), "HF Trainer + torch.compile": taken("hf-compile", peer, compiled=True)}
+    (plain, _, own), rows, top = found["ours"], [], peak_flops()
+    best = min((found[who].seconds for who in ("ours", "ours + torch_compile") if found[who].seconds), default=None)
+    for who, (seconds, peak, losses) in found.items():
         row = {
             "model": plain_case.model,
             "who": who,
             "tokens_per_s": seconds and plain_case.tokens / seconds,
             "mfu": flops / seconds / top if seconds and top else None,
-            "ours_speedup": ratio,
+            "ours_speedup": seconds / best if seconds and best else None,
+            "loss_diff": loss_diff(own, losses) if own and losses else None,
             "peak_mb": peak,
         }
         rows.append({"part": "training", "device": device, **row})
     over = {"ZeRO-3": {"ds": "3b_zero3"}, "online teacher": {"teacher": True}}
     for what, more in over.items():
-        seconds, peak = taken(what.replace(" ", "-"), ours, **more)
+        seconds, peak, _ = taken(what.replace(" ", "-"), ours, **more)
         ratio = seconds / plain if seconds and plain else None
         row = {"model": plain_case.model, "what": what, "step_s": seconds, "over_plain": ratio, "peak_mb": peak}
         rows.append({"part": "over plain ZeRO-1", "device": device, **row})

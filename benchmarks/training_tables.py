@@ -72,8 +72,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
 """Part -> its results as Markdown."""
 
 
-def told_of(pairs: int) -> str:
-    """Machine, versions, date."""
+def told_of(what: str) -> str:
+    """What the figures are, machine, versions, date."""
     processor = _processor()
     if torch.cuda.is_available():
         processor = f"{torch.cuda.get_device_name()}; {processor}"
@@ -81,7 +81,7 @@ def told_of(pairs: int) -> str:
     cores = len(os.sched_getaffinity(0))
     today = datetime.now(UTC).date().isoformat()
     python = platform.python_version()
-    return f"Medians of {pairs} pairs, {today}, {processor}, {cores} cores, Python {python}, {packages}."
+    return f"{what}, {today}, {processor}, {cores} cores, Python {python}, {packages}."
 
 
 def _processor() -> str:

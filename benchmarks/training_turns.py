@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -152,3 +153,11 @@ class Side:
     def _failed(self) -> RuntimeError:
         self.kill()
         return RuntimeError(f"a rank ended before its time:\n{self._log.read_text(errors='replace')[-4000:]}")
+
+
+def loss_diff(ours: dict[int, float], peers: dict[int, float]) -> float:
+    """Mean absolute difference over the steps that both told."""
+    both = ours.keys() & peers.keys()
+    if len(both) < max(len(ours), len(peers)) - 1:
+        raise RuntimeError(f"losses of steps {sorted(ours)} against {sorted(peers)}: they cannot be compared")
+    return statistics.fmean(abs(ours[step] - peers[step]) for step in both)

@@ -85,7 +85,7 @@ def _by_length() -> None:
 
 
 def in_half(products: bool) -> None:
-    """Whether attention that is written out in bf16 makes its products in bf16; else in fp32, of copies (torch's own)."""
+    """Whether attention that is written out for bf16 makes its products in bf16; else in fp32, of copies."""
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(products)  # of a CPU as well
 
 
