@@ -1,15 +1,26 @@
 """The fused distillation loss on a GPU, beside liger-kernel, torch.compile and the matrix products alone.
 
     python benchmarks/kernels.py [--quick] [--json]      needs a CUDA GPU of 80 GB and, for its row, liger-kernel
+    python benchmarks/kernels.py --errors [--json]       on any machine: what is rounded, no times
 
 bf16, hidden size 4096: half cross-entropy, half Jensen-Shannon, forward and backward, both heads included. Peers:
 liger-kernel's chunked JSD (its defaults), the same formula under torch.compile, and the four matrix products that none
 can do without (two logits, the gradients of hidden states and weight), unchunked where they fit. Milliseconds are the
 median of ten runs by CUDA events after three to warm up, bytes the allocator's peak, inputs included. `ours_bf16` is
+<<<<<<< HEAD
 ours with `logits: bf16`. `..._error` is what the gradient of hidden states is off by, relative to its norm, on 256
 tokens, from the formula in fp64 on the same inputs (`kernels.reference_loss`). `to_products` and `to_floor` are ours
 over the products' time and over 8 M H V FLOP at the card's nominal bf16 peak, `ours_bf16_to_products` is that of
 `ours_bf16`. A peer that is not installed or runs out of memory is null.
+=======
+ours with `logits: bf16`. `..._loss_error`, `..._hidden_error` and `..._weight_error` are what the loss and the
+gradients of hidden states and weight are off by, relative to their norm, on 256 tokens, from the formula in fp64 on the
+same inputs (`kernels.reference_loss`). `to_products` and `to_floor` are ours over the products' time and over 8 M H V
+FLOP at the card's nominal bf16 peak. A peer that is not installed or runs out of memory is null.
+
+`--errors`: these three at a vocabulary of 30,522, a row for each of ours, the unfused formula, and `rounded`: fp64's
+results in the dtypes that they are given away in.
+>>>>>>> w6
 """
 
 from __future__ import annotations
@@ -18,7 +29,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -37,17 +48,26 @@ TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
 ERROR_TOKENS = 256
 VOCABULARIES = (30_522, 50_257, 128_256, 256_000)
 SETTINGS = LossSettings("jensen_shannon", mixing=0.5, hard_weight=0.5, soft_weight=0.5)
+OF = ("loss", "hidden", "weight")
+"""What errors are told of: the loss, the gradients of hidden states and of the student's head."""
+Step = Callable[[], torch.Tensor | None]
+"""Computes once; returns the loss, where there is one."""
+Maker = Callable[..., Step | None]
+"""Makes a step of `inputs`; None where that peer is not there."""
 
 
 def main() -> None:
     """Print the table, or one JSON object, its `rows` a list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1,024 and 8,192 tokens at a vocabulary of 128,256")
+    parser.add_argument("--errors", action="store_true", help="errors against fp64 alone, on a GPU or else on the CPU")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
-    rows = measure(arguments.quick)
+    rows = off_from_fp64() if arguments.errors else measure(arguments.quick)
     if arguments.json:
         print(json.dumps({"rows": rows}))
+    elif arguments.errors:
+        print(table([{"who": row["who"], **{what: f"{row[what]:.2e}" for what in OF}} for row in rows]))
     elif rows:
         print(table(rows))
 
@@ -72,9 +92,14 @@ def row(tokens: int, vocabulary: int) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": tokens, "hidden": HIDDEN, "vocabulary": vocabulary}
     for name, make in PEERS.items():
         found[f"{name}_ms"], found[f"{name}_bytes"] = timed(make, tokens, vocabulary)
+<<<<<<< HEAD
     for name in ERRED:
         found[f"{name}_error"] = error(PEERS[name], vocabulary)
     found["ours_bf16_to_products"] = ratio(found["ours_bf16_ms"], found["products_ms"])
+=======
+    for name, told in errors({name: PEERS[name] for name in ERRED}, vocabulary).items():
+        found |= {f"{name}_{what}_error": None if told is None else told[what] for what in OF}
+>>>>>>> w6
     peak = peak_flops()
     floor = None if peak is None else 8 * tokens * HIDDEN * vocabulary / peak * 1e3
     for name, base in (("products", found["products_ms"]), ("floor", floor)):
@@ -82,12 +107,16 @@ def row(tokens: int, vocabulary: int) -> dict[str, Any]:
     return found
 
 
+<<<<<<< HEAD
 def ratio(one: float | None, other: float | None) -> float | None:
     """Null where either is."""
     return one / other if one and other else None
 
 
 def timed(make: Callable[..., Callable[[], None] | None], tokens: int, vocabulary: int) -> tuple[Any, Any]:
+=======
+def timed(make: Maker, tokens: int, vocabulary: int) -> tuple[Any, Any]:
+>>>>>>> w6
     """Median milliseconds and peak bytes of what `make` returns for the inputs, or two nulls."""
     torch.compiler.reset()
     torch.cuda.empty_cache()
@@ -112,20 +141,43 @@ def timed(make: Callable[..., Callable[[], None] | None], tokens: int, vocabular
         return None, None
 
 
-def error(
-    make: Callable[..., Callable[[], None] | None], vocabulary: int, hidden: int = HIDDEN, device: str = "cuda"
-) -> float | None:
-    """Relative error of a peer's gradient of hidden states against fp64, norm by norm; None for a peer that is not."""
+def off_from_fp64() -> list[dict[str, Any]]:
+    """A row for each of ours, for the unfused formula and for rounding alone."""
+    makers = {"ours": PEERS["ours"], "ours_bf16": PEERS["ours_bf16"], "unfused": usual}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = errors(makers, VOCABULARIES[0], device=device, rounded=True)
+    return [{"who": name, **(told or {})} for name, told in found.items()]
+
+
+def errors(
+    makers: Mapping[str, Maker], vocabulary: int, hidden: int = HIDDEN, device: str = "cuda", rounded: bool = False
+) -> dict[str, dict[str, float] | None]:
+    """Relative errors `OF` each peer's results against fp64, norm by norm; None for a peer that is not.
+
+    Args:
+        rounded: also under this name what is off where nothing but the results is rounded, the loss to fp32.
+    """
     given = inputs(ERROR_TOKENS, hidden, vocabulary, device, torch.bfloat16)
-    step = make(*given)
-    if step is None:
-        return None
-    step()
     states, head, teacher, other, targets = (t.detach().double() if t.is_floating_point() else t for t in given)
     states.requires_grad_()
-    exact = reference_loss(states, Head(head), TaughtStates(teacher, Head(other)), targets, SETTINGS)
-    (exact.loss / len(targets)).backward()
-    return ((given[0].grad.double() - states.grad).norm() / states.grad.norm()).item()
+    head.requires_grad_()
+    sums = reference_loss(states, Head(head), TaughtStates(teacher, Head(other)), targets, SETTINGS)
+    (sums.loss / len(targets)).backward()
+    exact = (sums.loss.detach() / len(targets), states.grad, head.grad)
+    found: dict[str, dict[str, float] | None] = {}
+    for name, make in makers.items():
+        step = make(*given)
+        told = None if step is None else (step(), given[0].grad, given[1].grad)
+        found[name] = None if told is None else _off(told, exact)
+    if rounded:
+        dtypes = (torch.float32, torch.bfloat16, torch.bfloat16)
+        found["rounded"] = _off([tensor.to(dtype) for tensor, dtype in zip(exact, dtypes, strict=True)], exact)
+    return found
+
+
+def _off(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> dict[str, float]:
+    pairs = zip(OF, found, exact, strict=True)
+    return {what: ((one.double() - right).norm() / right.norm()).item() for what, one, right in pairs}
 
 
 def inputs(tokens: int, hidden: int, vocabulary: int, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -137,13 +189,15 @@ def inputs(tokens: int, hidden: int, vocabulary: int, device: str, dtype: torch.
     return states[0].requires_grad_(), heads[0].requires_grad_(), states[1], heads[1], targets
 
 
-def training_step(loss: Callable[..., torch.Tensor], *given: torch.Tensor) -> None:
-    """Forward and backward; gradients are new ones each time, as after `zero_grad`."""
+def training_step(loss: Callable[..., torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
+    """Forward and backward; gradients are new ones each time, as after `zero_grad`. Returns the loss."""
     given[0].grad = given[1].grad = None
-    loss(*given).backward()
+    value = loss(*given)
+    value.backward()
+    return value.detach()
 
 
-def ours(*given: torch.Tensor, settings: LossSettings = SETTINGS) -> Callable[[], None]:
+def ours(*given: torch.Tensor, settings: LossSettings = SETTINGS) -> Step:
     """`distillation_loss`, as a mean over tokens."""
 
     def loss(
@@ -155,7 +209,7 @@ def ours(*given: torch.Tensor, settings: LossSettings = SETTINGS) -> Callable[[]
     return partial(training_step, loss, *given)
 
 
-def liger(*given: torch.Tensor) -> Callable[[], None] | None:
+def liger(*given: torch.Tensor) -> Step | None:
     """liger-kernel's chunked JSD with its own defaults."""
     if find_spec("liger_kernel") is None:
         return None
@@ -164,9 +218,14 @@ def liger(*given: torch.Tensor) -> Callable[[], None] | None:
     return partial(training_step, LigerFusedLinearJSDLoss(), *given)
 
 
-def compiled(*given: torch.Tensor) -> Callable[[], None]:
+def compiled(*given: torch.Tensor) -> Step:
     """The unfused formula under torch.compile."""
     return partial(training_step, torch.compile(unfused), *given)
+
+
+def usual(*given: torch.Tensor) -> Step:
+    """The unfused formula as it stands."""
+    return partial(training_step, unfused, *given)
 
 
 def unfused(
@@ -184,7 +243,7 @@ def unfused(
 
 def products(
     hidden: torch.Tensor, head: torch.Tensor, teacher: torch.Tensor, other: torch.Tensor, targets: torch.Tensor
-) -> Callable[[], None]:
+) -> Step:
     """The four matrix products in bf16, in as few chunks as keep two logits matrices below 20 GB."""
     rows = min(len(hidden), 5 * 10**9 // len(head))
     student, teaching = (torch.empty(rows, len(head), dtype=hidden.dtype, device=hidden.device) for _ in range(2))

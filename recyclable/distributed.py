@@ -234,40 +234,45 @@ class Board:
 
 
 @contextlib.contextmanager
-def main_first(first: int = 0) -> Iterator[None]:
-    """Run the body on rank 0, then on the others, who find its files there.
+def main_first(first: int = 0) -> Iterator[bool]:
+    """Run the body on rank 0, then on the others, who find its files there; yields whether this rank is waited for.
 
     Fails on every rank when it fails on rank 0: with the same InputError, or a RuntimeError naming what happened.
 
     Args:
-        first: the rank that is waited for instead of rank 0, which itself waits for rank 0: on a host whose disk is its
-            own, the first there (`disks.keeper`).
+        first: the rank that is waited for instead of rank 0, and runs the body at the same time: on a host whose disk
+            is its own, the first there (`disks.keeper`). The body has no collective.
     """
     if world_size() == 1:
-        yield
+        yield True
         return
     global _turns
     _turns += 1
     # A key in the ranks' store and no collective: preparing a large corpus takes longer than a collective may wait.
     store, turn = dist.distributed_c10d._get_default_store(), f"recyclable/main_first/{_turns}"
     key = f"{turn}/{rank()}"
-    if not is_main():
-        before = 0 if rank() == first else first
-        store.wait([f"{turn}/{before}"], timedelta(days=7))  # ends at once, with an error, when rank 0 is gone
-        if found := store.get(f"{turn}/{before}").decode():
-            if rank() == first:
-                store.set(key, found)  # for those who wait for this one
+
+    def wait_for(number: int) -> str:
+        """What that rank failed with, or nothing."""
+        store.wait([f"{turn}/{number}"], timedelta(days=7))  # ends at once, with an error, when rank 0 is gone
+        return store.get(f"{turn}/{number}").decode()
+
+    leads = is_main() or rank() == first
+    if not leads:
+        if found := wait_for(first):
             raise _error_of_first(found)
-        if rank() != first:
-            yield
-            return
+        yield False
+        return
     try:
-        yield
+        yield True
     except BaseException as error:
         where = error.where if isinstance(error, InputError) else ""
         store.set(key, f"{rank()}\n{type(error).__name__}\n{where}\n{error}")
         raise
-    store.set(key, "")
+    found = "" if is_main() else wait_for(0)
+    store.set(key, found)  # for those who wait for this one
+    if found:
+        raise _error_of_first(found)
 
 
 def shutdown() -> None:

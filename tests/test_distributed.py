@@ -57,7 +57,7 @@ class Store(dict[str, bytes]):
     ],
     ids=["bad input", "any other"],
 )
-def test_every_rank_of_a_host_hears_of_an_error_of_rank_0_at_once(
+def test_every_rank_of_every_host_hears_of_an_error_of_rank_0(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
@@ -68,8 +68,40 @@ def test_every_rank_of_a_host_hears_of_an_error_of_rank_0_at_once(
         monkeypatch.setattr(distributed, "_turns", 0)
         expected = (type(error), str(error)) if rank == 0 else (kind, message)
         with pytest.raises(expected[0], match=expected[1]), distributed.main_first(first):
-            assert rank == 0, "a body ran after rank 0 failed"
-            raise error
+            assert rank in (0, 2), "the first of its host had failed"
+            if rank == 0:
+                raise error
+
+
+def test_a_host_whose_first_rank_fails_alone_says_so_and_rank_0_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    store, told = Store(), []
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    for rank, first in ((2, 2), (3, 2), (0, 0), (1, 0)):  # the second host is faster
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "_turns", 0)
+        try:
+            with distributed.main_first(first):
+                if rank == 2:
+                    raise InputError("corpus", "is damaged there")
+            told.append("")
+        except InputError as error:
+            told.append(str(error))
+    assert told == ["corpus: is damaged there"] * 2 + [""] * 2
+
+
+def test_a_rank_is_told_whether_others_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with distributed.main_first() as leads:
+        assert leads, "one process alone is the first"
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    store, told = Store(), []
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    for rank, first in enumerate((0, 0, 2, 2)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "_turns", 0)
+        with distributed.main_first(first) as leads:
+            told.append(leads)
+    assert told == [True, False, True, False]
 
 
 def test_a_process_of_its_own_starts_ends_and_starts_again_in_silence():

@@ -29,8 +29,11 @@ def write_meta(folder: Path, seq_len: int, sequences: int, tokens: int, digest: 
 class Packed:
     """Token sequences of one length, on disk: `packed[i]` is an int64 array [seq_len].
 
-    All bytes are compared with their digests when it is opened. A file that is cut short later is an error in one line,
-    as nothing is mapped into memory, where it would be the end of the process.
+    All bytes are compared with their digests when it is opened, unless another process has just done so. A file that is
+    cut short later is an error in one line, as nothing is mapped into memory, where it would be the end of the process.
+
+    Args:
+        verified: another process found all bytes right a moment ago: here the record and files' sizes are looked at.
 
     Attributes:
         seq_len: tokens in a sequence, the added begin and end tokens included.
@@ -40,7 +43,7 @@ class Packed:
     Raises InputError when a file is missing, or is not what was written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, verified: bool = False) -> None:
         meta = read_json(folder / _META, finite=True)
         if meta.pop("record", None) != sha256_json(meta):
             raise InputError(folder / _META, "was changed after it was written")
@@ -51,10 +54,14 @@ class Packed:
         self._dtypes = {IDS: np.dtype(meta["dtype"]), STARTS: np.dtype(np.bool_)}
         self._open: dict[str, int] = {}
         for name, written in meta["files"].items():
+            expected = self._sequences * self.seq_len * self._dtypes[name].itemsize
             try:
-                found = blake3_file(folder / name)
+                size = (folder / name).stat().st_size
+                found = written if verified else blake3_file(folder / name)
             except OSError as error:
                 raise InputError(folder / name, f"cannot be read ({error.strerror})") from error
+            if size != expected:
+                raise InputError(folder / name, f"has {size:,} bytes, expected {expected:,}")
             if found != written:
                 raise InputError(folder / name, "was changed after it was written (BLAKE3 differs)")
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -43,6 +44,7 @@ def pack(
     quiet: bool = True,
     cache_dir: str | Path | None = None,
     where: object = "corpus",
+    verified: bool = False,
 ) -> Packed:
     """Tokenise all documents, join them and cut the stream into full sequences, as a layout says.
 
@@ -56,6 +58,7 @@ def pack(
         quiet: no progress bar.
         cache_dir: where packed corpora are kept; inside the cache of `datasets` by default.
         where: what errors call the corpus.
+        verified: another process that has this cache did the same a moment ago: bytes are not compared once more.
 
     Raises:
         InputError: fewer tokens than one sequence, none of the text itself, or a seq_len with no room for text.
@@ -64,7 +67,7 @@ def pack(
     root = Path(cache_dir or cache_root()) / "recyclable_packed"
     documents = corpus if isinstance(corpus, Documents) else Documents.of(corpus)
     folder = root / _cache_key(documents, tokenizer, seq_len, layout)
-    if (packed := _open(folder)) is not None:
+    if (packed := _open(folder, verified)) is not None:
         return packed
     aside = root / f".aside-{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
@@ -73,8 +76,8 @@ def pack(
         try:
             os.rename(aside, folder)
         except OSError:  # another process was faster, or what lies there is damaged
-            if (packed := _open(folder)) is not None:
-                return packed
+            with suppress(InputError):
+                return Packed(folder)
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(aside, folder)
         return Packed(folder)
@@ -87,12 +90,12 @@ def cache_root() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE)
 
 
-def _open(folder: Path) -> Packed | None:
+def _open(folder: Path, verified: bool) -> Packed | None:
     """What is there; None where nothing is, or where it is damaged, which is told."""
     if not folder.is_dir():
         return None
     try:
-        return Packed(folder)
+        return Packed(folder, verified=verified)
     except InputError as error:
         say(f"notice: a packed corpus is damaged and is made anew: {error}")
         return None

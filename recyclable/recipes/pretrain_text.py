@@ -93,9 +93,9 @@ def _packed(kind: LMKind, corpus: CorpusSettings, where: str, tokenizer: PreTrai
 
     def packed(source: str | list[str], name: str, split: str) -> Packed:
         text = find_corpus(source, text_column=corpus.text_column, split=split, quiet=quiet, bad=bad)
-        return pack(text, tokenizer, kind.max_length, layout, quiet=quiet, where=name)
+        return pack(text, tokenizer, kind.max_length, layout, quiet=quiet, where=name, verified=not leads)
 
-    with distributed.main_first(keeper(cache_root())):
+    with distributed.main_first(keeper(cache_root())) as leads:
         blocks = heldout = packed(corpus.train, where, "train")
         if corpus.heldout is not None:
             heldout = packed(corpus.heldout, f"{where}.heldout", "heldout")

@@ -114,10 +114,11 @@ def losses(
             carried.verify(distributed.Ranks())
         for name, corpus in texts.items():
             bad = BadRows(corpus.bad_rows)
-            with distributed.main_first(keeper(cache_root())):
+            with distributed.main_first(keeper(cache_root())) as leads:
                 quiet = not sys.stderr.isatty()
                 text = find_corpus(corpus.train, text_column=corpus.text_column, quiet=quiet, bad=bad)
-                packed = pack(text, tokenizer, max_length, kind.layout(tokenizer), where=corpus.train)
+                layout = kind.layout(tokenizer)
+                packed = pack(text, tokenizer, max_length, layout, where=corpus.train, verified=not leads)
             if bad.counts:
                 distributed.say(f"notice: texts.{name}: {bad}")
             wanted = range(min(len(packed), max_sequences or len(packed)))

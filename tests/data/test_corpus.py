@@ -346,6 +346,19 @@ def test_a_damaged_cache_is_told_and_written_anew(
     assert [row.tolist() for row in (again[0], again[1])] == [[2, 5, 6, 7, 3], [2, 8, 9, 10, 3]]
 
 
+def test_what_another_process_has_verified_is_opened_without_reading_it_unless_its_size_is_wrong(
+    tokenizer, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    first = pack(corpus(["a b c d e f"]), tokenizer, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr("recyclable.data.packed.blake3_file", lambda path: pytest.fail(f"{path} is read"))
+        assert pack(corpus(["a b c d e f"]), tokenizer, 5, verified=True).digest == first.digest
+    (path,) = own_cache.rglob("ids.bin")
+    os.truncate(path, 18)
+    assert [*pack(corpus(["a b c d e f"]), tokenizer, 5, verified=True)[1]] == [2, 8, 9, 10, 3]
+    assert f"damaged and is made anew: {path}: has 18 bytes, expected 20" in capsys.readouterr().out
+
+
 def test_a_file_that_is_cut_short_under_a_run_is_an_error_and_no_bus_error(tokenizer, own_cache: Path) -> None:
     packed = pack(corpus(["a b c d e f"]), tokenizer, 5)
     packed[0], packed.documents(0)

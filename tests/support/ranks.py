@@ -68,6 +68,22 @@ def together() -> int:
         assert d.is_main()
     except RuntimeError as error:
         assert not d.is_main() and "ValueError: broken\nover two lines" in str(error)
+    with d.main_first(RANK) as leads:  # as hosts whose disks are their own: at the same time
+        assert leads
+        board.post(f"began {RANK}", "")
+        board.read(f"began {1 - RANK}", 60)
+    try:
+        with d.main_first(RANK):
+            Path(f"made apart by {RANK}").touch()
+            if d.is_main():
+                raise ValueError("rank 0's")
+    except ValueError:
+        assert d.is_main()
+    except RuntimeError as error:
+        assert not d.is_main() and str(error) == "rank 0 failed: ValueError: rank 0's"
+        assert Path("made apart by 1").exists()
+    else:
+        raise AssertionError("rank 0's failure is every rank's")
     say(f"rank {d.rank()} of {d.world_size()} passed {sys.argv[1:]}")
     try:
         with d.main_first():
