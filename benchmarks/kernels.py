@@ -7,20 +7,14 @@ bf16, hidden size 4096: half cross-entropy, half Jensen-Shannon, forward and bac
 liger-kernel's chunked JSD (its defaults), the same formula under torch.compile, and the four matrix products that none
 can do without (two logits, the gradients of hidden states and weight), unchunked where they fit. Milliseconds are the
 median of ten runs by CUDA events after three to warm up, bytes the allocator's peak, inputs included. `ours_bf16` is
-<<<<<<< HEAD
-ours with `logits: bf16`. `..._error` is what the gradient of hidden states is off by, relative to its norm, on 256
-tokens, from the formula in fp64 on the same inputs (`kernels.reference_loss`). `to_products` and `to_floor` are ours
-over the products' time and over 8 M H V FLOP at the card's nominal bf16 peak, `ours_bf16_to_products` is that of
-`ours_bf16`. A peer that is not installed or runs out of memory is null.
-=======
 ours with `logits: bf16`. `..._loss_error`, `..._hidden_error` and `..._weight_error` are what the loss and the
 gradients of hidden states and weight are off by, relative to their norm, on 256 tokens, from the formula in fp64 on the
 same inputs (`kernels.reference_loss`). `to_products` and `to_floor` are ours over the products' time and over 8 M H V
-FLOP at the card's nominal bf16 peak. A peer that is not installed or runs out of memory is null.
+FLOP at the card's nominal bf16 peak, `ours_bf16_to_products` is that of `ours_bf16`. A peer that is not installed or
+runs out of memory is null.
 
 `--errors`: these three at a vocabulary of 30,522, a row for each of ours, the unfused formula, and `rounded`: fp64's
 results in the dtypes that they are given away in.
->>>>>>> w6
 """
 
 from __future__ import annotations
@@ -92,14 +86,9 @@ def row(tokens: int, vocabulary: int) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": tokens, "hidden": HIDDEN, "vocabulary": vocabulary}
     for name, make in PEERS.items():
         found[f"{name}_ms"], found[f"{name}_bytes"] = timed(make, tokens, vocabulary)
-<<<<<<< HEAD
-    for name in ERRED:
-        found[f"{name}_error"] = error(PEERS[name], vocabulary)
-    found["ours_bf16_to_products"] = ratio(found["ours_bf16_ms"], found["products_ms"])
-=======
     for name, told in errors({name: PEERS[name] for name in ERRED}, vocabulary).items():
         found |= {f"{name}_{what}_error": None if told is None else told[what] for what in OF}
->>>>>>> w6
+    found["ours_bf16_to_products"] = ratio(found["ours_bf16_ms"], found["products_ms"])
     peak = peak_flops()
     floor = None if peak is None else 8 * tokens * HIDDEN * vocabulary / peak * 1e3
     for name, base in (("products", found["products_ms"]), ("floor", floor)):
@@ -107,16 +96,12 @@ def row(tokens: int, vocabulary: int) -> dict[str, Any]:
     return found
 
 
-<<<<<<< HEAD
 def ratio(one: float | None, other: float | None) -> float | None:
     """Null where either is."""
     return one / other if one and other else None
 
 
-def timed(make: Callable[..., Callable[[], None] | None], tokens: int, vocabulary: int) -> tuple[Any, Any]:
-=======
 def timed(make: Maker, tokens: int, vocabulary: int) -> tuple[Any, Any]:
->>>>>>> w6
     """Median milliseconds and peak bytes of what `make` returns for the inputs, or two nulls."""
     torch.compiler.reset()
     torch.cuda.empty_cache()

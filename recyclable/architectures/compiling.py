@@ -60,7 +60,8 @@ def compiled_layers(model: nn.Module, backend: str = "inductor") -> Iterator[Non
     for layer in layers:
         layer.compile(backend=backend)
         if again:
-            layer._compiled_call_impl = partial(_unless_training, layer, layer._compiled_call_impl)
+            compiled_call: Any = layer._compiled_call_impl
+            layer._compiled_call_impl = partial(_unless_training, layer, compiled_call)
     try:
         with patch.object(torch._dynamo.config, "recompile_limit", _GRAPHS):
             yield
