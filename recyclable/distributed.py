@@ -122,21 +122,26 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Coming:
-    """A number on its way from the device: to ask for it waits for what was queued before it, not for all since."""
+    """Numbers on their way from the device: to ask for them waits for what was queued before, not for all since."""
 
-    def __init__(self, number: torch.Tensor) -> None:
+    def __init__(self, numbers: torch.Tensor) -> None:
         self._there: torch.cuda.Event | None = None
-        self._number = number.detach()
-        if number.is_cuda:
-            self._number = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(self._number, non_blocking=True)
+        self._numbers = numbers.detach()
+        if numbers.is_cuda:
+            pinned = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers = pinned.copy_(self._numbers, non_blocking=True)
             self._there = torch.cuda.Event()
             self._there.record()
 
-    def value(self) -> float:
-        """The number."""
+    def values(self) -> list[float]:
+        """The numbers, in a row."""
         if self._there is not None:
             self._there.synchronize()
-        return float(self._number)
+        return self._numbers.flatten().tolist()
+
+    def value(self) -> float:
+        """The only one."""
+        return self.values()[0]
 
 
 def broadcast_object(value: T) -> T:

@@ -141,6 +141,8 @@ def merge(
         gradient_accumulation_steps=steps,
         gradient_clipping=float(max_grad_norm),  # written out even when 0: DeepSpeed clips to 1.0 when it is left out
     )
+    # DeepSpeed would wait for the device at each pass, to measure a speed that nobody reads: Monitor has its own
+    config.setdefault("timers", {"throughput": {"enabled": False}})
     if stage > 0:
         # The run's optimizer is handed to DeepSpeed, which would refuse some kinds under ZeRO and offload.
         config.setdefault("zero_allow_untested_optimizer", True)
@@ -161,8 +163,11 @@ def as_run(config: dict[str, Any], world_size: int) -> dict[str, Any]:
     """The config that DeepSpeed is given: on one rank there is nothing to share out, and stages 1 to 3 are run as 0.
 
     Sharing out to nobody costs a small model several times its arithmetic (a hook at each gradient, each layer gathered
-    and let go). Where a stage does more than that it is as the config says.
+    and let go). Where a stage does more than that it is as the config says. But fp16 at stage 0 is run as 1: there
+    DeepSpeed scales no loss, yet divides gradients by the scale, and takes a step before the first.
     """
+    if _enabled(config, "fp16") and not zero_stage(config):
+        return {**config, "zero_optimization": {**(config.get("zero_optimization") or {}), "stage": 1}}
     more = any((config.get(section) or {}).get(key) for section, keys in _NEED_STAGE.items() for key in keys)
     if world_size > 1 or more or homes(config) != ("none", "none") or not zero_stage(config):
         return config

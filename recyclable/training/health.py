@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import deepspeed
@@ -18,6 +18,7 @@ from recyclable.config.settings import TrainSettings
 from recyclable.data.examples import Batch
 from recyclable.data.order import Item
 from recyclable.errors import RunError
+from recyclable.training import whole
 from recyclable.training.checkpoint.record import Progress
 from recyclable.training.states import scaling, set_scaling
 from recyclable.weights.durable import write_json
@@ -33,13 +34,27 @@ _SCALINGS = 64
 """fp16 begins with far too large a loss scale and halves it at every overflow: at most some 30 times in a row."""
 
 
+class _Untold(NamedTuple):
+    """A step that the host has yet to hear of."""
+
+    step: int
+    """Counted from 1."""
+    numbers: distributed.Coming
+    """Its loss, and the norm of its gradients."""
+    batches: Sequence[Batch]
+    items: Sequence[Item]
+
+
 class Health:
     """Takes a run's optimizer steps, but for bad ones: those leave weights, moments and Adam's count as they were.
 
     A step is bad where the loss or the norm of the gradients is no finite number, or the loss a spike. All ranks see
     the same numbers. DeepSpeed leaves out steps of an infinite norm at some stages and in some precisions; here it is
-    so at all, and the optimizer's arithmetic is never asked for a bad step. Overflows that a changing loss scale (fp16)
-    is there to find are counted, and are no bad steps.
+    so at all. Overflows that a changing loss scale (fp16) is there to find are counted, and are no bad steps.
+
+    Where all is whole on each rank (`whole.can_leave_out`) the device decides, and the host waits for nothing: it acts
+    on a step once the next one's gradients are on their way, or when it is to `settle`. Else it waits for the loss
+    before each step, and the optimizer's arithmetic is never asked for a bad one.
 
     Args:
         progress: is told of what is left out, as checkpoints have it.
@@ -50,14 +65,15 @@ class Health:
     ) -> None:
         self._engine, self._settings, self._progress, self._out = engine, settings, progress, out
         self._overflows = 0  # in a row
-        self.fine = True
-        """Whether the last step was none that is left out."""
+        self._untold: _Untold | None = None
         scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
             scaler.raise_error_at_min_scale = False  # the run ends here, in one line
 
-    def step(self, sums: torch.Tensor, counts: torch.Tensor, batches: Sequence[Batch], items: Sequence[Item]) -> None:
-        """Take a step whose gradients are complete, or leave it out; a collective.
+    def step(
+        self, sums: torch.Tensor, counts: torch.Tensor, batches: Sequence[Batch], items: Sequence[Item]
+    ) -> torch.Tensor:
+        """Take a step whose gradients are complete, or leave it out; returns whether it is bad [] (bool). A collective.
 
         Args:
             sums: this rank's summed losses [terms] (fp64).
@@ -67,8 +83,42 @@ class Health:
 
         Raises RunError on every rank where the settings say so, or one bad step follows another.
         """
-        loss, norm = self._numbers(sums, counts)
-        problem = wrong_with(loss, norm, self._settings, self._progress)
+        self.settle()
+        if whole.can_leave_out(self._engine):
+            return self._on_device(sums, counts, batches, items)
+        return sums.new_full((), self._awaited(sums, counts, batches, items), dtype=torch.bool)
+
+    def settle(self) -> None:
+        """Act on the last step if that is still to be done, so that `progress` has all of it; a collective.
+
+        Raises RunError as `step`.
+        """
+        if self._untold is not None:
+            (step, numbers, batches, items), self._untold = self._untold, None
+            loss, norm = numbers.values()
+            self._act(step, wrong_with(loss, norm, self._settings, self._progress), loss, batches, items)
+
+    def _on_device(
+        self, sums: torch.Tensor, counts: torch.Tensor, batches: Sequence[Batch], items: Sequence[Item]
+    ) -> torch.Tensor:
+        step, limit = self._progress.step + 1, spike(self._settings, self._progress)
+
+        def is_bad(own_norm: torch.Tensor) -> torch.Tensor:
+            """As `wrong_with`."""
+            own = torch.cat([sums, own_norm.reshape(1).to(sums)])
+            *totals, norm = distributed.sum_over_ranks(own).unbind()
+            loss = self._loss(totals, counts)
+            self._untold = _Untold(step, distributed.Coming(torch.stack([loss, norm])), batches, items)
+            return ~(loss.isfinite() & norm.isfinite() & (loss <= limit))
+
+        return whole.step_unless(self._engine, is_bad)
+
+    def _awaited(
+        self, sums: torch.Tensor, counts: torch.Tensor, batches: Sequence[Batch], items: Sequence[Item]
+    ) -> bool:
+        """As `step`, of engines that decide on the host, and look at the norm themselves."""
+        loss = float(self._loss(distributed.sum_over_ranks(sums.clone()), counts))
+        problem = wrong_with(loss, 0.0, self._settings, self._progress)
         scaled, before = scaling(self._engine), self._autocast_scale()
         with patch.object(self._engine.basic_optimizer, "step", _nothing) if problem else nullcontext():
             self._engine.step()
@@ -78,34 +128,31 @@ class Health:
             self._overflows += 1
             if (scaled or before) and self._overflows < _SCALINGS:
                 self._progress.overflows += 1
-                self.fine = True
-                return
+                return False
             problem = "the norm of the gradients is no finite number"
         else:
             self._overflows = 0
-        self.fine = not problem
-        if problem:
-            self._leave_out(problem, loss, batches, items)
-        else:
-            remember(loss, self._settings, self._progress)
+        self._act(self._progress.step + 1, problem, loss, batches, items)
+        return problem is not None
 
     def _autocast_scale(self) -> float:
         """Of torch's own loss scaling (fp16 autocast at stage 0), which falls where it has left out a step; else 0."""
         scaler = getattr(self._engine, "torch_autocast_z0_gradscaler", None)
         return float(scaler.get_scale()) if scaler else 0.0
 
-    def _numbers(self, sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
-        """The step's loss and, where DeepSpeed does not look at it, the norm of its gradients (else 0)."""
-        own = torch.cat([sums, _own_norm(self._engine, sums)])
-        told = torch.cat([distributed.sum_over_ranks(own), counts.clamp(min=1)]).tolist()  # a GPU is waited for once
-        totals, norm, each = told[: len(sums)], told[len(sums)], told[len(sums) + 1 :]
-        losses = zip(self._engine.module.weights.values(), totals, each, strict=True)
-        return sum(weight * total / count for weight, total, count in losses), norm
+    def _loss(self, totals: Iterable[torch.Tensor], counts: torch.Tensor) -> torch.Tensor:
+        """The step's loss [], of all ranks' sums and counts."""
+        losses = zip(self._engine.module.weights.values(), totals, counts.clamp(min=1), strict=True)
+        return torch.stack([weight * total / count for weight, total, count in losses]).sum()
 
-    def _leave_out(self, problem: str, loss: float, batches: Sequence[Batch], items: Sequence[Item]) -> None:
-        progress, settings = self._progress, self._settings
-        step = progress.step + 1
-        team = distributed.Ranks()
+    def _act(
+        self, step: int, problem: str | None, loss: float, batches: Sequence[Batch], items: Sequence[Item]
+    ) -> None:
+        """Do what is to be done on the host about a step: it is over."""
+        if problem is None:
+            remember(loss, self._settings, self._progress)
+            return
+        progress, settings, team = self._progress, self._settings, distributed.Ranks()
         distributed.agreed_write(lambda: keep_batch(self._out, step, problem, loss, batches, items, team))
         kept = f"its batch is in {self._out / FOLDER}"
         if settings.bad_step == "stop":
@@ -124,10 +171,17 @@ def wrong_with(loss: float, norm: float, settings: TrainSettings, progress: Prog
         return f"the loss is {loss}"
     if not math.isfinite(norm):
         return f"the norm of the gradients is {norm}"
-    factor, recent = settings.spike_factor, progress.recent
-    if factor is not None and len(recent) >= _LEAST and loss > factor * (usual := median(recent)):
-        return f"the loss is {loss:.4g}, more than {factor:g} times the median of the last {len(recent)}, {usual:.4g}"
+    if loss > spike(settings, progress):
+        factor, recent = settings.spike_factor, progress.recent
+        usual = f"the median of the last {len(recent)}, {median(recent):.4g}"
+        return f"the loss is {loss:.4g}, more than {factor:g} times {usual}"
     return None
+
+
+def spike(settings: TrainSettings, progress: Progress) -> float:
+    """What a loss has to be above to be a spike; infinity where none is looked for."""
+    factor, recent = settings.spike_factor, progress.recent
+    return math.inf if factor is None or len(recent) < _LEAST else factor * median(recent)
 
 
 def remember(loss: float, settings: TrainSettings, progress: Progress) -> None:
@@ -156,15 +210,6 @@ def keep_batch(
         told = loss if math.isfinite(loss) else str(loss)
         examples = [{"epoch": epoch, "example": example} for epoch, example in items]
         write_json(folder / f"{name}.json", {"step": step, "problem": problem, "loss": told, "examples": examples})
-
-
-def _own_norm(engine: deepspeed.DeepSpeedEngine, like: torch.Tensor) -> torch.Tensor:
-    """[1], as this tensor: the norm of the gradients in fp32 at stage 0, where each rank has them all and DeepSpeed
-    looks at none."""
-    if not isinstance(engine.optimizer, torch.optim.Optimizer) or engine.torch_autocast_z0_gradscaler:
-        return like.new_zeros(1)
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).reshape(1).to(like)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -118,20 +118,19 @@ def train(
                 begin, ending = time.perf_counter(), saver.ending
                 with phase(DATA):
                     fed = feed.next()
-                taken = train_step(engine, objective, fed, progress.step, settings, health, ending)
+                sums, counts, tokens, ends = train_step(engine, objective, fed, progress.step, settings, health, ending)
                 del fed  # evaluations and checkpoints have the memory
                 progress.seconds += time.perf_counter() - begin
                 progress.step += 1
-                sums, counts, tokens = taken[:3] if health.fine else map(torch.zeros_like, taken[:3])
                 monitor.step(progress.step, sums, counts, tokens, feed.waited)
                 if progress.step % settings.evaluation_interval() == 0 or progress.step == settings.max_steps:
+                    health.settle()
                     _evaluate(engine, evaluate, progress, monitor, out, select, settings)
                 guard.tell(step=progress.step)
-                end = bool(taken[3].value()) or (saver.ending and distributed.world_size() == 1)
+                end = bool(ends.value()) or (saver.ending and distributed.world_size() == 1)
+                record, pieces = partial(_record, engine, progress, found, health), partial(states.copies, engine)
                 with phase(SAVING):
-                    saver.after(
-                        progress.step, end, partial(_record, engine, progress, found), partial(states.copies, engine)
-                    )
+                    saver.after(progress.step, end, record, pieces)
         saver.wait()
         kept, scores = best.result(best.tensors_file(out, progress.best_step), progress.best_digest), {}
         if distributed.is_main():
@@ -156,8 +155,9 @@ def _resumed(engine: deepspeed.DeepSpeedEngine, out: Path, reads: Digests) -> Pr
     return progress
 
 
-def _record(engine: deepspeed.DeepSpeedEngine, progress: Progress, reads: Digests) -> Record:
-    """A checkpoint's record of now."""
+def _record(engine: deepspeed.DeepSpeedEngine, progress: Progress, reads: Digests, health: Health) -> Record:
+    """A checkpoint's record of now; a collective."""
+    health.settle()
     return Record(
         progress=Progress(**asdict(progress)),
         reads=reads,
@@ -181,7 +181,7 @@ def train_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, distributed.Coming]:
     """One optimizer step; returns this rank's summed losses [terms], all ranks' counts [terms] and tokens [] (fp64).
 
-    And whether any rank was ending.
+    All of them zero where the step is left out. And whether any rank was ending.
 
     Args:
         fed: what this rank has of the step.
@@ -213,7 +213,8 @@ def train_step(
                 summed[terms.index(term)] += value.detach().double()
             with phase(OPTIMIZER):
                 if health is not None and engine.is_gradient_accumulation_boundary():
-                    health.step(summed, counts, fed.batches, fed.items)
+                    bad = health.step(summed, counts, fed.batches, fed.items)
+                    summed, counts, tokens = (each.masked_fill(bad, 0) for each in (summed, counts, tokens))
                 else:
                     engine.step()
     return summed, counts, tokens, ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,13 +17,16 @@ from recyclable import distributed
 from recyclable.machine import MASTERED_AT_ONCE
 
 _MASTER = "fp32_master"
+_JUDGE = "judge"
+Judge = Callable[[torch.Tensor], torch.Tensor]
+"""The norm of a step's gradients [] (fp32) -> whether the step is to be left out [] (bool), both on the device."""
 
 
 class MasterOptimizer(FP16_UnfusedOptimizer):
     """Steps fp32 masters of bf16 weights with fused AdamW, as ZeRO's stages do; DeepSpeed's own at stage 0 does not.
 
     That one takes a step before the first, with gradients of zero: weights decay once more, and Adam counts one step
-    too many. It also asks the device about each gradient; this one asks once.
+    too many. It also asks the device about each gradient; this one asks nothing, and no step of it is an `overflow`.
     """
 
     def initialize_optimizer_states(self) -> None:
@@ -46,12 +49,9 @@ class MasterOptimizer(FP16_UnfusedOptimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Clip, and step; nothing at all where the gradients' norm is no finite number (`overflow`)."""
+        """Clip, and step, or leave masters as they were."""
         self._global_grad_norm = _norm([parameter for piece in self._pieces for parameter, _ in piece])
-        self.overflow = not self._global_grad_norm.isfinite().item()
-        if self.overflow:
-            return
-        _clip(self.optimizer, self._global_grad_norm, self.clip_grad)
+        _tell(self.optimizer, self._global_grad_norm, self.clip_grad)
         for piece in self._pieces:
             halves, masters = map(list, zip(*piece, strict=True))
             _fill_gaps(halves)
@@ -80,17 +80,37 @@ def settle(engine: deepspeed.DeepSpeedEngine) -> None:
     """Have an engine at stage 0 do no more than it has to."""
     if distributed.world_size() == 1:
         engine.enable_backward_allreduce = False  # it would copy every gradient to add up one rank's
-    optimizer = engine.optimizer
-    if isinstance(optimizer, torch.optim.AdamW) and engine.torch_autocast_z0_gradscaler is None:
+    if _is_plain(engine):
         engine.clip_fp32_gradients = lambda: None  # tensor by tensor, and nobody learns the norm
-        optimizer.register_step_pre_hook(partial(_before_step, engine))
+        engine.optimizer.register_step_pre_hook(partial(_before_step, engine))
+
+
+def can_leave_out(engine: deepspeed.DeepSpeedEngine) -> bool:
+    """Whether an engine's steps can be left out with no word from the host (`step_unless`)."""
+    return isinstance(engine.optimizer, MasterOptimizer) or _is_plain(engine)
+
+
+def step_unless(engine: deepspeed.DeepSpeedEngine, is_bad: Judge) -> torch.Tensor:
+    """Take an engine's step unless it is bad, which is told [] (bool); the host waits for nothing.
+
+    Steps of `engine.step` itself are left out where the norm of the gradients is no finite number.
+    """
+    with patch.object(engine.basic_optimizer, _JUDGE, is_bad, create=True):
+        engine.step()
+    return engine.basic_optimizer.found_inf.bool()
+
+
+def _is_plain(engine: deepspeed.DeepSpeedEngine) -> bool:
+    """Whether the parameters themselves are what fused AdamW steps, and nothing scales losses."""
+    scaler = getattr(engine, "torch_autocast_z0_gradscaler", None)
+    return isinstance(engine.optimizer, torch.optim.AdamW) and scaler is None
 
 
 @torch.no_grad()
 def _before_step(engine: deepspeed.DeepSpeedEngine, optimizer: torch.optim.Optimizer, *_: Any) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     engine._global_grad_norm = _norm(parameters)
-    _clip(optimizer, engine._global_grad_norm, engine.gradient_clipping())
+    _tell(optimizer, engine._global_grad_norm, engine.gradient_clipping())
     _fill_gaps(parameters)
 
 
@@ -100,9 +120,15 @@ def _norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)))
 
 
-def _clip(fused: Any, norm: torch.Tensor, limit: float) -> None:
-    """Have fused AdamW divide gradients on its way (torch's protocol for loss scales) where their norm is too large."""
+def _tell(fused: Any, norm: torch.Tensor, limit: float) -> None:
+    """Have fused AdamW leave a bad step out, its count included, and else divide gradients on its way where their norm
+    is too large: torch's protocol for loss scales."""
+    fused.found_inf = getattr(fused, _JUDGE, _is_not_finite)(norm).float()
     fused.grad_scale = ((norm + 1e-6) / limit).clamp(min=1) if limit else None
+
+
+def _is_not_finite(norm: torch.Tensor) -> torch.Tensor:
+    return ~norm.isfinite()
 
 
 def _fill_gaps(parameters: Sequence[nn.Parameter]) -> None:

@@ -34,7 +34,6 @@ from recyclable.weights.vocabulary import load_tokenizer
 
 STEPS, BATCH, LENGTH, SEED, RATE = 16, 8, 16, 7, 2e-3
 BAD = {0: "gradient", 11: "loss", 12: "infinite", 13: "gradient", 14: "spike"}  # from 0
-ONE = {"2": "loss"}
 BF16, ON_HOST = {"bf16": {"enabled": True}}, {"offload_optimizer": {"device": "cpu"}}
 TWO_PASSES = {"train_micro_batch_size_per_gpu": 2}  # of each rank make a step, else one
 LAYOUTS = {
@@ -45,6 +44,8 @@ LAYOUTS = {
     "3-fp32": {"zero_optimization": {"stage": 3, **STAGE_3}},
     "3-bf16-offload": {"zero_optimization": {"stage": 3, **STAGE_3, **ON_HOST}, **BF16},
 }
+STOPPING = {"": ("2-offload", {2: "loss"}), "-late": ("0-bf16", {3: "loss"})}
+"""Layout and bad step; the second is told of when a checkpoint is due."""
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +74,13 @@ def two_ranks(world: Path) -> Path:
     for layout in LAYOUTS:
         runs.append(run(world, f"{layout}-spoiled", layout, BAD))
         runs.append(run(world, f"{layout}-absent", layout, dict.fromkeys(BAD, "absent")))
-    short = {"save_every": 2}
-    stops = run(world, "stops", "2-offload", ONE, **short, bad_step="stop")
-    goes_on = {**run(world, "stops", "2-offload", ONE, **short), "resume": True, "outcome": world / "resumed"}
-    runs += [stops, goes_on, run(world, "never-stopped", "2-offload", ONE, **short)]
-    runs.append(run(world, "too-many", "2-bf16", {2: "loss", 3: "loss"}, max_bad_steps=1, max_steps=5))
+    for kind, (layout, bad) in STOPPING.items():
+        told = {"layout": layout, "spoil": bad, "save_every": 2}
+        stops = run(world, f"stops{kind}", **told, bad_step="stop")
+        goes_on = {**run(world, f"stops{kind}", **told), "resume": True, "outcome": world / f"resumed{kind}"}
+        runs += [stops, goes_on, run(world, f"never-stopped{kind}", **told)]
+    for out, layout in (("too-many", "2-bf16"), ("too-many-late", "0-fp32")):
+        runs.append(run(world, out, layout, {2: "loss", 3: "loss"}, max_bad_steps=1, max_steps=5))
     runs.append(run(world, "at-once", "3-fp32", {0: "gradient"}, bad_step="stop"))
     finish(start(world / "two", runs, nproc=2), world / "two", timeout_s=900)
     return world
@@ -164,20 +167,25 @@ def words(rows: list[list[int]]) -> list[list[int]]:
     return sorted([token for token in row if token] for row in rows)
 
 
-def test_a_run_that_stops_publishes_nothing_and_goes_on_from_its_checkpoint(two_ranks: Path) -> None:
-    stopped = outcome(two_ranks / "stops")
+@pytest.mark.parametrize("kind", STOPPING)
+def test_a_run_that_stops_publishes_nothing_and_goes_on_from_its_checkpoint(two_ranks: Path, kind: str) -> None:
+    (bad,) = STOPPING[kind][1]
+    stopped = outcome(two_ranks / f"stops{kind}")
     assert stopped["error"] == "RunError"
-    assert stopped["message"].startswith("step 3: the loss is nan; no weight was changed by it, its batch is in ")
+    assert stopped["message"].startswith(
+        f"step {bad + 1}: the loss is nan; no weight was changed by it, its batch is in "
+    )
     assert "and bad_step=skip" in stopped["message"]
-    assert json.loads((two_ranks / "resumed.json").read_text()) == {}
-    assert tensors(two_ranks / "stops") == tensors(two_ranks / "never-stopped")
-    assert "resumed at step 2" in (two_ranks / "two" / "log").read_text()
+    assert json.loads((two_ranks / f"resumed{kind}.json").read_text()) == {}
+    assert tensors(two_ranks / f"stops{kind}") == tensors(two_ranks / f"never-stopped{kind}")
+    assert (two_ranks / "two" / "log").read_text().count("resumed at step 2") == 2
 
 
 @pytest.mark.parametrize(
     ("out", "message"),
     [
         ("too-many", "step 4: the loss is nan; more than max_bad_steps=1 in a row are bad"),
+        ("too-many-late", "step 4: the loss is nan; more than max_bad_steps=1 in a row are bad"),
         ("at-once", "step 1: the norm of the gradients is no finite number; no weight was changed by it"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from recyclable import distributed, machine
@@ -20,6 +21,7 @@ from recyclable.training.zero import own_pieces
 
 STEPS, MICRO, RATE, DECAY = 5, 4, 1e-2, 0.1
 BF16: dict[str, Any] = {"bf16": {"enabled": True}}
+FP16: dict[str, Any] = {"fp16": {"enabled": True, "initial_scale_power": 4}}
 Weights = dict[str, torch.Tensor]
 
 
@@ -82,9 +84,9 @@ def trained(out: Path, ds_config: dict[str, Any], clip: float = 0.5) -> tuple[We
         return kept, norms, engine.zero_optimization_stage()
 
 
-def plainly(bf16: bool, clip: float) -> tuple[Weights, list[float]]:
+def plainly(dtype: torch.dtype, clip: float) -> tuple[Weights, list[float]]:
     """The same by hand: gradients of the rounded weights step fp32 ones."""
-    model, rounded = Fit(), Fit().bfloat16() if bf16 else Fit()
+    model, rounded = Fit(), Fit().to(dtype)
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": DECAY},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
@@ -112,11 +114,24 @@ def test_one_rank_trains_as_plain_pytorch_does(
     precision: dict[str, Any], clip: float, stage: int, tmp_path: Path
 ) -> None:
     found, norms, at = trained(tmp_path, {"zero_optimization": {"stage": stage}, **precision}, clip)
-    expected, expected_norms = plainly(bool(precision), clip)
+    expected, expected_norms = plainly(torch.bfloat16 if precision else torch.float32, clip)
     assert at == 0
     assert norms == pytest.approx(expected_norms, rel=1e-5)
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_fp16_trains_as_plain_pytorch_does(clip: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, which DeepSpeed would not have."""
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    monkeypatch.setattr(machine, "machine_is_cpu", lambda: False)
+    found, norms, at = trained(tmp_path, FP16, clip)
+    expected, expected_norms = plainly(torch.float16, clip)
+    assert at == 1
+    assert norms == pytest.approx(expected_norms, rel=1e-3)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", [{}, BF16])
