@@ -159,6 +159,24 @@ def without_training(ds_config: dict[str, Any], world_size: int) -> dict[str, An
     return merge(config, where="ds_config", train_batch_size=world_size, max_grad_norm=0.0, world_size=world_size)
 
 
+def require_for_stack(ds_config: dict[str, Any], world_size: int, gradient_checkpointing: bool | None) -> None:
+    """InputError for all that a ds_config must not say to a stack, whose runs have batches and clipping of their own.
+
+    Args:
+        gradient_checkpointing: from the run config; None leaves it to the ds_config.
+    """
+    where = "ds_config"
+    without_training(ds_config, world_size)
+    for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+        if key in ds_config:
+            raise InputError(where, f"{key} is given, but in a stack it is each run's own: remove it here")
+    for key in ("tensorboard", "wandb", "csv_monitor", "comet"):
+        if key in ds_config:
+            raise InputError(where, f"{key} is given, but a stack's runs write tensorboard/ alone: remove it here")
+    _positive(ds_config, "train_micro_batch_size_per_gpu", where)
+    _settle_checkpointing(copy.deepcopy(ds_config), gradient_checkpointing, where, "the run config")
+
+
 def as_run(config: dict[str, Any], world_size: int) -> dict[str, Any]:
     """The config that DeepSpeed is given: on one rank there is nothing to share out, and stages 1 to 3 are run as 0.
 

@@ -14,6 +14,8 @@ _MAX_BYTES = 1 << 20
 _MAX_NODES = 1 << 20
 """Of a document whose aliases are written out: a few lines can stand for more than any memory holds."""
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class PlainLoader(yaml.SafeLoader):
     """A value that is not of its type (`!!int abc`, 2024-99-99, an integer of 5000 digits) is an error with a place."""
@@ -52,7 +54,7 @@ def load_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
         node = made.get_single_node()
         if node is None:
             return None
-        _require_small(node)
+        _require_plain(node)
         return made.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
@@ -61,8 +63,8 @@ def load_yaml(text: str, loader: type[PlainLoader] = PlainLoader) -> Any:
             made.dispose()
 
 
-def _require_small(root: yaml.Node) -> None:
-    """YAMLError where a node holds itself, or the document is vast once its aliases are written out."""
+def _require_plain(root: yaml.Node) -> None:
+    """YAMLError where a node holds itself or a key twice, or the document is vast once its aliases are written out."""
     sizes: dict[int, int | None] = {}  # None: of a node whose inside is being looked at
 
     def size(node: yaml.Node) -> int:
@@ -71,6 +73,8 @@ def _require_small(root: yaml.Node) -> None:
         if known:
             return known
         sizes[id(node)] = None
+        if isinstance(node, yaml.MappingNode):
+            _require_distinct(node)
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
         total = 1 + sum(size(each) for entry in inner for each in (entry if isinstance(entry, tuple) else (entry,)))
         if total > _MAX_NODES:
@@ -80,6 +84,17 @@ def _require_small(root: yaml.Node) -> None:
         return total
 
     size(root)
+
+
+def _require_distinct(mapping: yaml.MappingNode) -> None:
+    """YAMLError for a key that stands in it twice: of the two YAML keeps the last without a word."""
+    seen = set[tuple[str, str]]()
+    for key, _ in mapping.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+            if (known := (key.tag, key.value)) in seen:
+                problem = f"key {key.value!r} stands in it twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(known)
 
 
 def explained(error: yaml.YAMLError) -> str:

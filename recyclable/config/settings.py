@@ -9,9 +9,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
+_MOST_AHEAD = 1024
+"""Processes, or steps of each: torch forks whatever number it is given, and counts to it."""
+_BITS = 63
+"""Of a whole number: arrays and files have no larger ones."""
+
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, numbers are finite and no booleans, values never change."""
+    """Base of all settings: unknown keys are refused, numbers are finite, of 64 bits and no booleans,
+    values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
     purpose: ClassVar[str] = ""
@@ -19,10 +25,12 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _no_boolean_for_a_number(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+    def _plain_number(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
         found = validated(value)
         if isinstance(value, bool) and isinstance(found, int | float) and not isinstance(found, bool):
             raise ValueError(f"found {value!r}, expected a number")
+        if isinstance(found, int) and found.bit_length() > _BITS:
+            raise ValueError(f"found a number of {found.bit_length()} bits, expected at most {_BITS}")
         return found
 
     @classmethod
@@ -82,7 +90,7 @@ class TrainSettings(RunSettings):
 
     max_steps: int = Field(gt=0)
     """Optimizer steps."""
-    train_batch_size: int = Field(16, gt=0)
+    train_batch_size: int = Field(16, gt=0, le=1 << 24)
     """Examples per optimizer step, over all ranks and accumulation steps."""
     learning_rate: float = Field(gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
@@ -108,7 +116,8 @@ class TrainSettings(RunSettings):
     torch_compile: bool = False
     """The trained model's repeated layers are compiled, one graph for all of a kind, but for a last layer that computes
     only what is read: about a minute at the start, and again at the second length or batch size; not under ZeRO-3 on
-    several ranks or with offload, nor along a path (`interpolate`). Losses as without but for rounding."""
+    several ranks or with offload, nor along a path (`interpolate`). Losses as without but for rounding; with
+    dropout other numbers are drawn."""
     eval_every: int | None = Field(None, gt=0)
     """Steps between evaluations; null: about 50 in the run. Step 0 and the last step are always evaluated."""
     save_every: int = Field(500, ge=0)
@@ -119,12 +128,12 @@ class TrainSettings(RunSettings):
     """How many checkpoints stay, the last ones; should the newest be broken, a run goes on from the one before."""
     log_every: int = Field(10, gt=0)
     """Steps between logged training losses."""
-    dataloader_num_workers: int | None = Field(None, ge=0)
+    dataloader_num_workers: int | None = Field(None, ge=0, le=_MOST_AHEAD)
     """Processes beside each rank that make batches ahead of its steps; 0: none, the rank makes them itself; null: 2 on
     a GPU (fewer where cores are short), 0 on a CPU, whose cores are busy with the steps, where the ds_config offloads
     optimizer or parameters, which would be held twice, and where /dev/shm has less than 1 GiB free. Results are the
     same."""
-    dataloader_prefetch_factor: int | None = Field(None, ge=1)
+    dataloader_prefetch_factor: int | None = Field(None, ge=1, le=_MOST_AHEAD)
     """Steps that each of these processes is ahead; null: 2. Where `dataloader_num_workers: null` comes to 0 on a
     machine, it waits for one with workers."""
     bad_step: Literal["stop", "skip"] = "stop"

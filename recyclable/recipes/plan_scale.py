@@ -28,6 +28,8 @@ from recyclable.training.flops import ModelFlops, Work, model_flops
 LOCAL, MOST = 8, 1024
 """Devices of a host, and in all, where nothing says so."""
 _DAY = 86_400
+_MOST_TOKENS = 1 << 24
+"""Of a step on each device: they are made, to be counted."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ def _fleets(settings: PlanSettings, assumed: list[str]) -> list[Fleet]:
     """Of a host's devices, or 8 if those are fewer, and twice as many, up to the most."""
     most = settings.devices if "devices" in settings.model_fields_set else MOST
     if "hosts" in settings.model_fields_set:
-        local = max(1, most // settings.hosts)
+        devices, hosts = most, settings.hosts
     else:
         local = 1 if settings.device == "cpu" or (settings.device is None and not _has_gpu()) else min(LOCAL, most)
-    hosts = -(-most // local)
-    largest = fleet_of(settings.model_copy(update={"devices": local * hosts, "hosts": hosts}), assumed)
+        hosts = -(-most // local)
+        devices = local * hosts
+    largest = fleet_of(settings.model_copy(update={"devices": devices, "hosts": hosts}), assumed)
+    local = largest.local
     ranks, found = min(max(local, LOCAL), most), []
     while ranks <= most:
         found.append(replace(largest, ranks=ranks, hosts=-(-ranks // local)))
@@ -130,6 +134,9 @@ def _row(model: _Model, fleet: Fleet, settings: PlanSettings, least: dict[str, A
     """What the fastest regime takes; `least`: the row of the fewest devices that do."""
     share = model.rows if model.batch is None else model.batch // fleet.ranks
     tokens = share * model.first.settings.max_length * fleet.ranks
+    if tokens > _MOST_TOKENS * fleet.ranks:
+        problem = f"are {tokens / fleet.ranks:.3g} of {model.name} on each of {fleet.ranks} devices"
+        raise InputError("tokens of a step", f"{problem}, expected {_MOST_TOKENS:,} at most")
     row: dict[str, Any] = {"model": model.name, "parameters": sum(model.sizes.all().values())}
     row |= {"devices": fleet.ranks, "hosts": fleet.hosts, "tokens_per_step": tokens, "fits": False}
     found = _fastest(model, replace(model.tries, fleet=fleet, share=share), settings)

@@ -20,15 +20,18 @@ from recyclable.weights.locate import locate_config
 _BATCH, _LENGTH, _LENGTH_OF_DECODERS = 256, 512, 2048
 """What is planned where nothing says how large a step is, and how long texts are."""
 
+_MOST = 1 << 20
+"""Devices, some ten times as many as the largest machines have; each doubling is planned with --scale."""
+
 
 class PlanSettings(Settings):
     """A model and where it is to run."""
 
     model: str | None = None
     """A directory with config.json, that file, or a hub name; null: the run's `base`."""
-    devices: int = Field(1, gt=0)
+    devices: int = Field(1, gt=0, le=_MOST)
     """Ranks, one a device."""
-    hosts: int = Field(1, gt=0)
+    hosts: int = Field(1, gt=0, le=_MOST)
     """Hosts that the devices are on, as many on each."""
     device: str | None = None
     """A kind of accelerator, or cpu; null: this machine's."""

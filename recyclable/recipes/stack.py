@@ -46,6 +46,7 @@ def stack(settings: StackSettings, ds_config: dict[str, Any], resume: bool = Fal
 
     Raises RunError at the end where a run was given up; the others are saved.
     """
+    machine.require_for_stack(ds_config, distributed.world_size(), settings.gradient_checkpointing)
     base, tunes = Base(locate(settings.base)), settings.tunes()
     read_lineage(base.folder)  # is handed on: broken, it is refused now
     named = {str(tuned.task): tuned.task for tuned in tunes.values()}  # most stacks are of one task: it is read once

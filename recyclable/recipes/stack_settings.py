@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +17,10 @@ from recyclable.recipes.tune_settings import TuneSettings, read_tune_settings
 _OF_MODEL = ("dropout", "attn_implementation", "gradient_checkpointing")
 _OF_STACK = ("base", "out", "save_every", "save_every_minutes", "save_total_limit", *_OF_MODEL)
 _OF_ONE = ("dataloader_num_workers", "dataloader_prefetch_factor")
+_TAKEN = ("checkpoints", "profile", "run.json", "stack.json", "best-*.safetensors")
+"""What a stack has in `out` itself, beside hidden files."""
+_LONGEST = 255
+"""Bytes of a directory's name."""
 
 
 class StackSettings(Settings):
@@ -48,8 +54,7 @@ class StackSettings(Settings):
         return {name: self._tune(name, own) for name, own in self.runs.items()}
 
     def _tune(self, name: str, own: dict[str, Any]) -> TuneSettings:
-        if not name.strip(".") or "/" in name or not name.isprintable():
-            raise InputError("runs", f"has a run called {name!r}, expected names of directories")
+        _require_directory(name)
         given = {"tuning": "lora", **self.shared, **own}
         where = f"runs.{name}"
         for key in _OF_STACK:
@@ -68,6 +73,15 @@ class StackSettings(Settings):
         if tuned.logits != "fp32":
             raise InputError(where, "logits is bf16, but those of a stack are in fp32: remove it")
         return tuned
+
+
+def _require_directory(name: str) -> None:
+    """InputError for what cannot be a run's directory in `out`."""
+    hidden = not name.strip() or name.startswith(".")
+    if hidden or "/" in name or not name.isprintable() or len(os.fsencode(name)) > _LONGEST:
+        raise InputError("runs", f"has a run called {name!r}, expected names of directories")
+    if any(fnmatchcase(name, taken) for taken in _TAKEN):
+        raise InputError("runs", f"has a run called {name!r}, which a stack has in `out` itself: expected another name")
 
 
 def read_stack_settings(content: dict[str, Any], where: object) -> StackSettings:

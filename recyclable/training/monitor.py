@@ -150,6 +150,42 @@ class Monitor:
             self._engine.monitor.write_events([(name, value, step) for name, value in scalars.items()])
 
 
+class Log:
+    """Lines of rank 0 on steps under way, every so many steps and at least every minute.
+
+    Args:
+        first, last: the step that it begins after, and the last one there may be.
+        every: steps from one line to the next.
+        silent: there is a bar instead.
+        clock: seconds from any fixed moment on.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        first: int,
+        last: int,
+        every: int,
+        silent: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._label, self._first, self._last, self._every = label, first, last, every
+        self._silent, self._clock = silent, clock
+        self._begun = self._spoke = clock()
+
+    def step(self, step: int, told: str) -> None:
+        """Say what is told of a step, where it is time to, and how long the steps left take if they take as long."""
+        now = self._clock()
+        due = step % self._every == 0 or step == self._last or now - self._spoke >= _SILENCE_S
+        if self._silent or not due:
+            return
+        parts = [self._label, f"step {step}/{self._last}", told]
+        if left := self._last - step:
+            parts.append(f"{duration((now - self._begun) / (step - self._first) * left)} left")
+        distributed.say("  ".join(parts))
+        self._spoke = now
+
+
 def peak_memory() -> float:
     """Bytes: the most that tensors have taken on this rank's GPU so far; on a CPU the most that its process has."""
     if torch.cuda.is_available():

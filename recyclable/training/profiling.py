@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,14 +98,8 @@ class Profile:
         if (found := self.stop()) is None:
             return
         path = self._folder / f"rank{distributed.rank():05d}.pt.trace.json"
-
-        def write() -> None:
-            self._folder.mkdir(exist_ok=True)
-            found.export_chrome_trace(str(path))
-
-        distributed.agreed_write(write)
+        events = distributed.agreed_write(partial(_written, found, path))
         if distributed.is_main():
-            events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
             table = table_of(seconds_by_phase(events), self._begin, step)
             write_json(self._folder / TABLE, table)
             distributed.say("\n".join(lines(self._label, table, self._folder)))
@@ -118,6 +114,17 @@ def profiling(out: Path, label: str, first: int, end: int) -> Iterator[Profile]:
         found.end(found.steps)
     finally:
         found.stop()  # of a run that failed nothing is told
+
+
+def _written(found: profile, path: Path) -> list[dict[str, Any]]:
+    """The events of a trace that is now in the file; OSError where it is not, of which torch says nothing."""
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    found.export_chrome_trace(str(path))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    except (OSError, ValueError) as error:
+        raise OSError(errno.EIO, "it is not whole, as on a full disk", str(path)) from error
 
 
 def seconds_by_phase(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from recyclable.training.checkpoint.choosing import to_go_on_from
 from recyclable.training.checkpoint.record import Progress, Record
 from recyclable.training.checkpoint.saving import Saver
 from recyclable.training.engine import frozen
+from recyclable.training.monitor import Log
 from recyclable.training.profiling import profiling
 from recyclable.training.stacked_run import StackedRun, layout
 from recyclable.training.stacked_steps import OwnRuns
@@ -69,6 +70,7 @@ def train_stacked(
             tqdm(total=last, initial=step, desc=label, unit="step", disable=quiet) as bar,
             profiling(out, label, step, last) as profile,
         ):
+            log = Log(label, step, last, min(run.settings.log_every for run in runs), silent=not bar.disable)
             preemption.hold()
             if step == 0:
                 stack.evaluate(step)
@@ -82,6 +84,7 @@ def train_stacked(
                 bar.update()
                 guard.tell(step=step)
                 end, live = _of_all(saver.ending, stack.live)
+                log.step(step, f"{live} of {len(runs)} runs under way")
                 with phase(SAVING):
                     saver.after(step, end, partial(_record, stack, runs, step, reads), stack.copies)
             saver.wait()
@@ -101,10 +104,10 @@ def shared_out(runs: Sequence[StackedRun]) -> list[int]:
     return ranks
 
 
-def _of_all(ending: bool, live: bool) -> tuple[bool, bool]:
-    """Whether any rank is ending, and whether any has a run that is still to be trained; a collective."""
+def _of_all(ending: bool, live: int) -> tuple[bool, int]:
+    """Whether any rank is ending, and how many runs of all ranks are still to be trained; a collective."""
     found_ending, found_live = distributed.sum_over_ranks(torch.tensor([float(ending), float(live)])).tolist()
-    return bool(found_ending), bool(found_live)
+    return bool(found_ending), int(found_live)
 
 
 def _record(stack: OwnRuns, runs: Sequence[StackedRun], step: int, reads: dict[str, str]) -> Record:

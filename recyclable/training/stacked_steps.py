@@ -56,9 +56,9 @@ class OwnRuns:
         self._scalars: dict[int, RunScalars] = {}
 
     @property
-    def live(self) -> bool:
-        """Whether any run is still to be trained."""
-        return any(run.live for run in self.runs.values())
+    def live(self) -> int:
+        """How many runs are still to be trained."""
+        return sum(run.live for run in self.runs.values())
 
     def step(self, step: int) -> None:
         """One optimizer step of every run that is not done."""

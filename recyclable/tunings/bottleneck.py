@@ -17,7 +17,7 @@ class Bottleneck(Tuning):
     """Small networks behind each sublayer; layer norms are trained as well, the head is saved whole."""
 
     tuning: Literal["bottleneck"] = "bottleneck"
-    bottleneck_size: int = Field(24, gt=0)
+    bottleneck_size: int = Field(24, gt=0, le=1 << 16)
     target_modules: list[str] | str | None = None
     """Linear modules the adapter attaches to, by the ends of their names or by a regular expression for whole names;
     null: the ends of the architecture's sublayers."""

@@ -3,9 +3,9 @@ al. 2024, arXiv 2402.09353)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from recyclable.tunings.parts.tuning import Tuning
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+_HIGHEST = 1 << 16
+"""Rank: wider than any model's layers, which have no higher one."""
+
 
 class Lora(Tuning):
     """A low-rank adapter; the head is trained and saved whole (`modules_to_save`)."""
 
     tuning: Literal["lora"] = "lora"
-    lora_r: int = Field(8, gt=0)
+    lora_r: int = Field(8, gt=0, le=_HIGHEST)
     lora_alpha: int = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     use_rslora: bool = False
@@ -28,9 +31,9 @@ class Lora(Tuning):
     target_modules: list[str] | str | None = None
     """Modules the adapter attaches to, by the ends of their names, by a regular expression for whole names, or
     `all-linear`; null: PEFT's choice for the architecture."""
-    rank_pattern: dict[str, PositiveInt] = Field({})
+    rank_pattern: dict[str, Annotated[int, Field(gt=0, le=_HIGHEST)]] = Field({})
     """Names of modules, or regular expressions for them -> another rank than `lora_r`."""
-    alpha_pattern: dict[str, PositiveInt] = Field({})
+    alpha_pattern: dict[str, Annotated[int, Field(gt=0, lt=1 << 63)]] = Field({})
     """The same for `lora_alpha`."""
 
     def attach(self, model: PreTrainedModel, task_type: str, seed: int) -> nn.Module:

@@ -86,6 +86,7 @@ def test_what_takes_more_than_there_is_does_not_fit_and_nothing_is_written(model
     [
         (["--device", "h1000"], ["--device", "'h1000'", "h100"]),
         (["--devices", "0"], ["devices", "0"]),
+        (["--devices", "1000000000000"], ["devices", "1048576"]),
         (["--device-memory", "lots", "--device", "h100"], ["--device-memory", "'lots'", "80GB"]),
         (["--devices", "3", "--hosts", "2", "--device", "h100"], ["--hosts", "2", "3"]),
         (["--device", "h100", "--devices", "3", "train_batch_size=8"], ["train_batch_size", "8", "3"]),

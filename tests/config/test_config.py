@@ -141,11 +141,52 @@ def test_a_value_that_yaml_cannot_make_is_one_line_that_says_where(write, value:
         assert "\n" not in str(caught.value)
 
 
+def test_a_key_that_stands_twice_in_a_mapping_is_refused_where_it_stands(write) -> None:
+    for text, overrides, said in [
+        (f"{TUNE}base: other\n", [], r"run\.yaml: broken YAML: line \d+, column 1: key 'base' stands in it twice"),
+        (TUNE, ["task={kind: a, kind: b}"], r"^task: broken value: line 1, column 11: key 'kind' stands in it twice"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            tune(write(text), overrides)
+    merged = "x: &x {a: 1, b: 2}\ny: {<<: *x, b: 3}\nz: {<<: *x}\n"
+    assert read_run_file(write(merged))["y"] == {"a": 1, "b": 3}
+
+
 @pytest.mark.parametrize("name", ["max_steps", "learning_rate", "shots", "seed"])
 def test_a_boolean_is_no_number(write, name: str) -> None:
     with pytest.raises(InputError, match=rf"run\.yaml: {name}: found True, expected a number$"):
         tune(write(TUNE), [f"{name}=true"])
     assert tune(write(TUNE), ["group_by_length=true"]).group_by_length is True
+
+
+@pytest.mark.parametrize("name", ["max_steps", "shots", "seed", "lora_alpha", "early_stopping_patience"])
+@pytest.mark.parametrize("value", [2**63, 10**400])
+def test_a_whole_number_has_64_bits(write, name: str, value: int) -> None:
+    said = rf"{name}: found a number of {value.bit_length()} bits, expected at most 63$"
+    with pytest.raises(InputError, match=said):
+        tune(write(TUNE), ["tuning=lora", f"{name}={value}"])
+    assert getattr(tune(write(TUNE), ["tuning=lora", f"{name}={2**63 - 1}"]), name) == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("tuning", "name", "most"),
+    [
+        ("full", "dataloader_num_workers", 1024),
+        ("full", "dataloader_prefetch_factor", 1024),
+        ("full", "train_batch_size", 1 << 24),
+        ("lora", "lora_r", 1 << 16),
+        ("bottleneck", "bottleneck_size", 1 << 16),
+    ],
+)
+def test_what_is_made_in_such_a_number_has_a_bound(write, tuning: str, name: str, most: int) -> None:
+    with pytest.raises(InputError, match=rf"{name}: found 1000000000, expected: less than or equal to {most}$"):
+        tune(write(TUNE), [f"tuning={tuning}", f"{name}=1000000000"])
+    assert getattr(tune(write(TUNE), [f"tuning={tuning}", f"{name}={most}"]), name) == most
+
+
+def test_a_pattern_of_ranks_has_the_bound_of_a_rank(write) -> None:
+    with pytest.raises(InputError, match=r"rank_pattern\.query: found 1000000000, expected: less than"):
+        tune(write(TUNE), ["tuning=lora", "rank_pattern.query=1000000000"])
 
 
 def test_several_mistakes_are_told_in_one_line(write) -> None:

@@ -19,6 +19,9 @@ from worlds import make_base, make_labels_task, make_tagged_task, make_task
 
 from recyclable.api import stack, tune
 from recyclable.errors import InputError, RunError
+from recyclable.recipes.stack import RESULT
+from recyclable.training import best, profiling
+from recyclable.training.checkpoint import choosing
 from recyclable.training.checkpoint.record import read_record, write_record
 from recyclable.training.stacked_steps import OwnRuns
 from recyclable.weights.manifest import ADAPTER, MANIFEST, read_manifest
@@ -202,12 +205,19 @@ def test_ranks_and_stages_change_nothing(world: World) -> None:
         require_same(world.folder / f"stage-{stage}", world.alone(RUNS), RUNS)
 
 
+OF_A_STACK = (choosing.FOLDER, profiling.FOLDER, "run.json", RESULT, best.tensors_file(Path(), 3).name)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"runs": {"a": {"tuning": "ia3"}}}, "expected 'lora' in a stack"),
         ({"runs": {"a": {"use_dora": True}}}, "expected 'lora' in a stack"),
         ({"runs": {"../a": {}}}, "expected names of directories"),
+        ({"runs": {" ": {}}}, "expected names of directories"),
+        ({"runs": {".lock": {}}}, "expected names of directories"),
+        ({"runs": {"ä" * 128: {}}}, "expected names of directories"),
+        *(({"runs": {name: {}}}, "which a stack has in `out` itself") for name in OF_A_STACK),
         ({"runs": {"a": {"base": "elsewhere"}}}, "base is given, but it is the whole stack's"),
         ({"runs": {"a": {"lora_rank": 4}}}, "lora_rank"),
         ({"runs": {}}, "runs"),
@@ -216,5 +226,30 @@ def test_ranks_and_stages_change_nothing(world: World) -> None:
 def test_what_cannot_be_stacked_is_refused_in_one_line(world: World, change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as refused:
         stack(**world.settings("refused", **{"runs": {}, **change}))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert not (world.folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "said"),
+    [
+        ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu is 0, expected a whole number"),
+        ({"train_micro_batch_size_per_gpu": -1}, "train_micro_batch_size_per_gpu is -1, expected a whole number"),
+        ({"train_micro_batch_size_per_gpu": "all"}, "train_micro_batch_size_per_gpu is 'all', expected a whole number"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping is given, but in a stack it is each run's own"),
+        ({"train_batch_size": 8}, "train_batch_size is given, but in a stack it is each run's own"),
+        ({"csv_monitor": {"enabled": True}}, "csv_monitor is given, but a stack's runs write tensorboard/ alone"),
+        ({"activation_checkpointing": {}}, "gradient_checkpointing in the run config is false"),
+        ({"zero_optimization": []}, "zero_optimization is []"),
+        ({"fp16": 5}, "fp16 is 5"),
+    ],
+)
+def test_a_ds_config_that_a_stack_cannot_follow_is_refused_in_one_line(
+    world: World, ds_config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (file := tmp_path / "ds.json").write_text(json.dumps(ds_config))
+    settings = world.settings("refused", {"a": {}}, gradient_checkpointing=False)
+    with pytest.raises(InputError) as refused:
+        stack(deepspeed_config=str(file), **settings)
     assert said in str(refused.value) and "\n" not in str(refused.value)
     assert not (world.folder / "refused").exists()

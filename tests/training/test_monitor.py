@@ -13,7 +13,7 @@ import torch
 from recyclable import distributed
 from recyclable.config.settings import TrainSettings
 from recyclable.training import monitor
-from recyclable.training.monitor import Monitor, duration
+from recyclable.training.monitor import Log, Monitor, duration
 
 
 class Written:
@@ -136,3 +136,16 @@ def test_other_ranks_and_terminals_get_no_lines(monkeypatch: pytest.MonkeyPatch,
 )
 def test_a_time_is_told_by_its_two_largest_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_a_stack_tells_its_steps_at_log_points_in_long_silences_and_at_the_end(capsys: pytest.CaptureFixture) -> None:
+    now = [0.0]
+    log = Log("stack s", 4, 9, every=3, clock=lambda: now[0])
+    for step, seconds in [(5, 10.0), (6, 20.0), (7, 79.0), (8, 81.0), (9, 90.0)]:
+        now[0] = seconds
+        log.step(step, "2 of 2 runs under way")
+    told = ["step 6/9  2 of 2 runs under way  30 s left", "step 8/9  2 of 2 runs under way  20 s left"]
+    expected = [f"stack s  {line}" for line in [*told, "step 9/9  2 of 2 runs under way"]]
+    assert capsys.readouterr().out.splitlines() == expected
+    Log("stack s", 0, 9, every=1, silent=True).step(1, "")
+    assert not capsys.readouterr().out

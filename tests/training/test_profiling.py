@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import profile
 from verbs import Verbs
 from worlds import make_base, make_corpus, make_task
 
+from recyclable.errors import RunError
 from recyclable.training.profiling import FOLDER, PHASES, STEPS, Profile, seconds_by_phase, table_of
 
 
@@ -95,6 +97,25 @@ def test_a_profiled_run_learns_the_same_and_its_phases_are_all_of_its_steps(
         assert seconds_by_phase(events) == pytest.approx({name: 3 * value for name, value in seconds.items()})
         assert len([each for each in events if each["name"] == "backward" and each.get("ph") == "X"]) == 3
         assert not torch.autograd._profiler_enabled()
+
+
+@pytest.mark.parametrize("left", ["", '{"traceEvents": [{"ph"'])
+def test_a_trace_that_is_not_whole_ends_the_run_in_one_line(
+    left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch says nothing where the disk is full; there may be no file, or a part of one."""
+    monkeypatch.setattr(profile, "export_chrome_trace", lambda self, path: left and Path(path).write_text(left))
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "rank00000.pt.trace.json").write_text('{"traceEvents": []}')  # of an earlier start
+    token = STEPS.set(1)
+    found = Profile(tmp_path, "tune run", 0, 1)
+    try:
+        found.at(0)
+        with pytest.raises(RunError, match=r"trace\.json: cannot be written \(it is not whole, as on a full disk\)$"):
+            found.end(1)
+    finally:
+        found.stop()
+        STEPS.reset(token)
 
 
 def test_a_negative_number_of_steps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
