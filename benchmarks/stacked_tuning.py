@@ -5,9 +5,11 @@
 Seeds of a LoRA on ChemProt with 16 examples a class (RECYCLABLE_DATA's models/minilm_l3 and tasks/chemprot; else, and
 with --quick, both are made from the documentation strings of the installed libraries). Every run is a command of its
 own, start-up included, as a user would have it. `speedup` is the time of the single runs over the stack's,
-`max_rel_diff` the largest difference of any tensor of any adapter, over the tensor's largest value.
+`max_rel_diff` the largest difference of any tensor of any adapter, over the tensor's largest value, and
+`max_score_diff` that of any score on dev and test. `rounding_rel_diff` and `rounding_score_diff` are the same between
+two runs of `tune` that differ in their number of threads alone, and so in nothing but how sums round.
 
-The curve is of steps alone, in one process: for 1, 2, 5, 10, 20, 40 adapters and 1 to 16 texts of each in a step, how
+The curve is of steps alone, in one process: for 1, 2, 5, 10, 20, 40 adapters and 1, 4, 16 texts of each in a step, how
 many times as fast a stack's steps are as those of its adapters one after the other.
 """
 
@@ -24,18 +26,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from recyclable.api import stack, tune
 from recyclable.data.docstrings import write_docstring_world
-from recyclable.weights.manifest import ADAPTER
+from recyclable.weights.manifest import ADAPTER, read_manifest
 
 ROOT = Path(__file__).parents[1]
 CPU = str(ROOT / "ds_configs" / "cpu_zero0.json")
 ADAPTERS, PAIRS = 10, 5
-CURVE_ADAPTERS, CURVE_TEXTS = (1, 2, 5, 10, 20, 40), (1, 4, 16)
+CURVE_ADAPTERS, CURVE_STEPS = (1, 2, 5, 10, 20, 40), {1: 6, 4: 4, 16: 3}
+"""How many adapters; texts of each in a step -> steps."""
+ROUNDED = 3
+"""Runs that are made with another number of threads as well."""
 SETTINGS: dict[str, Any] = {
     **{"tuning": "lora", "shots": 16, "max_steps": 60, "train_batch_size": 8, "learning_rate": 5e-4},
     **{"max_length": 128, "eval_every": 60, "max_dev_examples": 50, "max_test_examples": 50, "log_every": 60},
@@ -69,11 +75,19 @@ def measure(out: Path, count: int, quick: bool, pairs: int | None = None) -> dic
         alone = sum(timed("tune", {**told, **settings, **own}, here / "alone" / name) for name, own in runs.items())
         together = timed("stack", {**told, "shared": settings, "runs": runs}, here / "together")
         took.append((alone, together))
+    rounded = list(runs)[: 1 if quick else ROUNDED]
+    for name in rounded:
+        timed("tune", {**told, **settings, **runs[name]}, here / "rounded" / name, other_threads())
     found = curve(out / "curve", base, settings, quick)
+    stacked = [(here / "alone" / name, here / "together" / name) for name in runs]
+    twice = [(here / "alone" / name, here / "rounded" / name) for name in rounded]
     return {
         "adapters": count,
         "speedup": statistics.median(alone / together for alone, together in took),
-        "max_rel_diff": max(difference(here / "alone" / name, here / "together" / name) for name in runs),
+        "max_rel_diff": max(difference(*both) for both in stacked),
+        "rounding_rel_diff": max(difference(*both) for both in twice),
+        "max_score_diff": max(score_difference(*both) for both in stacked),
+        "rounding_score_diff": max(score_difference(*both) for both in twice),
         "alone_s": statistics.median(alone for alone, _ in took),
         "together_s": statistics.median(together for _, together in took),
         "curve": found,
@@ -89,25 +103,34 @@ def world(out: Path, quick: bool) -> tuple[Path, Path]:
     return made.base, made.task
 
 
-def timed(verb: str, settings: dict[str, Any], out: Path) -> float:
-    """Seconds of a command, start-up included."""
+def timed(verb: str, settings: dict[str, Any], out: Path, threads: int | None = None) -> float:
+    """Seconds of a command, start-up included; threads: None: as many as it takes by itself."""
     file = out.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump({**settings, "out": str(out)}))
     begin = time.perf_counter()
     command = [sys.executable, "-m", "recyclable.cli", verb, str(file), "--deepspeed_config", CPU]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - begin
+
+
+def other_threads() -> int:
+    """A number of threads that is not what a run takes by itself."""
+    return 1 if torch.get_num_threads() > 1 else 2
 
 
 def curve(out: Path, base: Path, settings: dict[str, Any], quick: bool) -> list[dict[str, float]]:
     """Of so many adapters with so many texts in a step each: how many times as fast as one by one its steps are."""
-    told = {"base": str(base), **OF_STACK}
-    short = {**settings, "max_steps": 5, "eval_every": 5, "max_dev_examples": 8, "max_test_examples": 8}
+    told: dict[str, Any] = {"base": str(base), **OF_STACK}
     rows = []
-    for texts in CURVE_TEXTS[: 1 if quick else None]:
-        own = {**short, "train_batch_size": texts}
-        alone = tune(deepspeed_config=CPU, out=str(out / f"alone-{texts}"), **{**own, **told})["seconds"]
+    for texts, steps in list(CURVE_STEPS.items())[: 1 if quick else None]:
+        few = {"max_steps": steps, "eval_every": steps, "max_dev_examples": 2, "max_test_examples": 2}
+        own = {**settings, **few, "train_batch_size": texts}
+        alone = statistics.median(
+            tune(deepspeed_config=CPU, out=str(out / f"alone-{texts}-{number}"), **{**own, **told})["seconds"]
+            for number in range(1 if quick else 3)
+        )
         for adapters in tqdm(CURVE_ADAPTERS[: 2 if quick else None], desc=f"curve, {texts} texts each"):
             runs = {f"seed-{seed}": {"seed": seed} for seed in range(1, adapters + 1)}
             here = str(out / f"{adapters}-{texts}")
@@ -123,6 +146,12 @@ def difference(one: Path, other: Path) -> float:
     return max(
         float((first[name] - second[name]).abs().max() / first[name].abs().max().clamp(min=1e-8)) for name in first
     )
+
+
+def score_difference(one: Path, other: Path) -> float:
+    """The largest of any score on dev or test."""
+    first, second = (read_manifest(folder).metrics for folder in (one, other))
+    return max(abs(value - second[split][name]) for split in ("dev", "test") for name, value in first[split].items())
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def stack_table(found: Row) -> str:
     """A stack against its runs one by one, and the curve of steps alone."""
     whole = f"{found['adapters']} adapters, whole runs: {found['alone_s']:.0f} s one by one, "
     whole += f"{found['together_s']:.0f} s together, speed-up {found['speedup']:.2f}; "
-    whole += f"largest relative difference of a tensor {found['max_rel_diff']:.0e}."
+    whole += f"largest relative difference of a tensor {found['max_rel_diff']:.0e}, of a score "
+    whole += f"{found['max_score_diff']:.0e}; between runs alone with other numbers of threads "
+    whole += f"{found['rounding_rel_diff']:.0e} and {found['rounding_score_diff']:.0e}."
     texts = sorted({row["texts"] for row in found["curve"]})
     speedups = {(row["adapters"], row["texts"]): f"{row['speedup']:.2f}" for row in found["curve"]}
     adapters = sorted({row["adapters"] for row in found["curve"]})

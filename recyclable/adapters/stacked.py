@@ -75,8 +75,9 @@ class StackedLinear(nn.Module):
         if not present:
             return result
         parts = [self._parts[segment.adapter] for segment in present]
+        pieces = dict(zip(segments, x.split([stop - start for _, start, stop in segments]), strict=True))
         inputs = [
-            F.dropout(x[segment.start : segment.stop], part.dropout, self.training)
+            F.dropout(pieces[segment], part.dropout, self.training)
             for segment, part in zip(present, parts, strict=True)
         ]
         if _alike(inputs, parts):
@@ -89,8 +90,9 @@ class StackedLinear(nn.Module):
         if present == segments:
             return result + torch.cat(updates)
         update_of = dict(zip(present, updates, strict=True))
-        pieces = [(result[segment.start : segment.stop], update_of.get(segment)) for segment in segments]
-        return torch.cat([piece if update is None else piece + update for piece, update in pieces])
+        results = result.split([stop - start for _, start, stop in segments])
+        both = [(piece, update_of.get(segment)) for segment, piece in zip(segments, results, strict=True)]
+        return torch.cat([piece if update is None else piece + update for piece, update in both])
 
 
 class StackedModule(nn.Module):
@@ -106,8 +108,9 @@ class StackedModule(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, ...] to [B, ..., C], C the largest of all adapters'."""
         found = []
-        for adapter, start, stop in self._rows.scaled(len(x)):
-            own = x[start:stop]
+        segments = self._rows.scaled(len(x))
+        pieces = x.split([stop - start for _, start, stop in segments])
+        for (adapter, _, _), own in zip(segments, pieces, strict=True):
             if adapter in self._parts:
                 module = self._parts[adapter]
                 found.append(module(own.to(next(module.parameters()).dtype)).to(x.dtype))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 """What is known of some examples, by name; names with a dot are no model's inputs."""
 _NO_INPUTS = frozenset(("labels", "positions", "targets", "documents", "decoder_documents"))
-_ROUND_LENGTH_TO = 8  # lengths are rounded up to this, which matrix kernels like, but never beyond where texts are cut
+ROUND_LENGTH_TO = 8
+"""Lengths of batches are rounded up to this, which matrix kernels like, but never beyond where texts are cut."""
 
 
 class Examples(Protocol):
@@ -118,8 +119,8 @@ def model_inputs(batch: Batch) -> Batch:
 
 def multiple_for(longest: int, max_length: int | None) -> int:
     """What the length of a batch is a multiple of, whose longest text has so many tokens."""
-    fits = -(-longest // _ROUND_LENGTH_TO) * _ROUND_LENGTH_TO <= (max_length or 0)
-    return _ROUND_LENGTH_TO if fits else 1
+    fits = -(-longest // ROUND_LENGTH_TO) * ROUND_LENGTH_TO <= (max_length or 0)
+    return ROUND_LENGTH_TO if fits else 1
 
 
 class LabelledTexts:

@@ -74,11 +74,12 @@ class StackedTasks(nn.Module):
             pairs = zip(told, parts, strict=True)
             return [self._of_tokens(hidden, None, batch["targets"]).loss for hidden, (_, batch) in pairs]
         logits, sums = task_outputs(self.student, joint).logits, []
-        for (adapter, batch), (_, start, stop) in zip(parts, self._rows.segments, strict=True):
+        pieces = logits.split([stop - start for _, start, stop in self._rows.segments])
+        for (adapter, batch), piece in zip(parts, pieces, strict=True):
             if adapter == NOBODY:
-                sums.append(0.0 * logits[start:stop].float().sum())
+                sums.append(0.0 * piece.float().sum())
                 continue
-            own = logits[start:stop, ..., : self._classes[adapter]]
+            own = piece[..., : self._classes[adapter]]
             if own.dim() == 3:  # of each token
                 own = own[:, : batch["input_ids"].shape[1]]
             task = self._tasks[adapter]

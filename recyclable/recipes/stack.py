@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from peft import PeftModel
@@ -49,14 +48,15 @@ def stack(settings: StackSettings, ds_config: dict[str, Any], resume: bool = Fal
     machine.require_for_stack(ds_config, distributed.world_size(), settings.gradient_checkpointing)
     base, tunes = Base(locate(settings.base)), settings.tunes()
     read_lineage(base.folder)  # is handed on: broken, it is refused now
+    reader = Reader.of(base)  # of all: low-rank updates have no prompts
     named = {str(tuned.task): tuned.task for tuned in tunes.values()}  # most stacks are of one task: it is read once
     loaded = {text: load_task(task) for text, task in named.items()}
-    made = {name: _made(base, tuned, loaded[str(tuned.task)]) for name, tuned in tunes.items()}
-    _require_together(base, made, ds_config)
+    made = {name: _made(base, reader, tuned, loaded[str(tuned.task)]) for name, tuned in tunes.items()}
+    _require_together(reader, made, ds_config)
     with rundir.claim(settings, settings.out, RESULT, resume, (*rundir.PROGRESS, f"*/{RUN_RESULT}")) as unfinished:
         if not unfinished:
             return dict(read_json(settings.out / RESULT))
-        tasks = _tasks(base, next(iter(tunes.values())), list(made.values()), ds_config)
+        tasks = _tasks(base, reader, next(iter(tunes.values())), list(made.values()), ds_config)
         base.hashed.complete(team=distributed.Ranks())
         own = fingerprint(base)
         runs = [StackedRun(name, tunes[name], one.data, one.model) for name, one in made.items()]
@@ -86,8 +86,7 @@ class _Made(NamedTuple):
     """Of the model's config that are not its base's."""
 
 
-def _made(base: Base, tuned: TuneSettings, task: Task) -> _Made:
-    reader = replace(Reader.of(base), prompts=tuned.prompts)
+def _made(base: Base, reader: Reader, tuned: TuneSettings, task: Task) -> _Made:
     fields = reader.fields(task.kind.model_class_for(base.config))
     data = task_data(tuned, task, reader)
     return _Made(_model(base, tuned, task, fields), data, fields)
@@ -100,7 +99,7 @@ def _model(base: Base, tuned: TuneSettings, task: Task, fields: dict[str, Any]) 
     return model
 
 
-def _require_together(base: Base, made: dict[str, _Made], ds_config: dict[str, Any]) -> None:
+def _require_together(reader: Reader, made: dict[str, _Made], ds_config: dict[str, Any]) -> None:
     """InputError for runs that cannot share a forward pass."""
     (first, of_first), *others = made.items()
     head = type(of_first.model.get_base_model()).__name__
@@ -113,12 +112,14 @@ def _require_together(base: Base, made: dict[str, _Made], ds_config: dict[str, A
     if of_first.data.task.kind.over_vocabulary and machine.zero_stage(ds_config) == 3:
         problem = "is 3, but answers in text are told at stage 0 to 2 in a stack: the base has no states to share out"
         raise InputError("zero_optimization.stage", problem)
-    if Reader.of(base).tokenizer().padding_side != "right":
+    if reader.tokenizer().padding_side != "right":
         problem = "pads texts on the left, where their positions would depend on the other runs' lengths"
-        raise InputError(base.folder, f"its tokenizer {problem}: tune one by one")
+        raise InputError(reader.folder, f"its tokenizer {problem}: tune one by one")
 
 
-def _tasks(base: Base, tuned: TuneSettings, made: list[_Made], ds_config: dict[str, Any]) -> StackedTasks:
+def _tasks(
+    base: Base, reader: Reader, tuned: TuneSettings, made: list[_Made], ds_config: dict[str, Any]
+) -> StackedTasks:
     """All adapters on one base, read to where it computes."""
     first, rows = made[0], Rows()
     host = stacked(_model(base, tuned, first.data.task, first.fields), [one.model for one in made], rows)
@@ -130,7 +131,7 @@ def _tasks(base: Base, tuned: TuneSettings, made: list[_Made], ds_config: dict[s
         bare.enable_input_require_grads()
     kinds = [one.data.task.kind for one in made]
     classes = [one.model.config.num_labels for one in made]
-    tasks = StackedTasks(host, rows, kinds, classes, padding(Reader.of(base).tokenizer()))
+    tasks = StackedTasks(host, rows, kinds, classes, padding(reader.tokenizer()))
     zero.materialize(tasks, to_ask(ds_config))
     return tasks
 

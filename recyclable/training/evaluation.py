@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import deepspeed
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from recyclable import distributed
+from recyclable.data.alike import alike
 from recyclable.data.examples import Batch, Examples, TaskExamples
 from recyclable.weights.team import Team
 
@@ -76,7 +78,8 @@ def outputs(
     team = team or distributed.Ranks()
     lengths = getattr(examples, "lengths", np.zeros(len(examples)))[rows]
     found: dict[str, torch.Tensor] = {}
-    for places, real in shares(np.argsort(lengths, kind="stable"), batch_size, team):
+    groups = alike(lengths, torch.device(device).type, batch_size * team.size)
+    for places, real in chain.from_iterable(shares(group, batch_size, team) for group in groups):
         with torch.no_grad():
             told = of_batch(to_device(examples.batch([(0, int(row)) for row in rows[places]]), device))
         for name, tensor in told.items():

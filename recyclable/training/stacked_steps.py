@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from recyclable import distributed, machine
+from recyclable.data.alike import alike
 from recyclable.data.examples import Batch
 from recyclable.data.order import Item
 from recyclable.errors import RunError
@@ -25,9 +27,6 @@ from recyclable.training.optimizer import build_optimizer, learning_rate
 from recyclable.training.pieces import MOMENTS, WEIGHT, Kept, Piece
 from recyclable.training.stacked_run import StackedRun
 from recyclable.weights.team import ALONE
-
-_LIKE = 0.7
-"""Texts of at least so much of the longest one's length share a pass with it."""
 
 
 class OwnRuns:
@@ -65,27 +64,32 @@ class OwnRuns:
         begin, live = time.perf_counter(), {number: run for number, run in self.runs.items() if run.live}
         with phase(DATA):
             drawn = {number: self._orders[number].step(step) for number in live}
-            shares = list(in_passes(drawn, self._lengths, self._rows))
+            shares = in_passes(drawn, self._lengths, torch.device(self._device).type, self._rows)
             passes = [[(number, live[number].data.train.batch(chosen)) for number, chosen in each] for each in shares]
         counts = dict.fromkeys(live, 0)
         for part in (part for each in passes for part in each):
             counts[part[0]] += self._tasks.counts(part)
         self._tasks.train()
-        sums = dict.fromkeys(live, 0.0)
+        told: list[torch.Tensor] = []
         for each in passes:
-            parts: list[Part] = [(number, to_device(batch, self._device)) for number, batch in each]
-            for (number, _), value in zip(parts, self._pass(parts, counts), strict=True):
-                sums[number] += value
+            told.append(self._pass([(number, to_device(batch, self._device)) for number, batch in each], counts))
         self._end_phase()
+        sums = dict.fromkeys(live, 0.0)
+        for (number, _), value in zip(
+            chain.from_iterable(passes), torch.cat(told).tolist() if told else [], strict=True
+        ):
+            sums[number] += value
+        with phase(OPTIMIZER):
+            norms = self._clipped(live)
         for number, run in live.items():
             batches = [batch for each in passes for of, batch in each if of == number]
             items = [item for each in shares for of, chosen in each if of == number for item in chosen]
             with phase(OPTIMIZER):
-                self._update(number, run, step, sums[number] / max(1, counts[number]), batches, items)
+                self._update(number, run, step, sums[number] / max(1, counts[number]), norms[number], batches, items)
             run.progress.seconds += time.perf_counter() - begin
 
-    def _pass(self, parts: list[Part], counts: dict[int, int]) -> list[float]:
-        """Forward and backward of some parts; returns their summed losses."""
+    def _pass(self, parts: list[Part], counts: dict[int, int]) -> torch.Tensor:
+        """Forward and backward of some parts; returns their summed losses, [parts]."""
         self._tell(2)
         with phase(FORWARD):
             sums = self._computes(parts=parts)
@@ -93,14 +97,24 @@ class OwnRuns:
             loss = (sums / divisors).sum()
         with phase(BACKWARD):
             loss.backward()
-        return [float(value) for value in sums.detach()]
+        return sums.detach()
+
+    def _clipped(self, live: dict[int, StackedRun]) -> dict[int, float]:
+        """Clip the gradients of each run; returns their norms, for which a GPU is waited once."""
+        limits = {number: run.settings.max_grad_norm or float("inf") for number, run in live.items()}
+        norms = [nn.utils.clip_grad_norm_(run.trained.values(), limits[number]) for number, run in live.items()]
+        return dict(zip(live, torch.stack(norms).tolist(), strict=True)) if norms else {}
 
     def _update(
-        self, number: int, run: StackedRun, step: int, loss: float, batches: list[Batch], items: list[Item]
+        self,
+        number: int,
+        run: StackedRun,
+        step: int,
+        loss: float,
+        norm: float,
+        batches: list[Batch],
+        items: list[Item],
     ) -> None:
-        parameters = list(run.trained.values())
-        limit = run.settings.max_grad_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(parameters, limit))
         settings, progress = run.settings, run.progress
         if problem := health.wrong_with(loss, norm, settings, progress):
             settings.out.mkdir(exist_ok=True)
@@ -211,22 +225,20 @@ class OwnRuns:
 
 
 def in_passes(
-    items: dict[int, list[Item]], lengths: Mapping[int, np.ndarray], rows: int | None
-) -> Iterator[list[tuple[int, list[Item]]]]:
-    """The examples of a step of several runs, in passes of like length, each of at most so many rows.
+    items: dict[int, list[Item]], lengths: Mapping[int, np.ndarray], device: str, rows: int | None
+) -> list[list[tuple[int, list[Item]]]]:
+    """The examples of a step of several runs, in passes of like length; of each run's in the order of their lengths.
 
     Args:
-        lengths: run -> tokens of each of its examples; what is joined is filled up to the longest of all runs.
-        rows: None: however many are of like length.
+        lengths: run -> tokens of each of its examples.
+        device: its type.
+        rows: examples of a pass at most; None: any number.
     """
-    left = [(lengths[number][item[1]], number, item) for number, chosen in items.items() for item in chosen]
-    left.sort(key=lambda each: -each[0])  # stable, so that all ranks and resumes have the same
-    while left:
-        longest = left[0][0]
-        alike = sum(length >= _LIKE * longest for length, *_ in left)
-        size = min(alike, rows or alike)
-        taken, left = left[:size], left[size:]
+    drawn = [(number, item) for number, chosen in items.items() for item in chosen]
+    passes = []
+    for places in alike(np.array([lengths[number][item[1]] for number, item in drawn]), device, rows):
         parts: dict[int, list[Item]] = {}
-        for _, number, item in taken:
+        for number, item in (drawn[place] for place in places):
             parts.setdefault(number, []).append(item)
-        yield list(parts.items())
+        passes.append(list(parts.items()))
+    return passes

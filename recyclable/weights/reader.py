@@ -62,11 +62,16 @@ class Reader:
             raise InputError(name, f"is {max_length}, but {place}{beside}")
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, with a pad token; InputError without any, or with more pieces than the model has rows for.
+        """The tokenizer, with a pad token, read once; InputError without any, or with more pieces than the model has
+        rows for.
 
         For a model that finds a text's end by its ids padding stands behind the text: left of it, positions and
         prompts would be others than those of the text alone.
         """
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         found = load_tokenizer(self.folder, self.config)
         if (pad := self._chosen(found)) is None:
             problem = "its tokenizer has no pad token, and no end or unknown token that could stand for one"

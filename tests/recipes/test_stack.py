@@ -15,16 +15,31 @@ from decoders import make_decoder
 from processes import STAGE_3, finish, start
 from safetensors.torch import load_file
 from this_process import own_environment
+from torch import nn
 from worlds import make_base, make_labels_task, make_tagged_task, make_task
 
+from recyclable.adapters.stacked import Rows
+from recyclable.adapters.stacked import stack as stacked
 from recyclable.api import stack, tune
+from recyclable.data.token_rows import padding
 from recyclable.errors import InputError, RunError
+from recyclable.models.tasks import task_model
+from recyclable.objectives.of_task import task_objective
+from recyclable.objectives.stacked import StackedTasks
 from recyclable.recipes.stack import RESULT
+from recyclable.recipes.stack_settings import read_stack_settings
+from recyclable.tasks.parts.task import Task, load_task
+from recyclable.tasks.parts.task_data import task_data
 from recyclable.training import best, profiling
 from recyclable.training.checkpoint import choosing
 from recyclable.training.checkpoint.record import read_record, write_record
+from recyclable.training.optimizer import build_optimizer, learning_rate
+from recyclable.training.stacked_run import StackedRun
 from recyclable.training.stacked_steps import OwnRuns
+from recyclable.weights.base import Base
 from recyclable.weights.manifest import ADAPTER, MANIFEST, read_manifest
+from recyclable.weights.reader import Reader
+from recyclable.weights.sources import fill
 
 SHARED: dict[str, Any] = {
     "max_steps": 6,
@@ -191,6 +206,54 @@ def test_a_run_whose_numbers_fail_is_given_up_and_the_others_are_saved(world: Wo
         stack(resume=True, **settings)
     require_same(world.folder / "wild", world.alone(RUNS), {"plain": {}})
     assert not (world.folder / "wild" / "wild" / MANIFEST).exists()
+
+
+def test_in_fp64_each_step_is_that_of_the_run_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam makes much of how gradients round; where they hardly round, nothing else is left to differ."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # losses are in fp32 whatever the model is in
+    runs = {name: own for name, own in RUNS.items() if name != "stops"}
+    settings = read_stack_settings(
+        world.settings("fp64", {name: {**own, "max_steps": 30} for name, own in runs.items()}), ""
+    )
+    base = Base(world.base)
+    tunes, reader, task = settings.tunes(), Reader.of(base), load_task(world.task)
+
+    def made(name: str) -> StackedRun:
+        tuned = tunes[name]
+        tuned.out.mkdir(parents=True, exist_ok=True)
+        model = tuned.attach(task_model(base, task, tuned.seed, tuned.dropout), "SEQ_CLS", tuned.seed)
+        return StackedRun(name, tuned, task_data(tuned, task, reader), fill(model).double())
+
+    rows, alone, together = Rows(), [made(name) for name in runs], {n: made(name) for n, name in enumerate(runs)}
+    host = stacked(made("plain").model, [run.model for run in together.values()], rows)
+    kinds, classes = [task.kind] * len(runs), [len(task.labels)] * len(runs)
+    tasks = StackedTasks(host, rows, kinds, classes, padding(reader.tokenizer()))
+    steps = OwnRuns(tasks, tasks, "cpu", together, {})
+    for step in range(30):
+        steps.step(step)
+    for run, other in zip(alone, together.values(), strict=True):
+        train_alone(run, task)
+        for name, values in run.trained.items():
+            difference = (other.trained[name] - values).abs().max() / values.abs().max()
+            assert values.dtype == torch.float64 and difference < 1e-10, (run.name, name)
+
+
+def train_alone(run: StackedRun, task: Task) -> None:
+    """The arithmetic of `tune`, whatever the precision."""
+    objective, optimizer, order = (
+        task_objective(run.model, task.kind),
+        build_optimizer(run.model, run.settings),
+        run.order(),
+    )
+    run.model.train()
+    for step in range(run.settings.max_steps):
+        batch = run.data.train.batch(order.step(step))
+        (objective.sums(batch)["task"] / objective.counts(batch)["task"]).backward()
+        nn.utils.clip_grad_norm_(run.trained.values(), run.settings.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, run.settings)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def test_ranks_and_stages_change_nothing(world: World) -> None:

@@ -27,6 +27,7 @@ ROW = {
 }
 STACK = {
     **{"adapters": 10, "speedup": 3.2, "max_rel_diff": 1e-6, "alone_s": 100.0, "together_s": 31.0},
+    **{"rounding_rel_diff": 2e-6, "max_score_diff": 0.0, "rounding_score_diff": 0.0},
     "curve": [{"adapters": 2, "texts": 4, "speedup": 1.5}],
 }
 FOUND = {"cpu": [ROW], "stack": STACK, "startup": {"1 rank": 9.04, "2 ranks": 12.0}, "gpu": None}
