@@ -58,10 +58,8 @@ def compiled_layers(model: nn.Module, backend: str = "inductor") -> Iterator[Non
     for module, recompute in recomputing.items():
         module._gradient_checkpointing_func = partial(_compiled_within, recompute, compiled)
     for layer in layers:
-        layer.compile(backend=backend)
-        if again:
-            compiled_call: Any = layer._compiled_call_impl
-            layer._compiled_call_impl = partial(_unless_training, layer, compiled_call)
+        call = torch.compile(layer._call_impl, backend=backend)  # as `nn.Module.compile` does
+        layer._compiled_call_impl = partial(_unless_training, layer, call) if again else call
     try:
         with patch.object(torch._dynamo.config, "recompile_limit", _GRAPHS):
             yield

@@ -282,6 +282,7 @@ OF_A_STACK = (choosing.FOLDER, profiling.FOLDER, "run.json", RESULT, best.tensor
         ({"runs": {"ä" * 128: {}}}, "expected names of directories"),
         *(({"runs": {name: {}}}, "which a stack has in `out` itself") for name in OF_A_STACK),
         ({"runs": {"a": {"base": "elsewhere"}}}, "base is given, but it is the whole stack's"),
+        ({"runs": {"a": {"logits": "bf16"}}}, "runs.a: logits is bf16, but those of a stack are in fp32: remove it"),
         ({"runs": {"a": {"lora_rank": 4}}}, "lora_rank"),
         ({"runs": {}}, "runs"),
     ],
