@@ -7,7 +7,8 @@ with --quick, both are made from the documentation strings of the installed libr
 own, start-up included, as a user would have it. `speedup` is the time of the single runs over the stack's,
 `max_rel_diff` the largest difference of any tensor of any adapter, over the tensor's largest value, and
 `max_score_diff` that of any score on dev and test. `rounding_rel_diff` and `rounding_score_diff` are the same between
-two runs of `tune` that differ in their number of threads alone, and so in nothing but how sums round.
+two runs of `tune` that differ in their number of threads alone, and so in nothing but how sums round. Weights are those
+of the best step: runs that were best before the first one, all but `learned`, are left out.
 
 The curve is of steps alone, in one process: for 1, 2, 5, 10, 20, 40 adapters and 1, 4, 16 texts of each in a step, how
 many times as fast a stack's steps are as those of its adapters one after the other.
@@ -79,10 +80,14 @@ def measure(out: Path, count: int, quick: bool, pairs: int | None = None) -> dic
     for name in rounded:
         timed("tune", {**told, **settings, **runs[name]}, here / "rounded" / name, other_threads())
     found = curve(out / "curve", base, settings, quick)
-    stacked = [(here / "alone" / name, here / "together" / name) for name in runs]
+    learned = [name for name in runs if read_manifest(here / "alone" / name).metrics["best_step"] > 0]
+    if not learned:
+        raise RuntimeError("no run scores better than before its first step: there are no learned weights to compare")
+    stacked = [(here / "alone" / name, here / "together" / name) for name in learned]
     twice = [(here / "alone" / name, here / "rounded" / name) for name in rounded]
     return {
         "adapters": count,
+        "learned": len(learned),
         "speedup": statistics.median(alone / together for alone, together in took),
         "max_rel_diff": max(difference(*both) for both in stacked),
         "rounding_rel_diff": max(difference(*both) for both in twice),
@@ -127,10 +132,11 @@ def curve(out: Path, base: Path, settings: dict[str, Any], quick: bool) -> list[
     for texts, steps in list(CURVE_STEPS.items())[: 1 if quick else None]:
         few = {"max_steps": steps, "eval_every": steps, "max_dev_examples": 2, "max_test_examples": 2}
         own = {**settings, **few, "train_batch_size": texts}
-        alone = statistics.median(
+        _, *seconds = (  # the first one finds nothing warm
             tune(deepspeed_config=CPU, out=str(out / f"alone-{texts}-{number}"), **{**own, **told})["seconds"]
-            for number in range(1 if quick else 3)
+            for number in range(2 if quick else 4)
         )
+        alone = statistics.median(seconds)
         for adapters in tqdm(CURVE_ADAPTERS[: 2 if quick else None], desc=f"curve, {texts} texts each"):
             runs = {f"seed-{seed}": {"seed": seed} for seed in range(1, adapters + 1)}
             here = str(out / f"{adapters}-{texts}")
