@@ -76,13 +76,13 @@ def measure(out: Path, count: int, quick: bool, pairs: int | None = None) -> dic
         alone = sum(timed("tune", {**told, **settings, **own}, here / "alone" / name) for name, own in runs.items())
         together = timed("stack", {**told, "shared": settings, "runs": runs}, here / "together")
         took.append((alone, together))
-    rounded = list(runs)[: 1 if quick else ROUNDED]
-    for name in rounded:
-        timed("tune", {**told, **settings, **runs[name]}, here / "rounded" / name, other_threads())
-    found = curve(out / "curve", base, settings, quick)
     learned = [name for name in runs if read_manifest(here / "alone" / name).metrics["best_step"] > 0]
     if not learned:
         raise RuntimeError("no run scores better than before its first step: there are no learned weights to compare")
+    rounded = learned[: 1 if quick else ROUNDED]
+    for name in rounded:
+        timed("tune", {**told, **settings, **runs[name]}, here / "rounded" / name, other_threads())
+    found = curve(out / "curve", base, settings, quick)
     stacked = [(here / "alone" / name, here / "together" / name) for name in learned]
     twice = [(here / "alone" / name, here / "rounded" / name) for name in rounded]
     return {
