@@ -68,7 +68,8 @@ def main() -> None:
     if not (arguments.quick or arguments.no_docs):
         on_gpu = {"gpu": found.pop("gpu")}
         write_tables(found, told_of(f"Medians of {arguments.pairs} pairs"))
-        write_tables(on_gpu, told_of("Medians of turns of ten steps"))
+        if on_gpu["gpu"]:
+            write_tables(on_gpu, told_of(f"{on_gpu['gpu'][0]['device']}, medians of turns of ten steps"))
         found |= on_gpu
     if arguments.json:
         print(json.dumps(as_json(found)))

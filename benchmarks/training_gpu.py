@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,13 +172,16 @@ def compared(shape: Shape, folder: Path, pairs: int, on_cpu: bool) -> list[dict[
     (plain, _, own), rows, top = found["ours"], [], peak_flops()
     best = min((found[who].seconds for who in ("ours", "ours + torch_compile") if found[who].seconds), default=None)
     for who, (seconds, peak, losses) in found.items():
+        apart = None
+        with suppress(RuntimeError):  # of other steps than ours
+            apart = loss_diff(own, losses) if own and losses else None
         row = {
             "model": plain_case.model,
             "who": who,
             "tokens_per_s": seconds and plain_case.tokens / seconds,
             "mfu": flops / seconds / top if seconds and top else None,
             "ours_speedup": seconds / best if seconds and best else None,
-            "loss_diff": loss_diff(own, losses) if own and losses else None,
+            "loss_diff": apart,
             "peak_mb": peak,
         }
         rows.append({"part": "training", "device": device, **row})

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from recyclable.architectures.short_attention import write_out
 from recyclable.errors import InputError
 
 _FLASH = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}
 """The fastest first -> the oldest compute capability that it runs on (Hopper, Ampere)."""
-_SDPA = "sdpa"
-_FEW_KEYS = 256
-"""On a CPU in bf16 the backward pass of torch's fused attention takes several times as long as its forward pass: with
-no more keys than these, two products and a softmax are faster, and what they keep is small."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +45,9 @@ def fastest(model: PreTrainedModel, half: bool, machine: Machine) -> str | None:
 
 
 def set_attention(model: nn.Module, wanted: str | None, half: bool, machine: Machine) -> None:
-    """Have a model compute attention as `wanted`; None: the `fastest`. InputError where that cannot be had."""
-    _by_length()
+    """Have a model compute attention as `wanted`; None: the `fastest`, and written out where that is the fastest
+    (`short_attention`). InputError where it cannot be had."""
+    write_out(model, few=wanted is None)
     for module in model.modules():
         if not isinstance(module, PreTrainedModel) or not (name := wanted or fastest(module, half, machine)):
             continue
@@ -64,36 +58,6 @@ def set_attention(model: nn.Module, wanted: str | None, half: bool, machine: Mac
             module.set_attn_implementation(name)
         except (ImportError, ValueError) as error:
             raise InputError("attn_implementation", f"is {name}: {str(error).splitlines()[0]}") from error
-
-
-def written_out(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether sdpa is two products and a softmax here, and no fused kernel: by shape, precision and device alone.
-
-    Args:
-        query: [B, N, L, D]
-        key: [B, N, K, D]
-    """
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _FEW_KEYS
-
-
-@cache
-def _by_length() -> None:
-    """Have transformers' sdpa look at what it is given."""
-    ALL_ATTENTION_FUNCTIONS[_SDPA] = partial(_attend, ALL_ATTENTION_FUNCTIONS[_SDPA])
-    if not torch.cuda.is_available():
-        in_half(True)
-
-
-def in_half(products: bool) -> None:
-    """Whether attention that is written out for bf16 makes its products in bf16; else in fp32, of copies."""
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(products)  # of a CPU as well
-
-
-def _attend(fused: Any, module: nn.Module, query: torch.Tensor, key: torch.Tensor, *given: Any, **kwargs: Any) -> Any:
-    if not written_out(query, key):
-        return fused(module, query, key, *given, **kwargs)
-    with sdpa_kernel(SDPBackend.MATH):
-        return fused(module, query, key, *given, **kwargs)
 
 
 def attention_of(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from recyclable.architectures import short_attention
 from recyclable.architectures.read_tokens import Padded, read_tokens
 
 _NAME = "sdpa"
@@ -28,6 +29,7 @@ def narrow(module: nn.Module) -> None:
 
 @cache
 def _install() -> None:
+    short_attention.install()  # computes with the queries that are left
     ALL_ATTENTION_FUNCTIONS[_NAME] = partial(_attend, ALL_ATTENTION_FUNCTIONS[_NAME])
 
 

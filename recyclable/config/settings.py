@@ -108,8 +108,8 @@ class TrainSettings(RunSettings):
         None
     )
     """How the trained model computes attention; null: flash-attention where it is installed, the GPU and the model can
-    and products are in bf16 or fp16, else sdpa, else eager. On a CPU in bf16 sdpa is products and a softmax for
-    sequences of up to 256 tokens, where its fused backward pass takes several times as long."""
+    and products are in bf16 or fp16, else sdpa, else eager. On a CPU in bf16 null writes
+    attention over up to 256 keys out as products and a softmax, several times as fast as the fused kernel there."""
     gradient_checkpointing: bool | None = None
     """Layers keep their inputs alone and compute again in the backward pass: far less memory, a third more time, the
     same result; null: as the ds_config says (`activation_checkpointing`)."""

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from transformers import PreTrainedModel
 from transformers.integrations import moe
 
-from recyclable.architectures import attention, recomputing
+from recyclable.architectures import recomputing, short_attention
 from recyclable.data.examples import Batch
 from recyclable.kernels import chunked, tiling
 from recyclable.objectives.objective import Objective
@@ -383,9 +383,7 @@ def _kernels(on_cpu: bool, follow: _Follow) -> Iterator[None]:
         stack.enter_context(patch.object(moe, "_can_use_grouped_mm", lambda *_: False))
         if not on_cpu:
             stack.enter_context(patch.object(recomputing, "save_on_cpu", saved))
-            stack.enter_context(patch.object(attention, "written_out", lambda *_: False))
-            stack.callback(attention.in_half, torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed())
-            attention.in_half(False)  # with dropout the CPU writes it out: a stand-in that keeps rather too much
+            stack.enter_context(patch.object(short_attention, "is_short", lambda *_: False))
         yield
 
 

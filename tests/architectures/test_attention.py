@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from decoders import decoder, decoder_config
-from torch.profiler import profile
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from recyclable.architectures.attention import Machine, attention_of, fastest, set_attention, this_machine
 from recyclable.errors import InputError
@@ -51,22 +48,6 @@ def test_without_a_gpu_nothing_changes_and_what_is_named_is_taken(llama):
     set_attention(llama, "eager", True, this_machine())
     assert attention_of(llama) == "eager"
     set_attention(llama, "sdpa", True, this_machine())
-
-
-@pytest.mark.parametrize(
-    ("dtype", "keys", "fused"), [(torch.bfloat16, 256, False), (torch.bfloat16, 257, True), (torch.float32, 64, True)]
-)
-def test_on_a_cpu_short_attention_in_bf16_is_written_out(llama, dtype, keys, fused):
-    set_attention(llama, "sdpa", True, Machine())
-    module = llama.model.layers[0].self_attn
-    query, key, value = (torch.randn(2, heads, keys, 8, dtype=dtype) for heads in (4, 2, 2))
-    module.num_key_value_groups, mask = 2, torch.ones(2, 1, keys, keys, dtype=torch.bool).tril()
-    with profile() as seen:
-        found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask)
-    assert fused == any("flash_attention_for_cpu" in event.key for event in seen.key_averages())
-    told = [x.double().repeat_interleave(4 // x.shape[1], 1) for x in (query, key, value)]
-    scores = (told[0] @ told[1].mT * 8**-0.5).masked_fill(~mask, -torch.inf)
-    torch.testing.assert_close(found.double(), (scores.softmax(-1) @ told[2]).transpose(1, 2), atol=0.02, rtol=0.02)
 
 
 def test_flash_attention_that_is_not_installed_is_refused_and_never_fetched(llama):

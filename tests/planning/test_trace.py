@@ -11,6 +11,7 @@ import torch
 from transformers import BertConfig, LlamaConfig, MixtralConfig, PreTrainedModel
 
 from recyclable.architectures import read_tokens
+from recyclable.architectures.attention import Machine, set_attention
 from recyclable.architectures.last_layer import narrow
 from recyclable.architectures.read_tokens import read_only
 from recyclable.kernels import chunked, rows, tiling
@@ -222,3 +223,17 @@ def test_experts_flops_are_those_of_the_ones_that_a_token_asks(precision: torch.
     assert two.flops == pytest.approx(6 * (experts + dense) * ROWS * LENGTH + 3.5 * attention, rel=0.02)
     router = 6 * 2 * SMALL["hidden_size"] * ROWS * LENGTH
     assert four.flops - two.flops == router
+
+
+def test_attention_in_bf16_is_written_out_on_a_cpu_alone_where_the_model_may():
+    """Products of batches of matrices are attention's alone."""
+
+    def probabilities(wanted: str | None, on_cpu: bool) -> bool:
+        model = decoder()
+        set_attention(model, wanted, True, Machine())
+        found = trace(TokenLoss(model), batch(), precision=torch.bfloat16, on_cpu=on_cpu)
+        return any("bmm" in name for name, _ in found.half_products)
+
+    assert probabilities(None, on_cpu=True)
+    assert not probabilities(None, on_cpu=False)
+    assert not probabilities("sdpa", on_cpu=True)
