@@ -1,4 +1,4 @@
-"""Hosts and their disks: which ranks are on one host, and who writes for a host that does not share a directory."""
+"""Hosts and their disks: which ranks are on one host, and who writes for those that do not share a directory."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def hosts() -> list[str]:
 def keeper(folder: Path) -> int:
     """The rank that writes into a directory for this one; a collective.
 
-    Rank 0 where all hosts share the directory, else the first rank of this host. In doubt that, which costs the same
-    work twice and does no harm: what is kept in caches is whole or absent, whoever writes it.
+    Rank 0 where all ranks share the directory, else the first rank of this host that has the same path, as each may
+    have a cache of its own. In doubt that, which costs the same work twice and does no harm: what is kept in caches is
+    whole or absent, whoever writes it.
     """
-    names = hosts()
-    if len(set(names)) == 1:
+    places = list(zip(hosts(), distributed.Ranks().gather(os.path.realpath(folder)), strict=True))
+    if len(set(places)) == 1:
         return 0
     token = distributed.broadcast_object(secrets.token_hex(8))
     mark = folder / f".shared-{token}"
@@ -44,7 +45,7 @@ def keeper(folder: Path) -> int:
     if distributed.is_main():
         with suppress(OSError):
             mark.unlink(missing_ok=True)
-    return 0 if all(seen) else names.index(names[distributed.rank()])
+    return 0 if all(seen) else places.index(places[distributed.rank()])
 
 
 def require_alike(digests: Mapping[str, str]) -> None:

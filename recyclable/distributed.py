@@ -133,6 +133,11 @@ class Coming:
             self._there = torch.cuda.Event()
             self._there.record()
 
+    @property
+    def pending(self) -> bool:
+        """Whether they may still be on their way; a CPU has them at once."""
+        return self._there is not None
+
     def values(self) -> list[float]:
         """The numbers, in a row."""
         if self._there is not None:

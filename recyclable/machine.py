@@ -159,24 +159,6 @@ def without_training(ds_config: dict[str, Any], world_size: int) -> dict[str, An
     return merge(config, where="ds_config", train_batch_size=world_size, max_grad_norm=0.0, world_size=world_size)
 
 
-def require_for_stack(ds_config: dict[str, Any], world_size: int, gradient_checkpointing: bool | None) -> None:
-    """InputError for all that a ds_config must not say to a stack, whose runs have batches and clipping of their own.
-
-    Args:
-        gradient_checkpointing: from the run config; None leaves it to the ds_config.
-    """
-    where = "ds_config"
-    without_training(ds_config, world_size)
-    for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
-        if key in ds_config:
-            raise InputError(where, f"{key} is given, but in a stack it is each run's own: remove it here")
-    for key in ("tensorboard", "wandb", "csv_monitor", "comet"):
-        if key in ds_config:
-            raise InputError(where, f"{key} is given, but a stack's runs write tensorboard/ alone: remove it here")
-    _positive(ds_config, "train_micro_batch_size_per_gpu", where)
-    _settle_checkpointing(copy.deepcopy(ds_config), gradient_checkpointing, where, "the run config")
-
-
 def as_run(config: dict[str, Any], world_size: int) -> dict[str, Any]:
     """The config that DeepSpeed is given: on one rank there is nothing to share out, and stages 1 to 3 are run as 0.
 
@@ -242,6 +224,14 @@ def require_logits(wanted: str, config: dict[str, Any]) -> None:
     if wanted == "bf16" and computed != "bfloat16":
         problem = f"is bf16, but the model computes in {computed}: expected fp32, or bf16 in the ds_config"
         raise InputError("logits", problem)
+
+
+def whole_number(config: dict[str, Any], key: str, where: str | Path) -> int | None:
+    """What a key says, None where it is not there; InputError where that is no whole number of at least 1."""
+    value = config.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(where, f"{key} is {value!r}, expected a whole number of at least 1")
+    return value
 
 
 def _check_keys(config: dict[str, Any], where: str | Path) -> None:
@@ -373,8 +363,8 @@ def _batch(
     config: dict[str, Any], where: str | Path, run: str | Path, train_batch_size: int, world_size: int
 ) -> tuple[int, int]:
     """Micro-batch per rank and accumulation steps, so that micro x steps x ranks = train_batch_size."""
-    micro = _positive(config, "train_micro_batch_size_per_gpu", where)
-    steps = _positive(config, "gradient_accumulation_steps", where)
+    micro = whole_number(config, "train_micro_batch_size_per_gpu", where)
+    steps = whole_number(config, "gradient_accumulation_steps", where)
     total = f"train_batch_size {train_batch_size} in {run}"
     if train_batch_size % world_size:
         raise InputError(run, f"train_batch_size {train_batch_size} is not divisible by the {world_size} ranks")
@@ -397,10 +387,3 @@ def _batch(
             f"or a train_batch_size that is a multiple of {given * world_size}",
         )
     return (share // given, given) if steps else (given, share // given)
-
-
-def _positive(config: dict[str, Any], key: str, where: str | Path) -> int | None:
-    value = config.get(key)
-    if value is not None and (type(value) is not int or value < 1):
-        raise InputError(where, f"{key} is {value!r}, expected a whole number of at least 1")
-    return value

@@ -137,6 +137,23 @@ def test_fp16_passes_on_a_gpu():
     assert merged({"fp16": {"enabled": True}}, on_cpu=False)["fp16"] == {"enabled": True}
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("zero", [{}, {"zero_optimization": {"stage": 0, "reduce_bucket_size": 5}}])
+def test_fp16_at_stage_0_is_run_as_stage_1(zero: dict, ranks: int):
+    given = {"fp16": {"enabled": True}, **zero}
+    run = machine.as_run(given, ranks)
+    assert run == {**given, "zero_optimization": {**zero.get("zero_optimization", {}), "stage": 1}}
+    assert machine.zero_stage(given) == 0
+    assert machine.as_run({**zero, "fp16": {"enabled": False}}, ranks) == {**zero, "fp16": {"enabled": False}}
+    assert machine.zero_stage(machine.as_run({**given, "zero_optimization": {"stage": 2}}, ranks)) == 2
+
+
+def test_deepspeeds_timer_of_throughput_is_off_unless_timers_are_given():
+    assert merged({})["timers"] == {"throughput": {"enabled": False}}
+    for given in ({}, {"throughput": {"enabled": True}}):
+        assert merged({"timers": given})["timers"] == given
+
+
 def test_stage_and_precision_are_read_from_a_config():
     assert (machine.zero_stage({}), machine.zero_stage({"zero_optimization": {"stage": 3}})) == (0, 3)
     assert (machine.is_bf16({}), machine.is_bf16({"bf16": {"enabled": True}})) == (False, True)

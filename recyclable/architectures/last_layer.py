@@ -34,12 +34,10 @@ def narrow(model: PreTrainedModel) -> None:
     if (way := family_of(getattr(model, "config", None)).way_through) is None:
         return
     stacks = list(layer_lists(model).values())
-    # transformers takes a layer's input for the embeddings' output where there is one layer; chunks are of lengths
+    # transformers takes a layer's input for the embeddings' output where there is one layer
     if len(stacks) != 1 or len(stacks[0]) < 2 or is_narrow(layer := stacks[0][-1]):
         return
     modules = dict(layer.named_modules())
-    if any(getattr(module, "chunk_size_feed_forward", 0) for module in modules.values()):
-        return
     entry = next(modules[name] for name in way.entry if name in modules)
     # before ZeRO-3's hooks, which watch for the gradients of what a module is given
     layer.register_forward_pre_hook(_enter, prepend=True, with_kwargs=True)

@@ -41,7 +41,7 @@ class Distillation(Objective):
     Args:
         beta: 0 leaves hidden states alone: nobody computes them.
         reduction: `batchmean` divides KL by rows (examples, or words), `paper` by rows x classes as the released code.
-        logits: False leaves the KL term out, for a teacher with other labels.
+        same_labels: False leaves the KL term out, for a teacher with other labels.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Distillation(Objective):
         beta: float,
         temperature: float,
         reduction: str = "batchmean",
-        logits: bool = True,
+        same_labels: bool = True,
     ) -> None:
         super().__init__()
         self.student, self.kind, self.teacher = student, kind, teacher
@@ -63,7 +63,7 @@ class Distillation(Objective):
         self.weights = {"task": 1.0 - alpha}
         if beta:
             self.weights["patient"] = beta
-        if logits:
+        if same_labels:
             self.weights["kd"] = alpha * temperature**2
         self._kd_terms = student.config.num_labels if reduction == "paper" else 1
 

@@ -147,7 +147,7 @@ class Interpolation(AlongPath):
         share: s, the labels' share.
         alphas, betas: one per place, x = 1 last; the second path has the same.
         reduction: as in `Distillation`.
-        logits: False leaves the KL terms out, for a teacher with other labels.
+        same_labels: False leaves the KL terms out, for a teacher with other labels.
     """
 
     def __init__(
@@ -164,13 +164,13 @@ class Interpolation(AlongPath):
         second: nn.Module | None = None,
         left_out: Collection[nn.Module] = (),
         reduction: str = "batchmean",
-        logits: bool = True,
+        same_labels: bool = True,
     ) -> None:
         super().__init__(student, teacher, places=places, second=second, left_out=left_out)
         self.kind, self.temperature = kind, temperature
         narrow(student)
         self.weights = {"task": share}
-        if logits:
+        if same_labels:
             self.weights |= self.weighted("kd", [(1.0 - share) * alpha * temperature**2 for alpha in alphas])
         if teacher.with_states:
             self.weights |= self.weighted("patient", [(1.0 - share) * beta for beta in betas])

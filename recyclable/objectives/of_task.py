@@ -49,8 +49,7 @@ def taught_objective(
 
     Args:
         teaching: the teacher's model; None where its answers come with the batches, which text's never do.
-        reduction, same_labels (its `logits`): as for `Distillation`; top_k: as for `OnlineTeacher`. Text has but the
-            defaults.
+        reduction, same_labels: as for `Distillation`; top_k: as for `OnlineTeacher`. Text has but the defaults.
         logits: as for `task_objective`.
     """
     settings: dict[str, Any] = {"alpha": alpha, "beta": beta, "temperature": temperature}
@@ -60,7 +59,7 @@ def taught_objective(
         return TokenDistillation(student, teacher, **settings, logits=logits, answers=kind.answers)
     _require_fp32(logits, kind)
     told = CachedTeacher() if teaching is None else OnlineTeacher(teaching, kind, beta > 0, top_k)
-    return Distillation(student, kind, told, **settings, reduction=reduction, logits=same_labels)
+    return Distillation(student, kind, told, **settings, reduction=reduction, same_labels=same_labels)
 
 
 def interpolated_objective(
@@ -77,15 +76,14 @@ def interpolated_objective(
     """Learning it from a teacher along the path to it.
 
     Args:
-        same_labels (its `logits`) and all others but logits: those of `Interpolation`.
-        logits: as for `task_objective`.
+        logits: as for `task_objective`; all others: those of `Interpolation`.
     """
     if kind.over_vocabulary:
         teacher = TokenTeacher(teaching, _compared(any(betas)))
         return TokenInterpolation(student, teacher, betas=betas, logits=logits, answers=kind.answers, **path)
     _require_fp32(logits, kind)
     told = OnlineTeacher(teaching, kind, with_states=any(betas))
-    return Interpolation(student, kind, told, betas=betas, reduction=reduction, logits=same_labels, **path)
+    return Interpolation(student, kind, told, betas=betas, reduction=reduction, same_labels=same_labels, **path)
 
 
 def _require_fp32(logits: str, kind: TaskKind) -> None:

@@ -149,7 +149,14 @@ def _device(settings: PlanSettings, local: int) -> Device:
 
 
 def layouts(settings: PlanSettings, made: Any, shape: Shape, fleet: Fleet) -> list[tuple[str, dict[str, Any]]]:
-    """(name, ds_config) of all regimes, or of the one that is asked about."""
+    """(name, ds_config) of all regimes, or of the one that is asked about; InputError where the run would refuse it."""
+    found = _layouts(settings, made, shape, fleet)
+    for _, layout in found:  # regimes are all in one precision
+        machine.require_logits(made.logits, layout)
+    return found
+
+
+def _layouts(settings: PlanSettings, made: Any, shape: Shape, fleet: Fleet) -> list[tuple[str, dict[str, Any]]]:
     again, on_cpu = made.gradient_checkpointing, fleet.device.on_cpu
     if settings.deepspeed_config is None:
         allowed = [each for each in regimes() if again in (None, each.recomputes) and not (on_cpu and _pointless(each))]

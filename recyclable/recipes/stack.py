@@ -17,7 +17,7 @@ from recyclable.models.tasks import task_model
 from recyclable.objectives.stacked import StackedTasks
 from recyclable.recipes.adapting import RESULT as RUN_RESULT
 from recyclable.recipes.adapting import Student, save_learned
-from recyclable.recipes.stack_settings import StackSettings
+from recyclable.recipes.stack_settings import StackSettings, require_ds_config
 from recyclable.recipes.tune_settings import TuneSettings
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import TaskData, task_data
@@ -45,7 +45,7 @@ def stack(settings: StackSettings, ds_config: dict[str, Any], resume: bool = Fal
 
     Raises RunError at the end where a run was given up; the others are saved.
     """
-    machine.require_for_stack(ds_config, distributed.world_size(), settings.gradient_checkpointing)
+    require_ds_config(ds_config, distributed.world_size(), settings.gradient_checkpointing)
     base, tunes = Base(locate(settings.base)), settings.tunes()
     read_lineage(base.folder)  # is handed on: broken, it is refused now
     reader = Reader.of(base)  # of all: low-rank updates have no prompts

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from recyclable import machine
 from recyclable.config.run_file import make_config
 from recyclable.config.settings import Settings
 from recyclable.errors import InputError
@@ -21,6 +22,8 @@ _TAKEN = ("checkpoints", "profile", "run.json", "stack.json", "best-*.safetensor
 """What a stack has in `out` itself, beside hidden files."""
 _LONGEST = 255
 """Bytes of a directory's name."""
+_OF_RUN = ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+_MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
 
 
 class StackSettings(Settings):
@@ -89,3 +92,29 @@ def read_stack_settings(content: dict[str, Any], where: object) -> StackSettings
     settings = make_config(StackSettings, content, where)
     settings.tunes()
     return settings
+
+
+def require_ds_config(ds_config: dict[str, Any], world_size: int, gradient_checkpointing: bool | None) -> None:
+    """InputError for all that a ds_config must not say to a stack, whose runs have batches and clipping of their own.
+
+    Args:
+        gradient_checkpointing: from the run config; None leaves it to the ds_config.
+    """
+    where, rows = "ds_config", "train_micro_batch_size_per_gpu"
+    for key in _OF_RUN:
+        if key in ds_config:
+            raise InputError(where, f"{key} is given, but in a stack it is each run's own: remove it here")
+    for key in _MONITORS:
+        section = ds_config.get(key, {})
+        if not isinstance(section, dict) or section.get("enabled"):
+            raise InputError(where, f"{key} is given, but a stack's runs write tensorboard/ alone: remove it here")
+    machine.whole_number(ds_config, rows, where)
+    machine.merge(
+        {**ds_config, rows: 1},  # those of a pass are of several runs
+        where=where,
+        train_batch_size=world_size,
+        max_grad_norm=0.0,
+        world_size=world_size,
+        gradient_checkpointing=gradient_checkpointing,
+        run="the run config",
+    )

@@ -23,7 +23,7 @@ from recyclable.training import nvme, zero
 from recyclable.training.events import outlive
 from recyclable.training.muon import import_muon
 from recyclable.training.optimizer import build_optimizer
-from recyclable.training.whole import settle, with_masters
+from recyclable.training.whole import simplify, with_masters
 
 
 def materialize(objective: Objective, settings: TrainSettings, ds_config: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def engine_for(
             initialized = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
         with _ended(initialized[0], config) as engine, compiled:
             if whole:
-                settle(engine)
+                simplify(engine)
             distributed.say(f"attention: {attention.attention_of(objective.student)}")
             outlive(engine.monitor)
             yield engine

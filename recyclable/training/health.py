@@ -52,9 +52,9 @@ class Health:
     the same numbers. DeepSpeed leaves out steps of an infinite norm at some stages and in some precisions; here it is
     so at all. Overflows that a changing loss scale (fp16) is there to find are counted, and are no bad steps.
 
-    Where all is whole on each rank (`whole.can_leave_out`) the device decides, and the host waits for nothing: it acts
-    on a step once the next one's gradients are on their way, or when it is to `settle`. Else it waits for the loss
-    before each step, and the optimizer's arithmetic is never asked for a bad one.
+    Where all is whole on each rank (`whole.can_leave_out`) the device decides, and the host waits for nothing: of a GPU
+    it acts on a step once the next one's gradients are on their way, or when it is to `settle`, and keeps the batches
+    until then. Else it waits for the loss before each step, and the optimizer's arithmetic is not asked for a bad one.
 
     Args:
         progress: is told of what is left out, as checkpoints have it.
@@ -111,7 +111,10 @@ class Health:
             self._untold = _Untold(step, distributed.Coming(torch.stack([loss, norm])), batches, items)
             return ~(loss.isfinite() & norm.isfinite() & (loss <= limit))
 
-        return whole.step_unless(self._engine, is_bad)
+        bad = whole.step_unless(self._engine, is_bad)
+        if self._untold is not None and not self._untold.numbers.pending:
+            self.settle()
+        return bad
 
     def _awaited(
         self, sums: torch.Tensor, counts: torch.Tensor, batches: Sequence[Batch], items: Sequence[Item]

@@ -41,6 +41,7 @@ class Monitor:
         self._terms = engine.module.weights
         self._flops, self._peak = model_flops(engine.module), peak_flops()
         self._bar: tqdm  # there from `bar` on
+        self._latest: torch.Tensor  # tokens of the last step
         self._loss: float | None = None
         self._start, self._begun, self._spoke = 0, clock(), clock()
         self._reset()
@@ -74,6 +75,7 @@ class Monitor:
         self._sums += sums
         self._counts += counts
         self._tokens += tokens
+        self._latest = tokens
         self._steps += 1
         self._waited += waited
         if step % self._settings.log_every == 0 or step == self._settings.max_steps:
@@ -101,7 +103,7 @@ class Monitor:
         scalars["perf/data_wait"] = self._waited / self._seconds()
         scalars["perf/peak_memory_gb"] = peak_memory() / 1e9
         norm = self._engine.get_global_grad_norm()
-        if norm is not None and math.isfinite(norm):  # else the step was left out
+        if norm is not None and math.isfinite(norm) and self._latest.any():  # else the step was left out
             scalars["train/grad_norm"] = float(norm)
         self._write(step, scalars)
         if self._loss is not None:

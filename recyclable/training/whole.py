@@ -76,7 +76,7 @@ def with_masters() -> Iterator[None]:
         yield
 
 
-def settle(engine: deepspeed.DeepSpeedEngine) -> None:
+def simplify(engine: deepspeed.DeepSpeedEngine) -> None:
     """Have an engine at stage 0 do no more than it has to."""
     if distributed.world_size() == 1:
         engine.enable_backward_allreduce = False  # it would copy every gradient to add up one rank's

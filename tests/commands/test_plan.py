@@ -93,12 +93,21 @@ def test_what_takes_more_than_there_is_does_not_fit_and_nothing_is_written(model
         (["--device", "h100", "max_length=4096"], ["max_length", "4096", "64"]),
         (["--device", "h100", "nothing_reads=1"], ["nothing_reads"]),
         (["--device", "h100", "--verb", "recycle", "method=apply"], ["method", "apply", "nothing"]),
+        (["--device", "cpu", "logits=bf16"], ["logits", "bf16", "float32"]),
+        (["--device", "h100", "--deepspeed_config", "cpu", "logits=bf16"], ["logits", "bf16", "float32"]),
+        (["--device", "cpu", "--scale", "logits=bf16"], ["logits", "bf16", "float32"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(model, capsys, argv, words):
     assert main(["plan", "--model", str(model), *argv]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words)
+
+
+@pytest.mark.parametrize("where", [["h100"], ["cpu", "--deepspeed_config", "cpu_autocast"]])
+def test_logits_in_bf16_are_planned_where_the_model_computes_in_it(model, capsys, where):
+    _, found = planned(capsys, "--model", model, "--device", *where, "logits=bf16", "max_length=32")
+    assert found["regimes"]
 
 
 def test_a_model_that_is_none_is_refused(tmp_path, capsys):

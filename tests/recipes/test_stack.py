@@ -27,7 +27,7 @@ from recyclable.models.tasks import task_model
 from recyclable.objectives.of_task import task_objective
 from recyclable.objectives.stacked import StackedTasks
 from recyclable.recipes.stack import RESULT
-from recyclable.recipes.stack_settings import read_stack_settings
+from recyclable.recipes.stack_settings import read_stack_settings, require_ds_config
 from recyclable.tasks.parts.task import Task, load_task
 from recyclable.tasks.parts.task_data import task_data
 from recyclable.training import best, profiling
@@ -295,6 +295,21 @@ def test_what_cannot_be_stacked_is_refused_in_one_line(world: World, change: dic
 
 
 @pytest.mark.parametrize(
+    "ds_config",
+    [
+        {},
+        {"tensorboard": {"enabled": False}, "wandb": {}, "train_micro_batch_size_per_gpu": 7},
+        {"activation_checkpointing": {"cpu_checkpointing": True}, "zero_optimization": {"stage": 3}},
+    ],
+)
+def test_a_ds_config_that_a_stack_follows(ds_config: dict[str, Any]) -> None:
+    before = json.dumps(ds_config)
+    require_ds_config(ds_config, 2, None)
+    require_ds_config(ds_config, 2, True)
+    assert json.dumps(ds_config) == before
+
+
+@pytest.mark.parametrize(
     ("ds_config", "said"),
     [
         ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu is 0, expected a whole number"),
@@ -303,6 +318,7 @@ def test_what_cannot_be_stacked_is_refused_in_one_line(world: World, change: dic
         ({"gradient_clipping": 1.0}, "gradient_clipping is given, but in a stack it is each run's own"),
         ({"train_batch_size": 8}, "train_batch_size is given, but in a stack it is each run's own"),
         ({"csv_monitor": {"enabled": True}}, "csv_monitor is given, but a stack's runs write tensorboard/ alone"),
+        ({"tensorboard": 5}, "tensorboard is given, but a stack's runs write tensorboard/ alone"),
         ({"activation_checkpointing": {}}, "gradient_checkpointing in the run config is false"),
         ({"zero_optimization": []}, "zero_optimization is []"),
         ({"fp16": 5}, "fp16 is 5"),

@@ -1,6 +1,7 @@
-"""One rank that opens a corpus as training would: `text_ranks.py runs.json`, a list of runs {config, flip, told}.
+"""One rank that opens a corpus as training would: `text_ranks.py runs.json`, a list of {config, cache, flip, told}.
 
-`flip`: rank 0 turns a bit of what lies packed there first. What a rank opened goes to `told`-rank.json: the digest, the
+`cache`: what each rank's cache is called, but for `{rank}` in it. `flip`: the rank that turns a bit of what lies packed
+there first, if any. What a rank opened goes to `told`-rank.json: the digest, the
 tokens of all training sequences, and which packed files it has read for their digests.
 """
 
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import datasets
 
 from recyclable import distributed
 from recyclable.data import packed
@@ -24,7 +27,8 @@ from recyclable.weights.vocabulary import load_tokenizer
 def main(file: str) -> None:
     distributed.init()
     for run in json.loads(Path(file).read_text()):
-        if run["flip"] and distributed.is_main():
+        datasets.config.HF_DATASETS_CACHE = run["cache"].format(rank=distributed.rank())
+        if run["flip"] == distributed.rank():
             (path,) = cache_root().rglob(packed.IDS)
             data = bytearray(path.read_bytes())
             data[-1] ^= 1

@@ -1,9 +1,10 @@
 """One rank of many small training runs in one process group: `train_ranks.py runs.json`, a list of runs.
 
-A run is {verb, config, ds_config, resume, raise_at, slow, look, lora, replace, items, spoil, outcome}: `raise_at` makes
-it fail after that step, as a full disk would, `slow` adds so many seconds to each step, `lora` pre-trains a LoRA on the
-frozen base and keeps it as lora.safetensors, `replace` has another file in the place of one while it lasts, `items`
-names a file to which each rank adds what it trains on, `spoil` is for `spoiled`. What a run ended with is written to
+A run is {verb, config, ds_config, resume, raise_at, slow, look, lora, replace, items, spoil, late, outcome}: `raise_at`
+makes it fail after that step, as a full disk would, `slow` adds so many seconds to each step, `lora` pre-trains a LoRA
+on the frozen base and keeps it as lora.safetensors, `replace` has another file in the place of one while it lasts,
+`items` names a file to which each rank adds what it trains on, `spoil` is for `spoiled`, `late` has numbers of a step
+come as late as a GPU's, of engines that decide on the device. What a run ended with is written to
 `outcome`.json (None: `config.out`): {} or {error, message}; with `look` also what rank 0 held after each step.
 """
 
@@ -55,6 +56,7 @@ def main(file: str) -> int:
                 replaced(*run.get("replace", ())),
                 noted(run.get("items")),
                 spoiled(run.get("spoil", {})),
+                patch.object(distributed.Coming, "pending", True) if run.get("late") else nullcontext(),
             ):
                 getattr(recipe, verb)(config, run["ds_config"], run.get("resume", False))
         except (InputError, Interrupted) as error:

@@ -44,8 +44,10 @@ LAYOUTS = {
     "3-fp32": {"zero_optimization": {"stage": 3, **STAGE_3}},
     "3-bf16-offload": {"zero_optimization": {"stage": 3, **STAGE_3, **ON_HOST}, **BF16},
 }
-STOPPING = {"": ("2-offload", {2: "loss"}), "-late": ("0-bf16", {3: "loss"})}
-"""Layout and bad step; the second is told of when a checkpoint is due."""
+LATE = "0-bf16"
+"""The layout whose ranks hear of a step at the next, as those with GPUs do."""
+STOPPING = {"": ("2-offload", {2: "loss"}), "-late": (LATE, {3: "loss"}), "-at-once": ("0-fp32", {3: "loss"})}
+"""Layout and bad step; that of `LATE` is told of when a checkpoint is due."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def run(world: Path, out: str, layout: str, spoil: dict[str, Any], **settings: A
         **{"seed": SEED, "max_length": LENGTH, "dropout": 0.0, "eval_every": STEPS, "save_every": 0, "log_every": 1},
         **{"bad_step": "skip", "max_bad_steps": 4, "spike_factor": 5.0, **settings},
     }
-    return {"verb": "tune", "config": config, "ds_config": LAYOUTS[layout], "spoil": spoil}
+    return {"verb": "tune", "config": config, "ds_config": LAYOUTS[layout], "spoil": spoil, "late": layout == LATE}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def two_ranks(world: Path) -> Path:
         stops = run(world, f"stops{kind}", **told, bad_step="stop")
         goes_on = {**run(world, f"stops{kind}", **told), "resume": True, "outcome": world / f"resumed{kind}"}
         runs += [stops, goes_on, run(world, f"never-stopped{kind}", **told)]
-    for out, layout in (("too-many", "2-bf16"), ("too-many-late", "0-fp32")):
+    for out, layout in (("too-many", "2-bf16"), ("too-many-late", LATE), ("too-many-at-once", "0-fp32")):
         runs.append(run(world, out, layout, {2: "loss", 3: "loss"}, max_bad_steps=1, max_steps=5))
     runs.append(run(world, "at-once", "3-fp32", {0: "gradient"}, bad_step="stop"))
     finish(start(world / "two", runs, nproc=2), world / "two", timeout_s=900)
@@ -142,8 +144,9 @@ def test_no_logged_number_is_of_a_step_that_was_left_out(two_ranks: Path, layout
     events = EventAccumulator(str(two_ranks / f"{layout}-spoiled" / "tensorboard")).Reload()
     for tag in events.Tags()["scalars"]:
         assert all(math.isfinite(event.value) for event in events.Scalars(tag)), tag
-    losses = [event.step for event in events.Scalars("train/loss")]
-    assert losses == [step + 1 for step in range(STEPS) if step not in BAD]
+    for tag in ("train/loss", "train/grad_norm"):
+        told = [event.step for event in events.Scalars(tag)]
+        assert told == [step + 1 for step in range(STEPS) if step not in BAD], tag
 
 
 def test_the_batch_is_kept_for_people_to_look_at(two_ranks: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_run_that_stops_publishes_nothing_and_goes_on_from_its_checkpoint(two_
     assert "and bad_step=skip" in stopped["message"]
     assert json.loads((two_ranks / f"resumed{kind}.json").read_text()) == {}
     assert tensors(two_ranks / f"stops{kind}") == tensors(two_ranks / f"never-stopped{kind}")
-    assert (two_ranks / "two" / "log").read_text().count("resumed at step 2") == 2
+    assert (two_ranks / "two" / "log").read_text().count("resumed at step 2") == len(STOPPING)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +189,7 @@ def test_a_run_that_stops_publishes_nothing_and_goes_on_from_its_checkpoint(two_
     [
         ("too-many", "step 4: the loss is nan; more than max_bad_steps=1 in a row are bad"),
         ("too-many-late", "step 4: the loss is nan; more than max_bad_steps=1 in a row are bad"),
+        ("too-many-at-once", "step 4: the loss is nan; more than max_bad_steps=1 in a row are bad"),
         ("at-once", "step 1: the norm of the gradients is no finite number; no weight was changed by it"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -97,6 +98,12 @@ def no_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recyclable.training.engine.attention.attention_of", lambda _: "none")
 
 
+@pytest.fixture(autouse=True)
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers come as late as a GPU's."""
+    monkeypatch.setattr(distributed.Coming, "pending", True)
+
+
 @contextmanager
 def run_in(out: Path, precision: str, **changed: Any) -> Iterator[Run]:
     given = {"max_grad_norm": 0.5, "weight_decay": 0.1, "lr_scheduler_type": "constant", "bad_step": "skip", **changed}
@@ -173,6 +180,22 @@ def test_the_host_acts_on_a_step_at_the_next_one_or_when_all_is_to_be_settled(tm
         run.step(fed(3, gradient=math.nan))
         with pytest.raises(RunError, match=r"^step 4: the norm of the gradients is nan; more than max_bad_steps=1"):
             run.step(fed(4))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_on_a_cpu_the_host_acts_at_once_and_keeps_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("recyclable.training.engine.set_attention", lambda *_: None)
+    monkeypatch.setattr("recyclable.training.engine.attention.attention_of", lambda _: "none")
+    with run_in(tmp_path, "fp32", max_bad_steps=1) as run:
+        run.step(good := fed(0))
+        batch = weakref.ref(good.batches[0]["x"])
+        del good
+        assert batch() is None
+        run.step(fed(1, loss=math.nan))
+        assert run.progress.skipped == [2] and (tmp_path / "bad_steps" / "step-00000002.json").exists()
+        with pytest.raises(RunError, match=r"^step 3: the norm of the gradients is nan; more than max_bad_steps=1"):
+            run.step(fed(2, gradient=math.nan))
 
 
 def test_a_run_that_stops_at_a_bad_step_has_its_batch(tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def test_an_evaluation_is_no_step_time_wherever_it_falls_between_log_points(monk
     assert run.written.scalars["perf/examples_per_s"] == {10: 2, 20: 2, 30: 2}
 
 
+def test_the_norm_of_gradients_that_were_left_out_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spike's is finite."""
+    run, nothing = Run(monkeypatch, max_steps=30), torch.zeros(2, dtype=torch.float64)
+    with run.monitor.bar(0):
+        run.steps(1, 19, 2)
+        run.monitor.step(20, nothing, nothing, nothing[0])
+        run.monitor.step(21, nothing, nothing, nothing[0])
+        run.steps(22, 30, 2)
+    assert run.written.scalars["train/loss"].keys() == {10, 20, 30}
+    assert run.written.scalars["train/grad_norm"] == {10: 2, 30: 2}
+
+
 def test_the_time_left_counts_evaluations_and_only_what_this_start_has_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
