@@ -72,6 +72,7 @@ def together() -> int:
         assert leads
         board.post(f"began {RANK}", "")
         board.read(f"began {1 - RANK}", 60)
+    d.barrier()  # rank 0 has the store, and is about to leave
     try:
         with d.main_first(RANK):
             Path(f"made apart by {RANK}").touch()
@@ -84,6 +85,7 @@ def together() -> int:
         assert Path("made apart by 1").exists()
     else:
         raise AssertionError("rank 0's failure is every rank's")
+    d.barrier()
     say(f"rank {d.rank()} of {d.world_size()} passed {sys.argv[1:]}")
     try:
         with d.main_first():
