@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,8 +188,18 @@ def be_a_rank(told: Connection) -> None:
     with feeding(made, settings, {}, 0) as feed:
         feed.next(), feed.next()  # one of each worker
         workers = [each.pid for each in multiprocessing.active_children()]
-        told.send({worker: os.path.exists(f"/proc/{worker}/fd/{own.fileno()}") for worker in workers})
+        socket_itself = os.readlink(f"/proc/self/fd/{own.fileno()}")  # its number may be another file's in a worker
+        told.send({worker: socket_itself in opened(worker) for worker in workers})
         time.sleep(600)
+
+
+def opened(pid: int) -> set[str]:
+    """What a process has open; a file may be closed while this looks."""
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.add(os.readlink(each))
+    return found
 
 
 def test_workers_die_with_their_rank_and_do_not_hold_what_its_guardian_listens_to() -> None:
