@@ -23,6 +23,8 @@ def peer(case: Case, folder: Path, port: int) -> None:
 
     gate, machine = Gate(port, case), case.trainer()
     if "deepspeed" in machine:
+        # compiled at its first start, for inference alone; killed meanwhile it would leave a lock that hangs the next
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("gloo")
     told = torch.load(folder.parent / BATCHES, weights_only=True)
 
