@@ -44,6 +44,11 @@ class Rows:
         return [Segment(adapter, start * times, stop * times) for adapter, start, stop in self.segments]
 
 
+def apart(tensor: torch.Tensor, segments: Sequence[Segment]) -> Sequence[torch.Tensor]:
+    """Each segment's rows of a tensor [rows, ...]: at once, so that the backward pass joins their gradients at once."""
+    return tensor.split([stop - start for _, start, stop in segments])
+
+
 class LowRank(NamedTuple):
     """One adapter's part at a linear layer."""
 
@@ -75,7 +80,7 @@ class StackedLinear(nn.Module):
         if not present:
             return result
         parts = [self._parts[segment.adapter] for segment in present]
-        pieces = dict(zip(segments, x.split([stop - start for _, start, stop in segments]), strict=True))
+        pieces = dict(zip(segments, apart(x, segments), strict=True))
         inputs = [
             F.dropout(pieces[segment], part.dropout, self.training)
             for segment, part in zip(present, parts, strict=True)
@@ -90,7 +95,7 @@ class StackedLinear(nn.Module):
         if present == segments:
             return result + torch.cat(updates)
         update_of = dict(zip(present, updates, strict=True))
-        results = result.split([stop - start for _, start, stop in segments])
+        results = apart(result, segments)
         both = [(piece, update_of.get(segment)) for segment, piece in zip(segments, results, strict=True)]
         return torch.cat([piece if update is None else piece + update for piece, update in both])
 
@@ -109,7 +114,7 @@ class StackedModule(nn.Module):
         """[B, ...] to [B, ..., C], C the largest of all adapters'."""
         found = []
         segments = self._rows.scaled(len(x))
-        pieces = x.split([stop - start for _, start, stop in segments])
+        pieces = apart(x, segments)
         for (adapter, _, _), own in zip(segments, pieces, strict=True):
             if adapter in self._parts:
                 module = self._parts[adapter]

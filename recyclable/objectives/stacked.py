@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recyclable.adapters.stacked import Rows, Segment
+from recyclable.adapters.stacked import Rows, Segment, apart
 from recyclable.architectures.heads import language_head
 from recyclable.data.examples import Batch, model_inputs
 from recyclable.kernels import LossSettings
@@ -74,8 +74,7 @@ class StackedTasks(nn.Module):
             pairs = zip(told, parts, strict=True)
             return [self._of_tokens(hidden, None, batch["targets"]).loss for hidden, (_, batch) in pairs]
         logits, sums = task_outputs(self.student, joint).logits, []
-        pieces = logits.split([stop - start for _, start, stop in self._rows.segments])
-        for (adapter, batch), piece in zip(parts, pieces, strict=True):
+        for (adapter, batch), piece in zip(parts, apart(logits, self._rows.segments), strict=True):
             if adapter == NOBODY:
                 sums.append(0.0 * piece.float().sum())
                 continue
